@@ -1,0 +1,257 @@
+"""Every knob, as frozen dataclasses that check themselves.
+
+Two kinds are kept apart so that a reviewer sees at once which one a change touches: :class:`PrivacyConfig`
+changes the guarantee, :class:`PerformanceConfig` only speed and memory. Hydra composes YAML into a mapping;
+:func:`build` turns it into these objects once, and nothing below the command line knows Hydra exists.
+
+>>> build(PrivacyConfig, {"epsilon": 1.0}).epsilon
+1.0
+>>> build(PrivacyConfig, {"epsilom": 1.0})
+Traceback (most recent call last):
+    ...
+dpvae.errors.ConfigError: privacy.epsilom: no such key; did you mean 'epsilon'?
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from dpvae import checks
+from dpvae.errors import ConfigError
+
+T = TypeVar("T")
+
+OUTSIDE = ("error", "clip", "missing")
+TRAINERS = ("anchored", "decoder_only", "joint")
+NEIGHBOURS = ("add_remove", "replace_one")
+PROGRESS = ("auto", "rich", "plain", "quiet", "json")
+MAX_EPSILON = 20.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What is trained on, and what is publicly known about it."""
+
+    path: str | None = None  # a CSV or Parquet file; None: rows are handed over in Python
+    builtin: str | None = None  # name of a table that ships inside the package
+    target: str | None = None  # a column to be predicted from the others; its tables weigh more
+    rows: int | None = None  # public row count; None: measured with noise and charged
+    schema: str | None = None  # YAML of public columns, bounds, categories; None: surveyed and charged
+    outside: str = "error"  # a value outside its *declared* domain: error | clip | missing
+
+    def __post_init__(self) -> None:
+        checks.one_of(OUTSIDE, **{"data.outside": self.outside})
+        if self.rows is not None:
+            checks.whole(1, **{"data.rows": self.rows})
+        if self.path and self.builtin:
+            raise ConfigError(f"data.path={self.path!r} and data.builtin={self.builtin!r}: expected one of the two")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The shape of the VAE; public, and no part of the guarantee."""
+
+    latent_dim: int = 32
+    hidden: int = 128  # width of the encoder's and decoder's hidden layer
+    layers: int = 1
+    components: int = 2000  # points of the codebook prior (trainer=anchored)
+
+    def __post_init__(self) -> None:
+        checks.whole(1, **{"model.latent_dim": self.latent_dim, "model.hidden": self.hidden,
+                           "model.components": self.components})
+        checks.whole(0, **{"model.layers": self.layers})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    """How the budget is split and how the decoder learns; ``None`` leaves a choice to the plan's public rule."""
+
+    name: str = "anchored"
+    anchor_share: float | None = None  # of what the survey leaves (in squared signal, see privacy/plan.py)
+    survey_share: float | None = None
+    metric_share: float = 0.01  # for the noisy ELBO
+    metric_releases: int = 5
+    fit_steps: int = 600  # free: post-processing of the anchors
+    sampling_rate: float | None = None  # DP-SGD: chance that a record is in a batch
+    steps: int | None = None
+    clip_norm: float = 1.0
+    latent_samples: int = 4  # averaged inside a record before the clip
+    learning_rate: float = 1e-2
+    sleep_steps: int = 400  # free: the encoder learns from the decoder's own rows
+
+    def __post_init__(self) -> None:
+        checks.one_of(TRAINERS, **{"trainer": self.name})
+        for name in ("anchor_share", "survey_share"):
+            if getattr(self, name) is not None:
+                checks.share(**{f"trainer.{name}": getattr(self, name)})
+        if self.sampling_rate is not None:
+            checks.fraction(**{"trainer.sampling_rate": self.sampling_rate})
+        if self.steps is not None:
+            checks.whole(1, **{"trainer.steps": self.steps})
+        checks.fraction(**{"trainer.metric_share": self.metric_share})
+        checks.positive(**{"trainer.clip_norm": self.clip_norm, "trainer.learning_rate": self.learning_rate})
+        checks.whole(1, **{"trainer.metric_releases": self.metric_releases, "trainer.fit_steps": self.fit_steps,
+                           "trainer.latent_samples": self.latent_samples, "trainer.sleep_steps": self.sleep_steps})
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrivacyConfig:
+    """The guarantee: everything that may spend, and nothing else."""
+
+    epsilon: float = 1.0
+    delta: float | None = None  # None: see privacy/plan.py, default_delta
+    neighbouring: str = "add_remove"
+    max_epsilon: float = MAX_EPSILON  # a larger epsilon is refused as a mistake
+    secret_seed: int | None = None  # fixes the secret randomness: the run is stamped NOT PRIVATE
+
+    def __post_init__(self) -> None:
+        checks.positive(**{"privacy.epsilon": self.epsilon, "privacy.max_epsilon": self.max_epsilon})
+        checks.one_of(NEIGHBOURS, **{"privacy.neighbouring": self.neighbouring})
+        if self.epsilon > self.max_epsilon:
+            raise ConfigError(
+                f"privacy.epsilon={self.epsilon:g}: expected at most privacy.max_epsilon={self.max_epsilon:g}; "
+                "a larger epsilon protects nobody. Raise privacy.max_epsilon if you mean it"
+            )
+        if self.delta is not None:
+            checks.fraction(**{"privacy.delta": self.delta})
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerformanceConfig:
+    """Speed and memory; never the guarantee, never the mathematics."""
+
+    device: str = "auto"
+    microbatch: int = 4096  # records per forward pass inside one DP-SGD step
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        checks.one_of(("auto", "cpu", "cuda"), **{"performance.device": self.device})
+        checks.whole(1, **{"performance.microbatch": self.microbatch})
+        if self.threads is not None:
+            checks.whole(1, **{"performance.threads": self.threads})
+
+
+@dataclass(frozen=True, kw_only=True)
+class LedgerConfig:
+    """Where spends are booked, and under which name the data set is known there."""
+
+    url: str | None = None  # None: sqlite in the runs folder
+    dataset: str | None = None  # None: the file's or the built-in's name
+    cap_epsilon: float | None = None  # sets the data set's cap when it has none yet
+    cap_delta: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.cap_epsilon is not None:
+            checks.positive(**{"ledger.cap_epsilon": self.cap_epsilon})
+        if self.cap_delta is not None:
+            checks.fraction(**{"ledger.cap_delta": self.cap_delta})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Where a run lives, and its public seed."""
+
+    name: str | None = None
+    root: str = "runs"
+    seed: int = 0  # initialisation, fitting and decoding only; never noise or masks
+
+    def __post_init__(self) -> None:
+        checks.whole(0, **{"run.seed": self.seed})
+        if self.name is not None and (not self.name or self.name in {".", "..", "latest"} or "/" in self.name):
+            raise ConfigError(f"run.name={self.name!r}: expected a plain folder name")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """What is shown while a verb runs."""
+
+    progress: str = "auto"  # auto: rich on a terminal, plain lines elsewhere
+
+    def __post_init__(self) -> None:
+        checks.one_of(PROGRESS, **{"report.progress": self.progress})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """``dpvae train`` and ``dpvae plan``."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
+    performance: PerformanceConfig = field(default_factory=PerformanceConfig)
+    ledger: LedgerConfig = field(default_factory=LedgerConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReleaseConfig:
+    """``dpvae release``: which run, how many rows, to which folder."""
+
+    run: str = "latest"
+    rows: int | None = None  # None: the plan's public row count
+    to: str = "release"
+    seed: int = 0  # public: decoding only
+    root: str = "runs"
+
+    def __post_init__(self) -> None:
+        checks.whole(0, seed=self.seed)
+        if self.rows is not None:
+            checks.whole(1, rows=self.rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig:
+    """``dpvae verify``: which folder, and how to print."""
+
+    folder: str = "release"
+    format: str = "text"
+
+    def __post_init__(self) -> None:
+        checks.one_of(("text", "json"), format=self.format)
+
+
+def _plain(kind: Any) -> type:
+    """``float`` for ``float | None``; the class itself otherwise."""
+    options = [k for k in typing.get_args(kind) if k is not types.NoneType]
+    return options[0] if options else kind
+
+
+def _convert(where: str, kind: Any, value: Any) -> Any:
+    if value is None:
+        if types.NoneType in typing.get_args(kind):
+            return None
+        raise ConfigError(f"{where}=null: expected {_plain(kind).__name__}")
+    wanted = _plain(kind)
+    if dataclasses.is_dataclass(wanted):
+        return value if isinstance(value, wanted) else build(typing.cast(Any, wanted), value, where=where)
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if wanted is str and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+        raise ConfigError(f"{where}={value!r}: expected {wanted.__name__}, got {type(value).__name__}")
+    return value
+
+
+def build(cls: type[T], mapping: Mapping[str, Any], *, where: str | None = None) -> T:
+    """A frozen ``cls`` from nested mappings; unknown keys and wrong types raise :class:`ConfigError`."""
+    if where is None:
+        where = cls.__name__.removesuffix("Config").lower() if cls not in _TOP else ""
+    prefix = f"{where}." if where else ""
+    if not isinstance(mapping, Mapping):
+        raise ConfigError(f"{where}={mapping!r}: expected a group of keys")
+    hints = typing.get_type_hints(cls)
+    for key in mapping:
+        if key not in hints:
+            raise ConfigError(f"{prefix}{key}: no such key{checks.did_you_mean(str(key), hints)}")
+    return cls(**{key: _convert(prefix + key, hints[key], value) for key, value in mapping.items()})
+
+
+_TOP: tuple[type, ...] = (TrainConfig, ReleaseConfig, VerifyConfig)
