@@ -1,0 +1,210 @@
+"""What a person types, turned into overrides Hydra reads the way they were meant.
+
+Hydra's grammar gives commas, equal signs and braces a meaning; a file name or a column name has no grammar. So every
+value of a *text* knob is quoted here, ``data=VALUE`` is read as a file or as the name of a config, and a key that does
+not exist is refused before anything is composed. Pure text: nothing here imports Hydra.
+
+>>> rewrite(["data=my table=2, final.csv", "privacy.epsilon=3"], TrainConfig, groups={"data"})
+['data=file', "data.path='my table=2, final.csv'", 'privacy.epsilon=3']
+>>> rewrite(["data=adult"], TrainConfig, groups={"data"})
+['data=adult']
+>>> rewrite(["privacy.epsilom=3"], TrainConfig, groups=set())
+Traceback (most recent call last):
+    ...
+dpvae.errors.ConfigError: privacy.epsilom=3: no such key; did you mean 'privacy.epsilon'?
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import os
+import re
+import typing
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+
+from dpvae.checks import did_you_mean
+from dpvae.config import ReleaseConfig, TrainConfig, VerifyConfig
+from dpvae.errors import ConfigError
+
+Config = TrainConfig | ReleaseConfig | VerifyConfig
+
+LONGEST_NAME = 120  # of a run folder; a longer one is cut, with a digest in place of the rest
+_OVERRIDE = re.compile(r"(?P<sign>\+{0,2})(?P<key>[A-Za-z_][^=\s]*)=(?P<value>.*)", re.DOTALL)
+_TABLES = (".csv", ".parquet", ".pq")
+_FUNCTION = re.compile(r"(choice|range|interval|glob|sort|shuffle|tag)\s*\(.*\)\s*", re.DOTALL)
+_PLAIN = re.compile(r"[^A-Za-z0-9._=+,-]")
+
+Choices = tuple[str, ...]
+_ANY: Choices = ("...",)
+FLAGS: dict[str, Choices] = {  # Hydra's own flags, and the values one takes
+    **dict.fromkeys(("--help", "-h", "--hydra-help", "--resolve", "--run", "-r", "--multirun", "-m"), ()),
+    **dict.fromkeys(("--shell-completion", "-sc"), ()),
+    **dict.fromkeys(("--cfg", "-c"), ("job", "hydra", "all")),
+    **dict.fromkeys(("--info", "-i"), ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")),
+    **dict.fromkeys(("--package", "-p", "--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn"), _ANY),
+}
+
+
+def split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Hydra's flags (as ``--flag=value``) and the rest, in any order; an unknown flag is refused.
+
+    >>> split_flags(["a=1", "--cfg", "job", "b=2", "-m"])
+    (['--cfg=job', '-m'], ['a=1', 'b=2'])
+    """
+    flags: list[str] = []
+    rest: list[str] = []
+    queue = list(arguments)
+    while queue:
+        argument = queue.pop(0)
+        if not argument.startswith("-") or argument == "-":
+            rest.append(argument)
+            continue
+        name, equals, value = argument.partition("=")
+        if name not in FLAGS:
+            raise ConfigError(f"{argument}: no such flag{did_you_mean(name, FLAGS) or '; try --help'}")
+        if FLAGS[name] and not equals:
+            value = queue.pop(0) if queue else ""
+        if value not in FLAGS[name] and (FLAGS[name] is not _ANY or not value) and (FLAGS[name] or equals):
+            raise ConfigError(f"{name} {value}: expected {' | '.join(FLAGS[name]) or 'no value'} after {name}")
+        flags.append(f"{name}={value}" if FLAGS[name] else name)
+    return flags, rest
+
+
+def keys_of(cls: type, prefix: str = "") -> dict[str, type]:
+    """Every dotted key of a config class with its type; groups of keys are keys too.
+
+    >>> keys_of(TrainConfig)["privacy.epsilon"], keys_of(TrainConfig)["data.path"]
+    (<class 'float'>, <class 'str'>)
+    """
+    hints = typing.get_type_hints(cls)
+    keys: dict[str, type] = {}
+    for field in dataclasses.fields(cls):
+        options = [k for k in typing.get_args(hints[field.name]) if k is not type(None)]
+        kind = options[0] if options else hints[field.name]
+        keys[prefix + field.name] = kind
+        if dataclasses.is_dataclass(kind):
+            keys |= keys_of(typing.cast(type, kind), f"{prefix}{field.name}.")
+    return keys
+
+
+def nearest_key(key: str, known: Collection[str]) -> str:
+    """The hint for a key that does not exist: a near spelling in its group, or the same word in another.
+
+    >>> nearest_key("epsilon", ["data", "privacy.epsilon", "ledger.cap_epsilon"])
+    "; did you mean 'privacy.epsilon'?"
+    """
+    group, _, last = key.rpartition(".")
+    siblings = {name.rpartition(".")[2]: name for name in known if group and name.rpartition(".")[0] == group}
+    elsewhere = {name.rpartition(".")[2]: name for name in known}
+    for names in (siblings, elsewhere):
+        if near := difflib.get_close_matches(last, names, n=1):
+            return f"; did you mean {names[near[0]]!r}?"
+    return f"; {group} has {', '.join(siblings)}" if siblings else "; --help lists them all"
+
+
+def quote(text: str) -> str:
+    r"""``text`` as a quoted string of Hydra's grammar, in which it means itself.
+
+    >>> print(quote("a=b, c"), quote("it's"), quote("C:\\"))
+    'a=b, c' 'it\'s' 'C:\\'
+    """
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text) + "'"
+
+
+def is_location(value: str) -> bool:
+    """Whether a value of ``data=`` names a file or a URI; a bare word names a config.
+
+    >>> [is_location(v) for v in ("adult", "orders.csv", "./orders", "lake:orders", "s3://b/k")]
+    [False, True, True, True, True]
+    """
+    return any(mark in value for mark in "/\\.:") or Path(value).is_file()
+
+
+def _text(value: str, *, sweep: bool) -> str:
+    """The value of a text knob, quoted; in a sweep, each of its comma-separated values is."""
+    if value in ("", "null") or value.startswith("${") or (value[0] == value[-1] and value[0] in "'\"" and value[1:]):
+        return value
+    if sweep and _FUNCTION.fullmatch(value):
+        return value
+    parts = value.split(",") if sweep and not os.path.exists(value) else [value]
+    return ",".join(quote(os.path.expanduser(part) if part.startswith("~/") else part) for part in parts)
+
+
+def _data(value: str, *, sweep: bool) -> list[str]:
+    """``data=VALUE``: a config of that name, or ``data=file data.path=VALUE``."""
+    bare = value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else value
+    if not bare or (sweep and _FUNCTION.fullmatch(value)):
+        return [f"data={value}"]
+    parts = bare.split(",") if sweep and not Path(bare).is_file() else [bare]
+    located = [is_location(part) for part in parts]
+    if not any(located):
+        return [f"data={value}"]
+    if not all(located):
+        raise ConfigError(f"data={value}: expected files or names of configs in one sweep, not both")
+    return ["data=file", "data.path=" + (_text(bare, sweep=sweep) if bare is value else value)]
+
+
+def rewrite(arguments: Iterable[str], cls: type[Config], *, groups: Collection[str], sweep: bool = False) -> list[str]:
+    """The overrides Hydra gets for what was typed; refuses what is no override or names no key of ``cls``."""
+    known = keys_of(cls)
+    names = dict.fromkeys([*known, *sorted(groups)])
+    overrides: list[str] = []
+    for argument in arguments:
+        match = _OVERRIDE.fullmatch(argument)
+        if argument.startswith("~") and not argument.startswith("~/"):
+            overrides.append(argument)  # Hydra's deletion of a key
+            continue
+        if match is None:
+            table = "data" in groups and (argument.endswith(_TABLES) or os.path.exists(argument))
+            hint = f"; did you mean data={argument}?" if table else ", such as privacy.epsilon=1"
+            raise ConfigError(f"{argument}: expected key=value{hint}")
+        sign, key, value = match["sign"], match["key"], match["value"]
+        if key.startswith(("hydra.", "hydra/")) or (sign and "." not in key and key not in names):
+            overrides.append(argument)
+        elif key not in names:
+            raise ConfigError(f"{argument}: no such key{nearest_key(key, names)}")
+        elif dataclasses.is_dataclass(known.get(key)) and (key not in groups or value in ("", "null")):
+            inside = [name for name in known if name.startswith(f"{key}.")]
+            raise ConfigError(f"{argument}: expected one of {', '.join(inside)}, or the name of a config for a group")
+        elif key == "data" and "data" in groups:
+            overrides += _data(value, sweep=sweep)
+        else:
+            text = known.get(key) is str and key not in groups
+            overrides.append(f"{sign}{key}={_text(value, sweep=sweep) if text else value}")
+    return overrides
+
+
+def folder_first(arguments: Sequence[str]) -> list[str]:
+    """``verify FOLDER`` as ``verify folder=FOLDER``; a folder's name may hold an equal sign.
+
+    >>> folder_first(["out/eps=1", "format=json"])
+    ['folder=out/eps=1', 'format=json']
+    """
+    known = keys_of(VerifyConfig)
+
+    def is_folder(argument: str) -> bool:
+        key, equals, _ = argument.partition("=")
+        typed_key = argument.startswith(("+", "hydra.", "hydra/")) or key in known
+        return not typed_key and (not equals or "/" in key or os.path.exists(argument))
+
+    folders = [argument for argument in arguments if is_folder(argument)]
+    if len(folders) > 1:
+        raise ConfigError(f"{folders[1]}: expected one folder, after {folders[0]}; verify them one by one")
+    return [f"folder={argument}" if argument in folders else argument for argument in arguments]
+
+
+def job_name(base: str, swept: Iterable[str]) -> str:
+    """The run name of one job of a sweep: the same command gives the same names, so that it can be resumed.
+
+    >>> job_name("adult1", ["privacy.epsilon=3"])
+    'adult1-privacy.epsilon=3'
+    """
+    label = ",".join(swept)
+    plain = _PLAIN.sub("_", label.replace("'", "").replace('"', ""))
+    digest = hashlib.sha256(label.encode()).hexdigest()[:8]
+    room = LONGEST_NAME - len(base) - len(digest) - 2
+    unclear = plain != label.replace("'", "").replace('"', "") or len(plain) > room
+    return f"{base}-{plain[:max(room, 0)]}-{digest}" if unclear else f"{base}-{plain}"

@@ -1,0 +1,302 @@
+"""The command line: ``dpvae VERB key=value ...``. The only module that knows Hydra exists.
+
+The verb is taken off, what was typed is rewritten by :mod:`dpvae.arguments`, Hydra composes ``conf/VERB.yaml`` (with
+its flags: ``-m``, ``--help``, ``--cfg``), and a frozen dataclass reaches the verb. Nothing heavy is imported before a
+verb needs it. One line on stderr says what went wrong; the exit codes are
+
+    0 done | 1 a release that does not hold | 2 a mistake in the input, the budget or the machine
+    70 a mistake in dpvae (DPVAE_DEBUG=1 shows where) | 130 stopped by Ctrl-C | 141 nobody reads the output any more
+
+>>> main(["--version"])
+dpvae 0.1.0
+0
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib
+import json
+import os
+import re
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dpvae
+from dpvae import arguments as typed
+from dpvae.checks import did_you_mean
+from dpvae.config import ReleaseConfig, TrainConfig, VerifyConfig, build
+from dpvae.errors import ConfigError, DPVAEError, ReleaseError
+
+DOES_NOT_HOLD, MISTAKE, BUG, INTERRUPTED, NO_READER = 1, 2, 70, 130, 141
+_STARTED = time.strftime("%Y%m%d-%H%M%S")
+_REMEDIES = {
+    errno.ENOSPC: "; free some space and run the same command again",
+    errno.EDQUOT: "; free some space and run the same command again",
+    errno.EACCES: "; choose a place you may use",
+    errno.EPERM: "; choose a place you may use",
+    errno.EROFS: "; choose a place you may write to",
+}
+
+
+def _plan(config: TrainConfig) -> int:
+    print(importlib.import_module("dpvae.api").plan(config))
+    return 0
+
+
+def _train(config: TrainConfig) -> int:
+    print(importlib.import_module("dpvae.api").train(config))
+    return 0
+
+
+def _release(config: ReleaseConfig) -> int:
+    folder = importlib.import_module("dpvae.api").release(config)
+    print(f"released {folder}; check it with: dpvae verify {folder}")
+    return 0
+
+
+def _verify(config: VerifyConfig) -> int:
+    if not Path(config.folder).is_dir():  # a slip of the fingers is no verdict on a release
+        raise ReleaseError(f"folder={config.folder}: no such folder; expected one that dpvae release wrote")
+    verdict = importlib.import_module("dpvae.audit.verify").verify(config.folder)
+    print(json.dumps(verdict.to_dict(), indent=2) if config.format == "json" else verdict)
+    return 0 if verdict.ok else DOES_NOT_HOLD
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One word of the command line; its knobs are ``conf/<word>.yaml``."""
+
+    says: str
+    config: type[TrainConfig] | type[ReleaseConfig] | type[VerifyConfig]
+    run: Callable[[Any], int]
+    stopped: str = "nothing was finished; run the same command again"
+
+
+VERBS = {
+    "plan": Verb("what a budget buys; opens no data, spends nothing", TrainConfig, _plan),
+    "train": Verb("train a private model on a table", TrainConfig, _train,
+                  "run the same command again and it goes on from its last checkpoint; nothing is counted twice"),
+    "release": Verb("write a synthetic table with its certificate", ReleaseConfig, _release),
+    "verify": Verb("check a release folder: digests, events, epsilon", VerifyConfig, _verify),
+}
+
+
+def usage() -> str:
+    """The text of ``dpvae --help``."""
+    lines = [f"  {word:9}{verb.says}" for word, verb in VERBS.items()]
+    return "\n".join([
+        "dpvae: variational autoencoders under differential privacy, with a proof of what they spent", "",
+        "usage: dpvae VERB [key=value ...]", "", *lines, "",
+        "dpvae VERB --help      every knob of a verb, with its default",
+        "dpvae VERB --cfg job   the configuration a command would run with",
+        "dpvae train -m privacy.epsilon=1,3,10   one run for each value, all booked on one ledger",
+        'eval "$(dpvae -sc install=bash)"        completion of verbs and knobs', "",
+        "first steps: dpvae plan; dpvae train; dpvae release run=latest to=release/first; dpvae verify release/first",
+    ])
+
+
+def conf_dir() -> Path:
+    """The configuration files: inside the package when installed, beside it in a source tree."""
+    package = Path(__file__).resolve().parent
+    for folder in (package / "conf", package.parent / "conf"):
+        if (folder / "train.yaml").is_file():
+            return folder
+    raise ConfigError(f"{package / 'conf'}: the configuration files are missing; install dpvae again")
+
+
+def groups_of(verb: Verb) -> set[str]:
+    """The groups of ``conf/`` a verb composes."""
+    groups = {path.name for path in conf_dir().iterdir() if path.is_dir()} & set(typed.keys_of(verb.config))
+    return groups | {"experiment"} if groups else groups
+
+
+class _Carried(BaseException):
+    """An error on its way through Hydra, which would print it in its own manner."""
+
+
+def _swept(overrides: Sequence[str]) -> list[str]:
+    """What sets this job of a sweep apart from its siblings, as ``key=value``."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    given = OverridesParser.create().parse_overrides(list(overrides))
+    fixed = {o.key_or_group for o in given if not o.is_sweep_override()}
+    return [text for text in HydraConfig.get().overrides.task if text.partition("=")[0].lstrip("+") not in fixed]
+
+
+def _name_job(config: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Give a job of a sweep a run of its own; a named sweep can be resumed, an unnamed one starts anew."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    if HydraConfig.get().mode != RunMode.MULTIRUN:
+        return
+    number, swept = HydraConfig.get().job.num, _swept(overrides)
+    print(f"dpvae: job {number}: {' '.join(swept)}", file=sys.stderr)
+    run = config.get("run")
+    if not isinstance(run, dict):
+        return
+    if run.get("name") is None:
+        run["name"] = f"{_STARTED}-{number}"
+    elif others := [text for text in swept if not text.startswith("run.name=")]:
+        run["name"] = typed.job_name(str(run["name"]), others)
+
+
+@contextlib.contextmanager
+def _seen_by_hydra(command: list[str]) -> Iterator[None]:
+    """The process as ``hydra.main`` reads it, with Hydra's errors raised to us instead of printed."""
+    argv, before = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv, os.environ["HYDRA_FULL_ERROR"] = command, "1"
+    try:
+        yield
+    finally:
+        sys.argv = argv
+        del os.environ["HYDRA_FULL_ERROR"]
+        if before is not None:
+            os.environ["HYDRA_FULL_ERROR"] = before
+
+
+def _hand_over(word: str, overrides: list[str], flags: list[str]) -> int:
+    """Let Hydra compose ``conf/WORD.yaml`` and run the verb, once or once per job of a sweep."""
+    import hydra
+    from omegaconf import DictConfig, OmegaConf
+
+    verb, codes = VERBS[word], [0]
+
+    def task(composed: DictConfig) -> None:
+        try:
+            config = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+            assert isinstance(config, dict)
+            plain = {str(key): value for key, value in config.items()}
+            _name_job(plain, overrides)
+            codes.append(verb.run(build(verb.config, plain)))
+        except Exception as error:
+            raise _Carried from error
+
+    with _seen_by_hydra(["dpvae", *flags, *overrides]):
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=word)(task)()
+    return max(codes)
+
+
+def _compose(word: str, arguments: Sequence[str]) -> int:
+    """One verb with what was typed after it."""
+    verb = VERBS[word]
+    flags, words = typed.split_flags(arguments)
+    if {"-sc", "--shell-completion"} & set(flags):
+        return _hand_over(word, words, flags)
+    sweep = bool({"-m", "--multirun"} & set(flags)) or "hydra.mode=MULTIRUN" in words
+    words = typed.folder_first(words) if verb.config is VerifyConfig else words
+    overrides = typed.rewrite(words, verb.config, groups=groups_of(verb), sweep=sweep)
+    if not sweep or any(text.lstrip("+").startswith("hydra.sweep.dir=") for text in overrides):
+        return _hand_over(word, overrides, flags)
+    with tempfile.TemporaryDirectory() as scratch:  # Hydra's sweeper insists on writing a file of its own
+        return _hand_over(word, [*overrides, f"hydra.sweep.dir={typed.quote(scratch)}"], flags)
+
+
+def _complete(arguments: Sequence[str]) -> int:
+    """Tab completion: Hydra knows one application, so the verb is taken out of the line it is asked about."""
+    line = os.environ.get("COMP_LINE", "").split(" ", 2)
+    if "query=bash" not in arguments:
+        return _compose("train", arguments)
+    if len(line) < 3:
+        print(" ".join(VERBS))
+    elif line[1] in VERBS:
+        os.environ["COMP_LINE"] = f"{line[0]} {line[2]}"
+        return _compose(line[1], arguments)
+    return 0
+
+
+def _dispatch(arguments: Sequence[str]) -> int:
+    word = arguments[0] if arguments else "--help"
+    if word in ("--help", "-h", "help"):
+        print(usage())
+    elif word in ("--version", "-V"):
+        print(f"dpvae {dpvae.__version__}")
+    elif word in ("-sc", "--shell-completion"):
+        return _complete(arguments)
+    elif word in VERBS:
+        return _compose(word, arguments[1:])
+    else:
+        raise ConfigError(f"{word}: expected one of {', '.join(VERBS)}{did_you_mean(word, VERBS)}")
+    return 0
+
+
+def _explain_hydra(error: BaseException) -> str:
+    """Hydra's and OmegaConf's own complaints in one line each, with what to type instead."""
+    missing, options = getattr(error, "missing_cfg_file", None), getattr(error, "options", None)
+    if missing and options is not None:
+        group, _, name = str(missing).rpartition("/")
+        file = f"; a file is named with its ending or as ./{name}" if group == "data" else ""
+        hint = did_you_mean(name, options)
+        return f"{group}={name}: expected one of {', '.join(options)}{hint}{file}"
+    text = str(error).strip() or str(error.__cause__ or type(error).__name__).strip()
+    if several := re.search(r"(?:Ambiguous value for argument|Sweep parameters) '(.*)'", text):
+        return f"{several[1]}: expected one value; add -m for one run per value"
+    if override := getattr(error, "override", None):
+        return f"{override}: a value that cannot be read; expected a number, a word or a quoted text"
+    if text.startswith("Missing mandatory value") and (key := getattr(error, "full_key", None)):
+        return f"{key}: expected a value; say {key}=..."
+    return text.splitlines()[0]
+
+
+def _explain(error: BaseException) -> tuple[int, str]:
+    """The exit code and the one line for an error."""
+    if isinstance(error, DPVAEError):
+        return MISTAKE, f"error: {error}"
+    if type(error).__module__.partition(".")[0] in ("hydra", "omegaconf"):
+        return MISTAKE, f"error: {_explain_hydra(error)}"
+    if isinstance(error, MemoryError):
+        return MISTAKE, "error: out of memory; try a smaller performance.microbatch"
+    if isinstance(error, OSError):
+        where = f": {error.filename}" if error.filename else ""
+        return MISTAKE, f"error: {error.strerror or error}{where}{_REMEDIES.get(error.errno or 0, '')}"
+    return BUG, (f"bug: {type(error).__name__}: {error}; this is a mistake in dpvae, not in your input: "
+                 "DPVAE_DEBUG=1 shows where")
+
+
+def _release_output() -> None:
+    """Flush what was printed; where that fails (closed pipe, full disk) drop it, or Python complains at its exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _report(error: BaseException, arguments: Sequence[str]) -> int:
+    """Say in one line on stderr what ended the command, and give its exit code."""
+    if isinstance(error, _Carried) and error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 0 if error.code is None else MISTAKE
+    _release_output()
+    if isinstance(error, BrokenPipeError):
+        return NO_READER
+    if os.environ.get("DPVAE_DEBUG") == "1":
+        traceback.print_exception(error)
+    if isinstance(error, KeyboardInterrupt):
+        verb = VERBS.get(arguments[0]) if arguments else None
+        code, line = INTERRUPTED, f"stopped: {verb.stopped if verb else 'nothing was done'}"
+    else:
+        code, line = _explain(error)
+    print("dpvae: " + " ".join(line.split()), file=sys.stderr)
+    return code
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; the entry point of the ``dpvae`` script."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _dispatch(arguments)
+        sys.stdout.flush()
+        return code
+    except BaseException as error:  # every way out ends in one line and one code
+        return _report(error, arguments)

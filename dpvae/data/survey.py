@@ -1,0 +1,293 @@
+"""Measure with noise what the schema leaves open, in at most six releases.
+
+    rows     how many there are                      where no public row count is declared
+    kinds    classes of cells: integer, date, ...     CSV columns, decimals of floats, units of timestamps
+    missing  missing cells per column                 where nobody said whether cells may be missing
+    values   values that many records share           categories; heaps of numeric columns
+    bounds   orders of magnitude                      numeric columns without declared bounds
+    bins     a fine histogram between the bounds      numeric columns without declared bins
+
+Each release is one event whose noise is fixed before the data is opened: a record touches one cell per column, so the
+noise per cell grows with the square root of the columns measured, and the price does not. Later steps may look at what
+earlier ones released, and at nothing else: no exact statistic steers anything. Which steps are planned follows from
+public facts; a planned step that turns out to have no columns is still paid for, so the bill is known in advance.
+
+A category or heap that few records share is never published: see ``frequent_values`` for the threshold.
+
+>>> schema = Schema.undeclared([("age", "int64"), ("sex", "string")])
+>>> survey_steps(schema, rows_known=True)
+('kinds', 'missing', 'values', 'bounds', 'bins')
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from dpvae.data import bins as binning
+from dpvae.data import kinds
+from dpvae.data.lake import Table
+from dpvae.data.schema import Category, Column, Schema, with_snapped_edges
+from dpvae.data.table import read_column
+from dpvae.errors import ConfigError
+from dpvae.privacy.events import Event, Gaussian, Threshold
+from dpvae.privacy.mechanisms import cell_sd, frequent_values, noisy_counts
+from dpvae.privacy.noise import SecretKey
+from dpvae.privacy.plan import SURVEY_WHAT
+
+PHASE = "survey"
+STEPS = tuple(SURVEY_WHAT)
+MOST_CATEGORIES = 255  # beyond these, the rarer ones are folded into "other"
+HEAP_SHARE = 0.01  # of the rows: the least that makes a value a heap
+FEWEST_BINS = 8  # codes kept for bins, however many heaps there are
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The resolved schema, the row count the plan may use, and what was spent to learn them."""
+
+    schema: Schema
+    rows: float
+    events: tuple[Event, ...]
+    measured: dict[str, Any] = field(default_factory=dict)  # released noisy numbers by step: public
+
+
+def survey_steps(schema: Schema, rows_known: bool) -> tuple[str, ...]:
+    """The steps that are needed: a function of the schema as it stands before any measurement."""
+    needed = {"rows": not rows_known} | {step: any(_asked(step, c) for c in schema.columns) for step in STEPS[1:]}
+    return tuple(step for step in STEPS if needed[step])
+
+
+def survey_events(steps: tuple[str, ...], *, noise: Mapping[str, float], delta: float) -> tuple[Event, ...]:
+    """Exactly the events that :func:`survey` will perform, for the ledger to reserve beforehand."""
+    for step in steps:
+        if step not in noise:
+            raise ConfigError(f"noise: has no step {step!r}; expected a noise multiplier for {', '.join(steps)}")
+    return tuple(_event(step, noise[step], delta) for step in steps)
+
+
+def _event(step: str, noise_multiplier: float, delta: float) -> Event:
+    if step == "values":
+        return Threshold(PHASE, SURVEY_WHAT[step], noise_multiplier, delta)
+    return Gaussian(PHASE, SURVEY_WHAT[step], noise_multiplier)
+
+
+def _asked(step: str, column: Column) -> bool:
+    """Whether ``step`` has something to measure in ``column`` as far as is known about it."""
+    unknown, open_ = column.kind is None, set(column.open)
+    if step == "kinds":
+        return kinds.asks(column)
+    if step == "missing":
+        return "nullable" in open_
+    if step == "values":
+        return unknown or "categories" in open_ or ("heaps" in open_ and not binning.is_small(column))
+    if step == "bounds":
+        return unknown or bool({"lower", "upper"} & open_)
+    return unknown or "edges" in open_
+
+
+def survey(table: Table, schema: Schema, *, noise: Mapping[str, float], delta: float, key: SecretKey,
+           rows: int | None, outside: str = "error") -> Survey:
+    """Close every open question of ``schema``; ``noise`` holds one noise multiplier per step.
+
+    ``rows`` is the public row count, or ``None`` to measure it. ``delta`` is what the threshold of the values step may
+    cost. Call :func:`dpvae.data.table.validate` first: a cell outside its declared domain is an error here too, but
+    by now the ledger has booked the survey.
+    """
+    steps = survey_steps(schema, rows is not None)
+    events = survey_events(steps, noise=noise, delta=delta)
+    work = _Survey(table, schema, noise, delta, key, 0.0 if rows is None else float(rows), outside)
+    for step in steps:
+        getattr(work, step)()
+    return Survey(work.finish(), work.total, events, work.measured)
+
+
+class _Survey:
+    """One survey under way: the schema fills up step by step."""
+
+    def __init__(self, table: Table, schema: Schema, noise: Mapping[str, float], delta: float, key: SecretKey,
+                 total: float, outside: str) -> None:
+        self.table, self.noise, self.delta, self.key = table, noise, delta, key
+        self.total, self.outside = total, outside
+        self.columns = list(schema.columns)
+        self.target = schema.target
+        self.measured: dict[str, Any] = {}
+        self.gone: dict[int, float] = {}  # noisy counts of missing cells
+        self.candidates: dict[int, dict[float, int]] = {}  # noisy counts of values that may be heaps
+        self.scale: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # scale cells and their denoised mass
+        self._read: dict[int, Any] = {}
+
+    # ---- the private data is touched in the methods of this part and nowhere else ---------------------------------
+
+    def _values(self, j: int) -> Any:
+        """Column ``j`` as axis values or keys."""
+        if j not in self._read:
+            self._read[j] = read_column(self.columns[j], self.table.cells[j], self.outside)
+        return self._read[j]
+
+    def _release(self, step: str, counts: list[np.ndarray]) -> tuple[list[np.ndarray], float]:
+        """The histograms with noise, one cell per record in each, and the noise's sd per cell."""
+        if not counts:
+            return [], 0.0
+        noisy, _ = noisy_counts(counts, noise_multiplier=self.noise[step], stream=self.key.stream(PHASE, step),
+                                phase=PHASE, what=SURVEY_WHAT[step])
+        return noisy, cell_sd(self.noise[step], len(counts))
+
+    def rows(self) -> None:
+        noisy, sd = self._release("rows", [np.array([self.table.rows])])
+        self.total = float(max(noisy[0][0], 1))
+        self.measured["rows"] = {"noisy": self.total, "sd": sd}
+
+    def values(self) -> None:
+        asked = self._which("values")
+        if not asked:
+            return
+        released, _ = frequent_values(
+            [self._histogram(j) for j in asked], noise_multiplier=self.noise["values"], delta=self.delta,
+            stream=self.key.stream(PHASE, "values"), phase=PHASE, what=SURVEY_WHAT["values"])
+        sd = cell_sd(self.noise["values"], len(asked))
+        self.measured["values"] = {"sd": sd, "columns": {}}
+        for j, counts in zip(asked, released, strict=True):
+            self.measured["values"]["columns"][self.columns[j].name] = [[v, c] for v, c in counts.items()]
+            if self.columns[j].is_numeric:
+                self.candidates[j] = {float(v): c for v, c in counts.items()}
+            else:
+                self._categories(j, counts, sd)
+
+    def _histogram(self, j: int) -> Mapping[Any, int]:
+        values = self._values(j)
+        if self.columns[j].is_numeric:
+            values = (values[np.isfinite(values)] + 0.0).tolist()  # + 0.0: one zero, not two
+        counts = Counter(values)
+        counts.pop(None, None)
+        return counts
+
+    def _leaf_counts(self, j: int, grid: np.ndarray, heaps: tuple[float, ...]) -> list[np.ndarray]:
+        """One cell per leaf, then one per heap; and the leaves alone in larger blocks."""
+        axis = self._values(j)
+        on_heap = np.isin(axis, heaps)
+        order = np.argsort(heaps)
+        which = order[np.searchsorted(np.array(heaps)[order], axis[on_heap])] if heaps else np.zeros(0, dtype=int)
+        tables = binning.coarsened(binning.count(grid, axis[~on_heap]))
+        return [np.concatenate([tables[0], np.bincount(which, minlength=len(heaps))]), *tables[1:]]
+
+    # ---- what the releases mean: from here on everything is public ------------------------------------------
+
+    def _which(self, step: str) -> list[int]:
+        return [j for j, column in enumerate(self.columns) if _asked(step, column)]
+
+    def _answer(self, j: int, **answers: Any) -> None:
+        self.columns[j] = replace(self.columns[j], **answers)
+        if {"kind", "format", "lower", "upper"} & set(answers):
+            self._read.pop(j, None)
+
+    def kinds(self) -> None:
+        asked = self._which("kinds")
+        noisy, sd = self._release("kinds", [kinds.count(self.columns[j], self.table.cells[j]) for j in asked])
+        for j, counts in zip(asked, noisy, strict=True):
+            named = dict(zip(kinds.classes(self.columns[j]), counts.tolist(), strict=True))
+            self._answer(j, **kinds.decide(self.columns[j], named, sd))
+
+    def missing(self) -> None:
+        asked = self._which("missing")
+        noisy, sd = self._release("missing", [np.array([self._count_missing(j)]) for j in asked])
+        for j, counts in zip(asked, noisy, strict=True):
+            self.gone[j] = float(max(counts[0], 0))
+            self._answer(j, nullable=bool(counts[0] > 3 * sd))
+        self.measured["missing"] = {"sd": sd, "columns": {self.columns[j].name: self.gone[j] for j in asked}}
+
+    def _count_missing(self, j: int) -> int:
+        values = self._values(j)
+        if self.columns[j].is_numeric:
+            return int(np.isnan(values).sum())
+        return sum(v is None for v in values)
+
+    def _categories(self, j: int, counts: Mapping[Category, int], sd: float) -> None:
+        """The published values, most frequent first; ``other`` where they leave more than noise."""
+        kept = list(counts)[:MOST_CATEGORIES]
+        rest = self.total - self.gone.get(j, 0.0) - sum(counts[v] for v in kept)
+        other = rest > 3 * sd * math.sqrt(len(kept) + 1) or (not kept and not self.columns[j].nullable)
+        if self.columns[j].kind == "ordinal" and not any(isinstance(v, str) for v in kept):
+            kept.sort()
+        self._answer(j, categories=tuple(kept), other=bool(other))
+
+    def bounds(self) -> None:
+        asked = self._which("bounds")
+        cells = [binning.scale_cells(self.columns[j]) for j in asked]
+        noisy, sd = self._release(
+            "bounds", [binning.count(e, self._values(j)) for j, e in zip(asked, cells, strict=True)])
+        for j, edges, counts in zip(asked, cells, noisy, strict=True):
+            mass = binning.denoise([counts], sd, self._present(j))
+            held = binning.trim(mass)
+            self.scale[j] = edges[held.start:held.stop + 1], mass[held]
+            lower, upper = binning.bounds(self.columns[j], edges, mass)
+            self._answer(j, lower=lower, upper=upper)
+
+    def _present(self, j: int) -> float:
+        return max(self.total - self.gone.get(j, 0.0), 0.0)
+
+    def bins(self) -> None:
+        asked = self._which("bins")
+        heaps = [self._heaps(j) for j in asked]
+        grids = [binning.leaves(self.columns[j], *self.scale.get(j, (None, None))) for j in asked]
+        tables = [self._leaf_counts(j, grid, heap) for j, grid, heap in zip(asked, grids, heaps, strict=True)]
+        noisy, sd = self._release("bins", [table for several in tables for table in several])
+        released = iter(noisy)
+        for j, grid, heap, several in zip(asked, grids, heaps, tables, strict=True):
+            self._bins(j, grid, heap, [next(released) for _ in several], sd)
+        self.measured["bins"] = {"sd": sd}
+
+    def _heaps(self, j: int) -> tuple[float, ...]:
+        """Declared heaps, or the published values that many rows share, most frequent first."""
+        if self.columns[j].heaps is not None:
+            return self.columns[j].heaps or ()
+        found = [v for v, c in self.candidates.get(j, {}).items() if c >= HEAP_SHARE * self.total]
+        low, high = self.columns[j].lower or 0.0, self.columns[j].upper or 0.0
+        return tuple(v for v in found if low <= v <= high)[:binning.CODES - FEWEST_BINS]
+
+    def _bins(self, j: int, grid: np.ndarray, heaps: tuple[float, ...], noisy: list[np.ndarray], sd: float) -> None:
+        column = self.columns[j]
+        leaves = len(grid) - 1
+        total = self._present(j) - float(noisy[0][leaves:].sum())
+        doubt = binning.SIGNIFICANT * sd * math.sqrt(len(heaps) + 1)
+        mass = binning.denoise([noisy[0][:leaves], *noisy[1:]], sd, max(total, doubt / 4))
+        free = {name for name in ("lower", "upper") if name not in column.declared}
+        if heaps and free and total <= doubt:
+            self._answer(j, heaps=heaps, edges=(), lower=min(heaps), upper=max(heaps))
+            return
+        if total <= doubt:  # next to nothing was seen: one bin
+            mass = np.array([1.0])
+            grid = grid[[0, -1]]
+        held = binning.trim(mass) if free else slice(0, len(mass))
+        held = slice(held.start if "lower" in free else 0, held.stop if "upper" in free else len(mass))
+        grid, mass = grid[held.start:held.stop + 1], mass[held]
+        cuts = binning.choose(grid, mass, sd, max(binning.CODES - len(heaps), FEWEST_BINS))
+        within = binning.compress(grid, mass, cuts)
+        half = column.step / 2
+        lower = min([column.on_grid(grid[0] + half), *heaps])
+        upper = max([column.on_grid(grid[-1] - half), lower, *heaps])
+        self._answer(j, heaps=heaps, edges=_floats(grid[cuts]), within=(_floats(within[0]), _rounded(within[1])),
+                     **{k: float(v) for k, v in (("lower", lower), ("upper", upper)) if k in free})
+
+    def finish(self) -> Schema:
+        """All questions closed, also those that no step was asked about."""
+        for j, column in enumerate(self.columns):
+            if column.is_numeric and column.heaps is None:
+                self._answer(j, heaps=())
+            elif not column.is_numeric and column.other is None:
+                self._answer(j, other=False)
+            self.columns[j] = with_snapped_edges(self.columns[j])
+        return Schema(tuple(self.columns), self.target)
+
+
+def _floats(values: np.ndarray) -> tuple[float, ...]:
+    return tuple(float(v) for v in values)
+
+
+def _rounded(values: np.ndarray) -> tuple[float, ...]:
+    return tuple(round(float(v), 2) for v in values)

@@ -1,0 +1,59 @@
+"""p(z): the standard normal of the textbook, or a codebook of learned points.
+
+The codebook is a discrete latent embedded in the space of a continuous one: z is one of K learned points, so a VAE
+with it *is* a mixture of K products, its marginals are finite sums, and its posterior over the points is exact. The
+decoder still accepts any z of R^Z, so the latent space can be walked in between.
+
+Shapes: B rows, Z latent dimensions, K points.
+
+>>> import torch
+>>> StandardNormal(2).log_prob(torch.zeros(1, 2)).exp()
+tensor([0.1592])
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class StandardNormal(nn.Module):
+    """z ~ N(0, I)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def sample(self, rows: int, *, generator: torch.Generator) -> Tensor:
+        """(rows, Z)."""
+        return torch.randn(rows, self.dim, generator=generator, device=generator.device)
+
+    def log_prob(self, z_BZ: Tensor) -> Tensor:
+        """(B,) nats."""
+        return -0.5 * (z_BZ**2 + math.log(2 * math.pi)).sum(-1)
+
+
+class Codebook(nn.Module):
+    """z = points[k] with k ~ softmax(weights); both are learned from what is already released."""
+
+    def __init__(self, dim: int, components: int, *, generator: torch.Generator) -> None:
+        super().__init__()
+        self.dim = dim
+        self.points = nn.Parameter(torch.randn(components, dim, generator=generator))
+        self.weights = nn.Parameter(torch.zeros(components))
+
+    @property
+    def log_weights(self) -> Tensor:
+        """(K,) nats."""
+        return self.weights.log_softmax(0)
+
+    def sample_index(self, rows: int, *, generator: torch.Generator) -> Tensor:
+        """(rows,) indices of points."""
+        weights = self.log_weights.detach().double().exp().to(generator.device)
+        return torch.multinomial(weights, rows, replacement=True, generator=generator)
+
+    def sample(self, rows: int, *, generator: torch.Generator) -> Tensor:
+        """(rows, Z)."""
+        return self.points[self.sample_index(rows, generator=generator)]

@@ -1,0 +1,164 @@
+"""Append-only rows in a SQL database, chained by hashes: what the ledger is written on.
+
+A row's hash covers the hash before it, so an edited or removed row breaks the chain for everyone who reads it. SQLite
+is the default (write-ahead log, every commit flushed to the disk, one writer at a time); elsewhere two writers that saw
+the same head collide on ``seq`` and on ``previous``, and one of them starts over.
+
+>>> chain = Chain("sqlite://")
+>>> row = chain.transact(lambda c: chain.append(c, chain.read(c), "adult", "run-1", "reserve", {"events": []}))
+>>> [(r.seq, r.kind) for r in chain.rows()], row.hash == row.seal()
+([(1, 'reserve')], True)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.pool import NullPool, StaticPool
+
+from dpvae.errors import LedgerError
+from dpvae.privacy.events import canonical
+
+T = TypeVar("T")
+
+GENESIS = "0" * 64
+WAIT_SECONDS = 120  # for another process that is pricing its own spend
+
+_METADATA = sa.MetaData()
+_ENTRIES = sa.Table(
+    "entries",
+    _METADATA,
+    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("dataset", sa.Text, nullable=False),
+    sa.Column("run", sa.Text, nullable=False),
+    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("payload", sa.Text, nullable=False),
+    sa.Column("time", sa.String(40), nullable=False),
+    sa.Column("previous", sa.String(64), nullable=False, unique=True),
+    sa.Column("hash", sa.String(64), nullable=False),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the book; ``payload`` is canonical JSON."""
+
+    seq: int
+    dataset: str
+    run: str
+    kind: str
+    payload: str
+    time: str
+    previous: str
+    hash: str = ""
+
+    def seal(self) -> str:
+        """SHA-256 of the previous hash and of everything else in the row."""
+        body = {name: getattr(self, name) for name in ("seq", "dataset", "run", "kind", "payload", "time")}
+        return hashlib.sha256(self.previous.encode() + canonical(body)).hexdigest()
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """The payload, parsed."""
+        content: dict[str, Any] = json.loads(self.payload)
+        return content
+
+
+class Chain:
+    """The chain behind one SQLAlchemy URL, or the path of a SQLite file; made if it is new."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        try:
+            self._engine = _engine(url)
+        except (sa.exc.SQLAlchemyError, ImportError, OSError, ValueError) as error:
+            raise LedgerError(f"ledger={url!r}: cannot be opened ({_reason(error)}); check ledger.url") from None
+        self.transact(lambda connection: _METADATA.create_all(connection))
+
+    def transact(self, action: Callable[[sa.Connection], T], *, writes: bool = True) -> T:
+        """``action`` in one transaction; from the start again where another writer was faster."""
+        deadline = time.monotonic() + WAIT_SECONDS
+        while True:
+            try:
+                with self._engine.connect().execution_options(writes=writes) as connection, connection.begin():
+                    return action(connection)
+            except (sa.exc.SQLAlchemyError, sqlite3.Error) as error:
+                again = isinstance(error, sa.exc.IntegrityError) or "locked" in str(error)
+                if not again or time.monotonic() > deadline:
+                    raise LedgerError(
+                        f"ledger={self.url!r}: cannot be used ({_reason(error)}); nothing was booked, check ledger.url"
+                    ) from None
+                time.sleep(0.02)
+
+    def rows(self) -> list[Row]:
+        """All rows, verified."""
+        return self.transact(self.read, writes=False)
+
+    def read(self, connection: sa.Connection) -> list[Row]:
+        """All rows, verified: nothing is ever decided on a book that was edited."""
+        rows: list[Row] = []
+        previous = GENESIS
+        for record in connection.execute(sa.select(_ENTRIES).order_by(_ENTRIES.c.seq)):
+            row = Row(**record._mapping)
+            if row.seq != len(rows) + 1 or row.previous != previous or row.hash != row.seal():
+                raise LedgerError(
+                    f"ledger={self.url!r}: row {len(rows) + 1} does not continue the chain (it was edited, or a row "
+                    "was removed); restore a backup, and take the data set's budget as spent"
+                )
+            rows.append(row)
+            previous = row.hash
+        return rows
+
+    def append(
+        self, connection: sa.Connection, rows: Sequence[Row], dataset: str, run: str, kind: str,
+        payload: dict[str, Any],
+    ) -> Row:
+        """One row after ``rows``, which :meth:`read` gave in the same transaction."""
+        open_row = Row(
+            seq=len(rows) + 1, dataset=dataset, run=run, kind=kind, payload=canonical(payload).decode(),
+            time=datetime.now(UTC).isoformat(timespec="microseconds"), previous=rows[-1].hash if rows else GENESIS,
+        )
+        row = replace(open_row, hash=open_row.seal())
+        connection.execute(_ENTRIES.insert().values(**vars(row)))
+        return row
+
+
+def _engine(url: str) -> sa.Engine:
+    parsed = sa.make_url(url if "://" in url else f"sqlite:///{url}")
+    if parsed.get_backend_name() != "sqlite":
+        return sa.create_engine(parsed, isolation_level="SERIALIZABLE")
+    file = parsed.database
+    if not file or file == ":memory:":
+        engine = sa.create_engine(parsed, poolclass=StaticPool, connect_args={"check_same_thread": False})
+    else:
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        # A new connection each time: nothing is shared with a forked process.
+        engine = sa.create_engine(parsed, poolclass=NullPool, connect_args={"timeout": WAIT_SECONDS})
+    sa.event.listen(engine, "connect", _connected)
+    sa.event.listen(engine, "begin", _begin)
+    return engine
+
+
+def _connected(raw: Any, _record: Any) -> None:
+    raw.isolation_level = None  # the driver's own BEGIN would come too late
+    if raw.execute("PRAGMA journal_mode").fetchone()[0] not in ("wal", "memory"):
+        raw.execute("PRAGMA journal_mode=WAL")
+    raw.execute("PRAGMA synchronous=FULL")  # a booked spend survives the power cut
+
+
+def _begin(connection: sa.Connection) -> None:
+    writes = connection.get_execution_options().get("writes", True)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "orig", None) or error).splitlines()[0]

@@ -1,0 +1,226 @@
+"""The book of spends: written before the noise is drawn.
+
+``reserve`` books what a run is about to spend; only then may it draw noise. A crash leaves the reservation standing, so
+it counts. ``commit`` notes the release, ``abort`` gives a reservation back whose noise was *never* drawn. A resumed run
+asks for the same reservation again and gets it back, uncounted, if and only if its events and its noise are the same.
+
+Checking a data set's cap and booking against it are one transaction, so parallel sweeps cannot overspend together.
+Rows are chained by hashes (:mod:`dpvae.privacy.chain`); a broken chain refuses to work. Cutting off the last rows
+leaves a valid chain, which is why certificates pin :meth:`Ledger.head`.
+
+>>> from dpvae.privacy.events import Gaussian
+>>> ledger = Ledger.open("sqlite://")
+>>> ledger.cap("adult", epsilon=1.0, delta=1e-5)
+>>> booked = ledger.reserve("adult", "run-1", [Gaussian("anchor", "counts", 5.0)], delta=1e-5)
+>>> ledger.commit(booked)
+>>> ledger.check()
+3
+>>> print(ledger.spent("adult", delta=1e-5))
+epsilon <= 0.726 (between 0.723 and 0.726) at delta=1e-05, unit row, add_remove
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from dpvae import checks
+from dpvae.config import NEIGHBOURS
+from dpvae.errors import BudgetError, ConfigError, LedgerError
+from dpvae.privacy.accountant import Epsilon, price
+from dpvae.privacy.chain import GENESIS, Chain, Row
+from dpvae.privacy.composition import merge
+from dpvae.privacy.events import Event, canonical, from_dict, to_dict
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """Events that are booked: their noise may be drawn."""
+
+    id: int
+    dataset: str
+    run: str
+    events: tuple[Event, ...]
+
+
+class Ledger:
+    """The ledger behind one URL; safe to use from many processes."""
+
+    def __init__(self, chain: Chain) -> None:
+        self._chain = chain
+
+    @classmethod
+    def open(cls, url: str | os.PathLike[str]) -> Ledger:
+        """The ledger at a SQLAlchemy URL, or in a SQLite file at this path; made if it is new."""
+        return cls(Chain(str(url)))
+
+    def cap(
+        self, dataset: str, epsilon: float, delta: float, unit: str = "row", reason: str | None = None
+    ) -> None:
+        """Sets the most that ``dataset`` may ever spend. Raising it, or another unit, needs a ``reason``."""
+        checks.positive(epsilon=epsilon)
+        checks.fraction(delta=delta)
+        _named(dataset=dataset, unit=unit)
+        wanted = {"epsilon": float(epsilon), "delta": float(delta), "unit": unit}
+
+        def write(connection: sa.Connection) -> None:
+            rows = self._chain.read(connection)
+            old = _cap(rows, dataset)
+            if old and all(old[key] == value for key, value in wanted.items()):
+                return
+            raised = old and (epsilon > old["epsilon"] or delta > old["delta"] or unit != old["unit"])
+            if old and raised and not (reason and reason.strip()):
+                raise BudgetError(
+                    f"epsilon={epsilon:g}, delta={delta:g}, unit={unit}: dataset {dataset!r} is capped at "
+                    f"{old['epsilon']:g}, {old['delta']:g}, {old['unit']}; raising a cap needs a reason"
+                )
+            self._chain.append(connection, rows, dataset, "", "cap", {**wanted, "reason": reason})
+
+        self._chain.transact(write)
+
+    def reserve(
+        self, dataset: str, run: str, events: Sequence[Event], *, delta: float, neighbouring: str = "add_remove",
+        noise: str = "",
+    ) -> Reservation:
+        """Books ``events`` before their noise is drawn; :class:`BudgetError` if the data set's cap forbids it.
+
+        ``noise`` says which secret noise will be used (``key.tag(b"noise")``). A run that is known already gets its
+        reservation back only if events *and* noise are the same: the same plan with fresh noise is a second spend.
+        """
+        checks.fraction(delta=delta)
+        _named(dataset=dataset, run=run)
+        merge(events, neighbouring)  # refuses what is not an event before anything is written
+        payload = {"events": [to_dict(event) for event in events], "delta": float(delta),
+                   "neighbouring": neighbouring, "noise": noise}
+
+        def write(connection: sa.Connection) -> Reservation:
+            rows = self._chain.read(connection)
+            known = next((row for row in _standing(rows, dataset) if row.run == run), None)
+            if known is not None:
+                return _resumed(known, payload)
+            cap = _cap(rows, dataset)
+            if cap is not None:
+                _afford(rows, dataset, run, events, neighbouring, cap)
+            row = self._chain.append(connection, rows, dataset, run, "reserve", payload)
+            return Reservation(row.seq, dataset, run, tuple(events))
+
+        return self._chain.transact(write)
+
+    def commit(self, reservation: Reservation) -> None:
+        """Notes that the reservation's results were released. Doing it twice changes nothing."""
+        self._close(reservation, "commit", {"reserve": reservation.id})
+
+    def abort(self, reservation: Reservation, reason: str) -> None:
+        """Gives a reservation back. Only for one whose noise was never drawn: after a crash, leave it standing."""
+        _named(reason=reason)
+        self._close(reservation, "abort", {"reserve": reservation.id, "reason": reason})
+
+    def events(self, dataset: str) -> list[Event]:
+        """Everything reserved on ``dataset`` and not aborted, committed or not."""
+        return [event for row in _standing(self._chain.rows(), dataset) for event in _events(row)]
+
+    def spent(self, dataset: str, delta: float) -> Epsilon:
+        """What :meth:`events` cost together; under replace-one as soon as one reservation asked for it."""
+        return _spent(self._chain.rows(), dataset, (), delta, "add_remove")
+
+    def rows(self, run: str | None = None) -> list[Row]:
+        """The rows of ``run``, or all; the chain was checked on the way."""
+        return [row for row in self._chain.rows() if run is None or row.run == run]
+
+    def check(self, head: str | None = None) -> int:
+        """The number of rows, all verified; :class:`LedgerError` names the first bad one, or a missing ``head``."""
+        rows = self._chain.rows()
+        if head not in (None, GENESIS, *(row.hash for row in rows)):
+            raise LedgerError(f"head={head!r}: no such row in ledger {self._chain.url!r}; its last rows were cut off")
+        return len(rows)
+
+    def head(self) -> str:
+        """Hash of the last row: pins the whole book up to here."""
+        rows = self._chain.rows()
+        return rows[-1].hash if rows else GENESIS
+
+    def _close(self, reservation: Reservation, kind: str, payload: dict[str, Any]) -> None:
+        def write(connection: sa.Connection) -> None:
+            rows = self._chain.read(connection)
+            row = next((row for row in rows if row.seq == reservation.id), None)
+            if row is None or (row.kind, row.dataset, row.run) != ("reserve", reservation.dataset, reservation.run):
+                raise LedgerError(f"reservation={reservation.id}: not in ledger {self._chain.url!r}; reserve it first")
+            state = _closed(rows).get(reservation.id)
+            if state is None:
+                self._chain.append(connection, rows, row.dataset, row.run, kind, payload)
+            elif state != kind:
+                raise LedgerError(f"reservation={reservation.id}: cannot {kind} after an earlier {state}")
+
+        self._chain.transact(write)
+
+
+def _cap(rows: Sequence[Row], dataset: str) -> dict[str, Any] | None:
+    return next((row.content for row in reversed(rows) if row.kind == "cap" and row.dataset == dataset), None)
+
+
+def _closed(rows: Sequence[Row]) -> dict[int, str]:
+    """How each closed reservation ended, by id."""
+    return {int(row.content["reserve"]): row.kind for row in rows if row.kind in ("commit", "abort")}
+
+
+def _standing(rows: Sequence[Row], dataset: str) -> list[Row]:
+    """Reservations that count: all but the aborted."""
+    closed = _closed(rows)
+    return [row for row in rows
+            if row.kind == "reserve" and row.dataset == dataset and closed.get(row.seq) != "abort"]
+
+
+def _events(row: Row) -> list[Event]:
+    return [from_dict(event) for event in row.content["events"]]
+
+
+def _resumed(row: Row, payload: dict[str, Any]) -> Reservation:
+    """The standing reservation, if it is the same in every respect."""
+    known, asked = row.content, json.loads(canonical(payload))
+    for key, value in asked.items():
+        if known[key] != value:
+            raise LedgerError(
+                f"run={row.run!r}: already booked on {row.dataset!r} with different {key} (row {row.seq}); "
+                "a new spend needs a new run.name"
+            )
+    return Reservation(row.seq, row.dataset, row.run, tuple(_events(row)))
+
+
+def _spent(rows: Sequence[Row], dataset: str, more: Sequence[Event], delta: float, neighbouring: str) -> Epsilon:
+    standing = _standing(rows, dataset)
+    relations = {neighbouring, *(row.content["neighbouring"] for row in standing)}
+    strictest = max(relations, key=NEIGHBOURS.index)  # replace_one costs more, for the same events
+    cap = _cap(rows, dataset)
+    events = [event for row in standing for event in _events(row)]
+    return price([*events, *more], delta=delta, neighbouring=strictest, unit=cap["unit"] if cap else "row")
+
+
+def _afford(
+    rows: Sequence[Row], dataset: str, run: str, events: Sequence[Event], neighbouring: str, cap: dict[str, Any]
+) -> None:
+    """Raises :class:`BudgetError` unless all spends and ``events`` together stay within ``cap``."""
+    delta, most = cap["delta"], cap["epsilon"]
+    try:
+        total = _spent(rows, dataset, events, delta, neighbouring).upper
+        if total <= most:
+            return
+        asked = price(events, delta=delta, neighbouring=neighbouring).upper
+        spent = _spent(rows, dataset, (), delta, neighbouring).upper
+    except ConfigError as error:
+        raise BudgetError(f"run={run!r}: dataset {dataset!r} has no delta left under its cap ({error})") from None
+    raise BudgetError(
+        f"epsilon={asked:.4g} asked by run {run!r}: expected at most {max(0.0, most - spent):.4g}, which is left of "
+        f"dataset {dataset!r} (spent {spent:.4g}, cap {most:.4g} at delta={delta:g}; together {total:.4g}); "
+        "lower privacy.epsilon, or raise the cap with a reason"
+    )
+
+
+def _named(**values: object) -> None:
+    for name, value in values.items():
+        if not isinstance(value, str) or not value.strip() or not value.isprintable():
+            raise ConfigError(f"{name}={value!r}: expected one line of text")

@@ -1,0 +1,149 @@
+"""One-shot private statistics: every function returns what may be published *and* the event that pays for it.
+
+**Integers, so that floating point cannot leak.** Textbook Gaussian noise in floating point is not private: the low
+bits of ``count + noise`` betray ``count`` (Mironov 2012; Jin et al. 2021, arXiv 2112.05307). Here the exact answer is
+always an integer ``c`` and the noise is ``round(sd * z)``, so the result ``c + round(sd * z) = round(c + sd * z)`` is
+a post-processing of the Gaussian mechanism; which noise values can occur, and how likely they are, does not depend on
+``c``. What is left is the sampler's own distance from a true Gaussian (:meth:`SecretStream.normal`).
+
+>>> from dpvae.privacy.noise import SecretKey
+>>> stream = SecretKey.generate().stream("docs")
+>>> noisy, event = noisy_counts([np.array([30, 70])], noise_multiplier=2.0, stream=stream, phase="anchor", what="sex")
+>>> noisy[0].dtype, event.noise_multiplier
+(dtype('int64'), 2.0)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from statistics import NormalDist
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from dpvae import checks
+from dpvae.errors import ConfigError
+from dpvae.privacy.events import Gaussian, Threshold
+from dpvae.privacy.noise import SecretStream
+
+V = TypeVar("V", bound=Hashable)
+
+_UNITS = 1 << 20  # steps between the middle and an end of a clipped range: rounding costs 5e-7 of the half range
+_LARGEST_SD = 2.0**52  # above it, a rounded float would no longer be an exact integer
+
+
+def cell_sd(noise_multiplier: float, tables: int) -> float:
+    """The noise of one cell when ``tables`` histograms are released together.
+
+    A record is in one cell of each table, so adding it moves the joint vector by ``sqrt(tables)`` in L2.
+
+    >>> cell_sd(10.0, 4)
+    20.0
+    """
+    checks.positive(noise_multiplier=noise_multiplier)
+    checks.whole(1, tables=tables)
+    sd = noise_multiplier * math.sqrt(tables)
+    if sd > _LARGEST_SD:
+        raise ConfigError(f"noise_multiplier={noise_multiplier!r}: expected less; its noise does not fit an integer")
+    return sd
+
+
+def _integer_noise(stream: SecretStream, sd: float, size: int) -> NDArray[np.int64]:
+    return np.rint(sd * stream.normal(size)).astype(np.int64)
+
+
+def noisy_counts(
+    tables: Sequence[NDArray[Any]], *, noise_multiplier: float, stream: SecretStream, phase: str, what: str
+) -> tuple[list[NDArray[np.int64]], Gaussian]:
+    """Histograms with a known domain, released together; each record is in at most one cell of each table.
+
+    Every cell gets noise of sd :func:`cell_sd`, empty cells included. Counts may come out negative: clipping them
+    is post-processing, and biased, so it is the reader's choice.
+    """
+    event = Gaussian(phase, what, noise_multiplier)
+    sd = cell_sd(noise_multiplier, len(tables))
+    for table in tables:
+        if not np.issubdtype(table.dtype, np.integer):
+            raise ConfigError(f"tables: expected integer counts, got {table.dtype}; weights are not counts")
+    return [table.astype(np.int64) + _integer_noise(stream, sd, table.size).reshape(table.shape)
+            for table in tables], event
+
+
+def noisy_mean_clipped(
+    values: ArrayLike, *, lower: float, upper: float, divisor: float, noise_multiplier: float,
+    stream: SecretStream, phase: str, what: str,
+) -> tuple[float, float, Gaussian]:
+    """Mean of one number per record, its noise sd, and the event. ``values`` has shape (records,).
+
+    Values are clipped to [``lower``, ``upper``] (nan counts as ``lower``) and centred, so one record moves the sum by
+    at most half the range; the sum is taken in whole steps of 2**-20 of that, exactly, with integer noise. The
+    divisor must be public: dividing by the private number of records would spend it unpaid.
+    """
+    event = Gaussian(phase, what, noise_multiplier)
+    checks.positive(divisor=divisor)
+    if not (math.isfinite(lower) and math.isfinite(upper) and lower < upper):
+        raise ConfigError(f"lower={lower!r}, upper={upper!r}: expected two finite numbers, lower < upper")
+    middle, half = lower / 2 + upper / 2, upper / 2 - lower / 2
+    sd = cell_sd(noise_multiplier, 1) * _UNITS
+    clipped = np.clip(np.nan_to_num(np.asarray(values, dtype=np.float64), nan=lower), lower, upper)
+    # The last clip holds even where rounding of `middle` or `half` pushed the quotient past one.
+    units = np.clip(np.rint((clipped - middle) / half * _UNITS), -_UNITS, _UNITS).astype(np.int64)
+    noisy = int(units.sum()) + int(_integer_noise(stream, sd, 1)[0])
+    step = half / _UNITS / divisor
+    return middle + noisy * step, sd * step, event
+
+
+def publication_threshold(noise_multiplier: float, columns: int, delta: float) -> int:
+    """The smallest noisy count that may be published, so that a value of one record stays hidden.
+
+    With ``p = delta / (columns * (1 + delta))``: the smallest integer t with P(1 + round(sd * z) >= t) <= p.
+
+    >>> publication_threshold(10.0, 1, 1e-6)
+    50
+    """
+    checks.fraction(delta=delta)
+    sd = cell_sd(noise_multiplier, columns)
+    p = delta / (columns * (1 + delta))
+    threshold = math.floor(1.5 - sd * NormalDist().inv_cdf(p))
+    while math.erfc((threshold - 1.5) / sd / math.sqrt(2)) / 2 > p:
+        threshold += 1
+    return threshold
+
+
+def frequent_values(
+    histograms: Sequence[Mapping[V, int]], *, noise_multiplier: float, delta: float, stream: SecretStream,
+    floor: float = 0, phase: str, what: str,
+) -> tuple[list[dict[V, int]], Threshold]:
+    """The values that many records share, with noisy counts, from columns whose domain is not public.
+
+    A stability histogram (Korolova et al. 2009; bounded contributions: Wilson et al. 2020, arXiv 1909.01917; Gaussian
+    noise: Gopi et al. 2020, arXiv 2002.09745). Each record has at most one value per column. A value is published
+    iff its noisy count reaches ``max(publication_threshold, floor)``; a value nobody holds never is. Most frequent
+    first, ties by repr, so the order tells nothing about the order of the rows.
+
+    **Why it is private.** Let D' be D plus one record, holding one value in each of T columns. Let M' be the
+    mechanism that publishes only values present in D. On M', the two data sets differ by at most 1 in T counts: a
+    Gaussian release of L2 sensitivity sqrt(T) and post-processing, with pair (P', Q'). The real mechanism differs on
+    D' alone, when a value new in D' (so of count 1) passes its threshold: by a union bound over T columns with
+    probability p <= delta / (1 + delta), independently of all other noise. Hence its pair is
+    P = (1 - p) P' + p (something D can never publish), Q = Q'. For every epsilon, with H the hockey-stick divergence:
+    H(P | Q) <= p + H(P' | Q'), and H(Q | P) = sup_S Q'(S) - e^epsilon (1 - p) P'(S) <= H(Q' | P') + p / (1 - p),
+    because on the best S, e^epsilon (1 - p) P'(S) <= Q'(S) <= 1. Both are within delta of the Gaussian's. With other
+    mechanisms beside it, 1 - p multiplies: the accountant adds prod(1 + delta_i) - 1.
+    """
+    event = Threshold(phase, what, noise_multiplier, delta)
+    sd = cell_sd(noise_multiplier, len(histograms))
+    least = max(float(publication_threshold(noise_multiplier, len(histograms), delta)), floor)
+    return [_publish(histogram, sd, least, stream) for histogram in histograms], event
+
+
+def _publish(histogram: Mapping[V, int], sd: float, least: float, stream: SecretStream) -> dict[V, int]:
+    values = sorted(histogram, key=repr)  # which value meets which noise must not depend on the order of rows
+    if any(histogram[value] < 1 for value in values):
+        raise ConfigError("histograms: expected counts >= 1; a value nobody holds must not be listed")
+    noise = _integer_noise(stream, sd, len(values)).tolist()
+    noisy = {value: int(histogram[value]) + z for value, z in zip(values, noise, strict=True)}
+    kept = [value for value in values if noisy[value] >= least]
+    return {value: noisy[value] for value in sorted(kept, key=lambda v: (-noisy[v], repr(v)))}

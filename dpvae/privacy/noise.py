@@ -1,0 +1,189 @@
+"""Secret randomness: what protects people, so it must never be guessed or repeated.
+
+A known noise seed voids differential privacy entirely (subtract the noise and read the data). All noise and all
+sampling masks therefore come from a 256-bit key of the operating system's generator, expanded by HKDF-SHA256 into
+one key per named stream and by AES-256 in counter mode into bytes. Public seeds live in :mod:`dpvae.rng`.
+
+A stream is a function of (key, names) alone, so a resumed run redraws *identical* noise for a step that was
+interrupted: a replay, not a second spend. The other side of that coin: never use the same names for two releases.
+
+>>> key = SecretKey.generate()
+>>> key
+SecretKey(<secret>)
+>>> noise = key.stream("anchor", "counts").normal((2, 3))
+>>> bool((noise == key.stream("anchor", "counts").normal((2, 3))).all())
+True
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import AES256
+from cryptography.hazmat.primitives.ciphers.modes import CTR
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from numpy.typing import NDArray
+
+from dpvae import checks
+from dpvae.errors import ConfigError, RunError
+
+KEY_BYTES = 32
+_CHUNK = 1 << 16  # normals per pass: stays in the cache
+Shape = int | tuple[int, ...]
+
+
+def _encode(names: tuple[str | int, ...]) -> bytes:
+    """Different name tuples give different bytes: each name carries its type and its length."""
+    if not names:
+        raise ConfigError("names=(): expected at least one name for a secret stream")
+    parts = []
+    for name in names:
+        kind, text = (b"i", str(int(name))) if isinstance(name, (int, np.integer)) else (b"s", name)
+        raw = text.encode()
+        parts.append(kind + len(raw).to_bytes(8, "big") + raw)
+    return b"".join(parts)
+
+
+class SecretKey:
+    """The master key of a run. Printing, pickling and copying it are refused; only :meth:`save` writes it."""
+
+    __slots__ = ("_master",)
+
+    def __init__(self, master: bytes) -> None:
+        if not isinstance(master, bytes) or len(master) != KEY_BYTES:
+            raise ConfigError(f"master: expected {KEY_BYTES} secret bytes; use SecretKey.generate()")
+        self._master = master
+
+    @classmethod
+    def generate(cls) -> SecretKey:
+        """A fresh key from the operating system's generator."""
+        return cls(os.urandom(KEY_BYTES))
+
+    @classmethod
+    def from_bytes(cls, master: bytes) -> SecretKey:
+        """The key with these 32 bytes."""
+        return cls(master)
+
+    @classmethod
+    def from_seed(cls, seed: int) -> SecretKey:
+        """A key that anyone can guess: for tests and for runs stamped NOT PRIVATE."""
+        checks.whole(0, secret_seed=seed)
+        return cls(hashlib.sha256(f"dpvae NOT PRIVATE {seed}".encode()).digest())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> SecretKey:
+        """The key that :meth:`save` wrote."""
+        try:
+            master = Path(path).read_bytes()
+        except OSError as error:
+            raise RunError(f"key={str(path)!r}: cannot be read ({error.strerror}); the run cannot go on") from None
+        if len(master) != KEY_BYTES:
+            raise RunError(f"key={str(path)!r}: expected {KEY_BYTES} bytes, found {len(master)}; start a new run")
+        return cls(master)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the key, readable by its owner only; an existing file is never overwritten."""
+        try:
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            raise RunError(f"key={str(path)!r}: there is a key already; use SecretKey.load") from None
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(self._master)
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:
+            os.unlink(path)  # disk full: half a key would make every resume fail
+            raise
+
+    def stream(self, *names: str | int) -> SecretStream:
+        """The stream called ``names``, from its beginning; different names are independent."""
+        return SecretStream(self._derive(b"stream", _encode(names)))
+
+    def tag(self, data: bytes) -> str:
+        """Keyed digest of ``data`` in hex: recognises private content without confirming a guess of it."""
+        return hmac.new(self._derive(b"tag", b""), data, hashlib.sha256).hexdigest()
+
+    def _derive(self, purpose: bytes, info: bytes) -> bytes:
+        label = b"dpvae/1/" + purpose + b"/" + info
+        return HKDF(SHA256(), length=KEY_BYTES, salt=None, info=label).derive(self._master)
+
+    def __repr__(self) -> str:
+        return "SecretKey(<secret>)"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a SecretKey is not pickled or copied; use save and load")
+
+
+class SecretStream:
+    """An endless keystream, read from the front; every draw advances it."""
+
+    __slots__ = ("_cipher",)
+
+    def __init__(self, key: bytes, counter: bytes = bytes(16)) -> None:
+        self._cipher = Cipher(AES256(key), CTR(counter)).encryptor()
+
+    def bytes(self, n: int) -> bytes:
+        """The next ``n`` bytes."""
+        return self._cipher.update(bytes(n))
+
+    def _words(self, n: int) -> NDArray[np.uint64]:
+        return np.frombuffer(self.bytes(8 * n), dtype="<u8")
+
+    def uniform(self, shape: Shape) -> NDArray[np.float64]:
+        """53-bit uniforms strictly between 0 and 1."""
+        halves = (self._words(_size(shape)) >> np.uint64(11)).astype(np.float64) + 0.5
+        return np.minimum(halves * 2.0**-53, 1 - 2.0**-53).reshape(shape)
+
+    def normal(self, shape: Shape) -> NDArray[np.float64]:
+        """Standard normals by Box-Muller; the radius uses 64 bits, so tails reach 9.4 sd (2e-20 of the mass)."""
+        size = _size(shape)
+        out = np.empty(size + size % 2)
+        for start in range(0, out.size, 2 * _CHUNK):
+            block = out[start : start + 2 * _CHUNK]
+            half = block.size // 2
+            words = self._words(2 * half)
+            radius = np.sqrt(-2 * np.log((words[:half].astype(np.float64) + 0.5) * 2.0**-64))
+            angle = (words[half:] >> np.uint64(11)).astype(np.float64) * (2 * np.pi * 2.0**-53)
+            np.multiply(radius, np.cos(angle), out=block[:half])
+            np.multiply(radius, np.sin(angle), out=block[half:])
+        return out[:size].reshape(shape)
+
+    def mask(self, n: int, rate: float) -> NDArray[np.bool_]:
+        """``n`` independent coins of probability ``floor(rate * 2**64) / 2**64``: exact, or below by under 2**-64."""
+        checks.share(rate=rate)
+        if rate == 1:
+            return np.ones(n, dtype=bool)
+        return self._words(n) < np.uint64(int(rate * 2.0**64))
+
+    def integers(self, high: int, shape: Shape) -> NDArray[np.int64]:
+        """Integers of [0, ``high``), exactly uniform: words past the last whole multiple of ``high`` are redrawn."""
+        checks.whole(1, high=high)
+        if high > 2**63:
+            raise ConfigError(f"high={high}: expected at most 2**63")
+        last = np.uint64(2**64 - 2**64 % high - 1)
+        words = self._words(_size(shape)).copy()
+        while (again := np.flatnonzero(words > last)).size:
+            words[again] = self._words(again.size)
+        return (words % np.uint64(high)).astype(np.int64).reshape(shape)
+
+    def permutation(self, n: int) -> NDArray[np.int64]:
+        """A uniform permutation of range(``n``), by sorting random words (a tie has probability n**2 / 2**65)."""
+        return np.argsort(self._words(n), kind="stable").astype(np.int64)
+
+    def __repr__(self) -> str:
+        return "SecretStream(<secret>)"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a SecretStream is not pickled or copied; derive it again from its key and names")
+
+
+def _size(shape: Shape) -> int:
+    return int(np.prod(shape, dtype=np.int64))

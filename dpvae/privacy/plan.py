@@ -1,0 +1,206 @@
+"""The promise, resolved before the data is opened: public facts in, every noise scale out.
+
+A user gives (epsilon, delta). The plan splits that budget over phases by *shares of squared signal*: a Gaussian
+release with noise multiplier ``nm`` has signal mu = 1/nm (its Gaussian-DP parameter, Dong et al. 2019), and
+squared signals add up under composition. A phase with share ``a`` of a total signal ``s`` gets mu = s sqrt(a); for
+DP-SGD the central limit mu = q sqrt(T (exp(1/sigma^2) - 1)) (ibid., corollary 5.4) turns that into a sigma. The
+split is only a rule; the claim is not: ``s`` is the largest signal whose complete list of events, priced by PLD,
+costs at most epsilon.
+
+Nothing here depends on a private row: not the number of steps, not a rate, not a divisor. Spends nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from dpvae.config import TrainConfig, TrainerConfig
+from dpvae.errors import ConfigError
+from dpvae.privacy.accountant import Epsilon, calibrate, price
+from dpvae.privacy.events import Event, Gaussian, SampledGaussian, Threshold
+
+ASSUMED_ROWS = 50_000  # scales the noisy ELBO's divisor and the DP-SGD batch where no public row count is known
+THRESHOLD_SHARE = 0.05  # of delta, for categories that the survey may publish
+ELBO_RANGE_PER_COLUMN = 6.0  # nats: a record's log-likelihood is clipped to [-6 D, 0]
+SURVEY_WEIGHTS = {"rows": 0.03, "kinds": 0.05, "missing": 0.10, "values": 0.35, "bounds": 0.12, "bins": 0.35}
+SURVEY_WHAT = {
+    "rows": "noisy number of rows",
+    "kinds": "noisy counts of cells that parse as a number, a date, a boolean",
+    "missing": "noisy counts of missing cells",
+    "values": "values held by many records (thresholded noisy counts)",
+    "bounds": "noisy histogram of magnitudes, for bounds",
+    "bins": "noisy fine histogram, for bin edges",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublicFacts:
+    """All a plan may look at. ``columns`` and ``steps`` follow from the header and the declared schema."""
+
+    columns: int
+    survey_steps: tuple[str, ...] = ()
+    rows: int | None = None
+    has_target: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class SgdPlan:
+    """DP-SGD, complete: what is drawn, clipped, noised and divided, and how often."""
+
+    noise_multiplier: float
+    sampling_rate: float
+    steps: int
+    clip_norm: float
+    latent_samples: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What will be spent, on what, with which noise. ``epsilon`` is the price of ``events``, not a wish."""
+
+    target_epsilon: float
+    delta: float
+    neighbouring: str
+    trainer: str
+    facts: PublicFacts
+    shares: Mapping[str, float]
+    survey_noise: Mapping[str, float] = field(default_factory=dict)
+    survey_delta: float = 0.0
+    anchor_noise: Mapping[str, float] = field(default_factory=dict)
+    metric_noise: float = 0.0
+    metric_releases: int = 0
+    sgd: SgdPlan | None = None
+    epsilon: Epsilon | None = None
+
+    @property
+    def rows(self) -> int:
+        """The public row count that scales divisors: declared, or assumed."""
+        return self.facts.rows or ASSUMED_ROWS
+
+    def events(self) -> tuple[Event, ...]:
+        """Every access to private data, in order."""
+        return _events(self)
+
+    def expected_noise(self) -> dict[str, float]:
+        """Noise (standard deviation) of one number of each kind of release; counts in rows, ELBO in nats per row."""
+        columns, targets = self.facts.columns, self.facts.has_target
+        features = columns - targets
+        tables = {"one-way": columns, "with-target": features, "pairs": features * (features - 1) // 2}
+        noise = {f"survey/{step}": nm * math.sqrt(columns if step != "rows" else 1)
+                 for step, nm in self.survey_noise.items()}
+        noise |= {f"anchor/{name}": nm * math.sqrt(max(tables[name], 1)) for name, nm in self.anchor_noise.items()}
+        noise["metric/elbo"] = self.metric_noise * ELBO_RANGE_PER_COLUMN * columns / 2 / self.rows
+        if self.sgd is not None:
+            batch = self.sgd.sampling_rate * self.rows
+            noise["dpsgd/gradient"] = self.sgd.noise_multiplier * self.sgd.clip_norm / batch
+        return noise
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able copy."""
+        return asdict(self)
+
+
+def default_delta(rows: int | None) -> float:
+    """Below 1/rows^1.1, and never above 1e-5; 1e-6 where the number of rows is not public.
+
+    >>> default_delta(None), default_delta(1000)
+    (1e-06, 0.0005011872336272725)
+    """
+    return 1e-6 if rows is None else min(1e-5 if rows >= 20_000 else 1.0, rows**-1.1)
+
+
+def make_plan(config: TrainConfig, facts: PublicFacts) -> Plan:
+    """Resolve ``config`` over public ``facts``; raises :class:`ConfigError` where no plan can exist."""
+    privacy = config.privacy
+    delta = privacy.delta if privacy.delta is not None else default_delta(facts.rows)
+    if facts.rows is not None and delta >= 1 / facts.rows:
+        raise ConfigError(
+            f"privacy.delta={delta:g}: expected less than 1/rows = {1 / facts.rows:.3g}; "
+            f"a larger delta would allow publishing whole records. Try privacy.delta={default_delta(facts.rows):.2g}"
+        )
+    shares = split(config.trainer, facts)
+    draft = Plan(target_epsilon=privacy.epsilon, delta=delta, neighbouring=privacy.neighbouring,
+                 trainer=config.trainer.name, facts=facts, shares=shares)
+
+    def at(signal: float) -> Plan:
+        return _scaled(draft, config.trainer, signal)
+
+    signal = calibrate(lambda s: at(s).events(), epsilon=privacy.epsilon, delta=delta,
+                       neighbouring=privacy.neighbouring)
+    plan = at(signal)
+    priced = price(plan.events(), delta=delta, neighbouring=privacy.neighbouring)
+    return Plan(**{**vars(plan), "epsilon": priced})
+
+
+def split(trainer: TrainerConfig, facts: PublicFacts) -> dict[str, float]:
+    """Shares of squared signal by release; they add up to one. The rule and its evidence: docs/decisions.md."""
+    survey = trainer.survey_share
+    if survey is None:
+        survey = 0.05 if set(facts.survey_steps) <= {"rows", "bins"} else 0.15
+    survey = survey if facts.survey_steps else 0.0
+    metric = trainer.metric_share
+    left = 1.0 - survey - metric
+    if left <= 0:
+        raise ConfigError(f"trainer.survey_share={survey:g}, trainer.metric_share={metric:g}: expected a sum below 1")
+    anchor = trainer.anchor_share
+    if anchor is None:
+        anchor = {"anchored": 0.85, "decoder_only": 0.05, "joint": 0.05}[trainer.name]
+    shares = {f"survey/{step}": survey * SURVEY_WEIGHTS[step] / sum(SURVEY_WEIGHTS[s] for s in facts.survey_steps)
+              for step in facts.survey_steps}
+    shares |= {f"anchor/{name}": left * anchor * part for name, part in _anchor_parts(trainer.name, facts).items()}
+    shares["metric/elbo"] = metric
+    shares["dpsgd"] = left * (1 - anchor)
+    return {name: share for name, share in shares.items() if share > 0}
+
+
+def _anchor_parts(trainer: str, facts: PublicFacts) -> dict[str, float]:
+    """One-way tables alone for the trainers that learn from gradients; pairs (by target value) for ``anchored``."""
+    if trainer != "anchored" or facts.columns - facts.has_target < 2:
+        return {"one-way": 1.0} if not facts.has_target else {"one-way": 0.5, "with-target": 0.5}
+    if not facts.has_target:
+        return {"one-way": 0.08, "pairs": 0.92}
+    return {"one-way": 0.05, "with-target": 0.15, "pairs": 0.80}
+
+
+def _scaled(draft: Plan, trainer: TrainerConfig, signal: float) -> Plan:
+    """``draft`` with every noise scale resolved for a total ``signal``."""
+    noise = {name: 1 / (signal * math.sqrt(share)) for name, share in draft.shares.items()}
+    survey = {name.removeprefix("survey/"): nm for name, nm in noise.items() if name.startswith("survey/")}
+    releases = trainer.metric_releases
+    return Plan(**{
+        **vars(draft),
+        "survey_noise": survey,
+        "survey_delta": THRESHOLD_SHARE * draft.delta if "values" in survey else 0.0,
+        "anchor_noise": {n.removeprefix("anchor/"): nm for n, nm in noise.items() if n.startswith("anchor/")},
+        "metric_noise": noise["metric/elbo"] * math.sqrt(releases),
+        "metric_releases": releases,
+        "sgd": _sgd(draft.facts, trainer, signal * math.sqrt(draft.shares["dpsgd"])) if "dpsgd" in noise else None,
+    })
+
+
+def _sgd(facts: PublicFacts, trainer: TrainerConfig, signal: float) -> SgdPlan:
+    """Rate and steps by rule; sigma from the central limit of Gaussian DP, later corrected by the PLD price."""
+    rows = facts.rows or ASSUMED_ROWS
+    rate = trainer.sampling_rate or min(0.25, max(512, rows / 16) / rows)
+    steps = trainer.steps or (150 if trainer.name == "anchored" else 400)
+    sigma = 1 / math.sqrt(math.log1p((signal / rate) ** 2 / steps))
+    return SgdPlan(noise_multiplier=sigma, sampling_rate=rate, steps=steps, clip_norm=trainer.clip_norm,
+                   latent_samples=trainer.latent_samples)
+
+
+def _events(plan: Plan) -> tuple[Event, ...]:
+    events: list[Event] = []
+    for step, nm in plan.survey_noise.items():
+        what = SURVEY_WHAT[step]
+        events.append(Threshold("survey", what, nm, plan.survey_delta) if step == "values"
+                      else Gaussian("survey", what, nm))
+    events += [Gaussian("anchor", f"noisy {name} tables", nm) for name, nm in plan.anchor_noise.items()]
+    if plan.sgd is not None:
+        events.append(SampledGaussian("dpsgd", "clipped gradients, Poisson sampling", plan.sgd.noise_multiplier,
+                                      plan.sgd.sampling_rate, plan.sgd.steps))
+    if plan.metric_releases:
+        events.append(Gaussian("metric", "noisy ELBO", plan.metric_noise, plan.metric_releases))
+    return tuple(events)

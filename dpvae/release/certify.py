@@ -1,0 +1,130 @@
+"""From events to a certificate: the one way in which its derived fields come about.
+
+    certificate = certify(facts, events=events, schema=schema, check=crosscheck(events, delta, "add_remove"))
+
+``dpvae verify`` calls the same function with the facts that a certificate states, and compares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from dpvae.errors import ReleaseError
+from dpvae.privacy import events as facts_of_access
+from dpvae.privacy.events import Event
+from dpvae.release.certificate import (
+    Access,
+    Accountants,
+    Certificate,
+    Claim,
+    Facts,
+    Interval,
+    Mechanism,
+    Scope,
+    Training,
+)
+from dpvae.report import meaning
+from dpvae.report.source import NONE, schema_columns
+
+
+class _Epsilon(Protocol):
+    @property
+    def lower(self) -> float: ...
+    @property
+    def estimate(self) -> float: ...
+    @property
+    def upper(self) -> float: ...
+
+
+class Check(Protocol):
+    """What :func:`dpvae.privacy.accountant.crosscheck` returns."""
+
+    @property
+    def epsilon(self) -> _Epsilon: ...
+    @property
+    def pld(self) -> float: ...
+    @property
+    def prv_lower(self) -> float: ...
+    @property
+    def prv_upper(self) -> float: ...
+    @property
+    def rdp(self) -> float: ...
+
+
+def certify(facts: Facts, *, events: Sequence[Event], schema: Mapping[str, Any], check: Check) -> Certificate:
+    """The certificate that follows from these facts and events; refuses (``ReleaseError``) what must not be claimed."""
+    upper = check.epsilon.upper
+    if not facts.delta * facts.rows < 1:
+        raise ReleaseError(f"delta={facts.delta:g}: expected less than 1/rows = {1 / facts.rows:g}; "
+                           "a larger delta would permit publishing somebody's row")
+    if upper > facts.epsilon_target * (1 + 1e-9):
+        raise ReleaseError(f"epsilon={upper:g}: the events cost more than the {facts.epsilon_target:g} they were "
+                           "set to; nothing may be certified")
+    return Certificate(
+        format="dpvae-certificate/1",
+        sentence=meaning.sentence(lower=check.epsilon.lower, upper=upper, delta=facts.delta, unit=facts.unit,
+                                  neighbouring=facts.neighbouring, subject="This release"),
+        claim=_claim(facts, check), scope=_scope(facts, events, schema), mechanism=_mechanism(facts, events),
+        evidence=facts.evidence, not_covered=meaning.NOT_COVERED, lineage=facts.lineage,
+    )
+
+
+def _claim(facts: Facts, check: Check) -> Claim:
+    epsilon = check.epsilon
+    return Claim(
+        epsilon=Interval(lower=epsilon.lower, estimate=epsilon.estimate, upper=epsilon.upper),
+        epsilon_target=facts.epsilon_target, delta=facts.delta, delta_times_rows=facts.delta * facts.rows,
+        unit=facts.unit, neighbouring=facts.neighbouring, private=True,
+        accountants=Accountants(pld=check.pld, prv_lower=check.prv_lower, prv_upper=check.prv_upper, rdp=check.rdp),
+        risk=meaning.risk([(epsilon.upper, facts.delta)]),
+    )
+
+
+def _scope(facts: Facts, events: Sequence[Event], schema: Mapping[str, Any]) -> Scope:
+    return Scope(
+        rows=facts.rows, rows_source=facts.rows_source, rows_released=facts.rows_released,
+        records_per_unit=f"1: one {facts.unit} is one record; how many records a person has is not enforced",
+        threat_model="sees every file of the release; knows the code, all public inputs and every other record",
+        accesses=tuple(Access(phase=event.phase, what=event.what, how=how(event),
+                              event=facts_of_access.digest(event)) for event in events),
+        public_inputs=public_inputs(schema, facts),
+    )
+
+
+def _mechanism(facts: Facts, events: Sequence[Event]) -> Mechanism:
+    training = tuple(
+        Training(sampler="poisson", sampling_rate=event.sampling_rate, steps=event.steps,
+                 noise_multiplier=event.noise_multiplier)
+        for event in events if isinstance(event, facts_of_access.SampledGaussian))
+    return Mechanism(training=training or NONE, clip_norm=facts.clip_norm, divisor=facts.divisor, noise=facts.noise,
+                     replay=facts.replay, adaptive_decisions="none: the plan was fixed before the data was opened")
+
+
+def how(event: Event) -> str:
+    """The mechanism of one event in words."""
+    match event:
+        case facts_of_access.Gaussian():
+            return f"Gaussian noise, multiplier {event.noise_multiplier:.6g}, released {event.count} time(s)"
+        case facts_of_access.SampledGaussian():
+            return (f"DP-SGD: Poisson sampling at rate {event.sampling_rate:.6g}, {event.steps} steps, Gaussian "
+                    f"noise, multiplier {event.noise_multiplier:.6g}")
+        case facts_of_access.PureDP():
+            return f"pure DP, epsilon {event.epsilon:.6g}, {event.count} time(s)"
+        case facts_of_access.Threshold():
+            return (f"Gaussian noise, multiplier {event.noise_multiplier:.6g}, published above a threshold "
+                    f"that costs delta {event.delta:.3g}")
+
+
+def public_inputs(schema: Mapping[str, Any], facts: Facts) -> tuple[str, ...]:
+    """Every fact that was taken from outside the private data, one line each."""
+    lines = ["column names, types and order"]
+    if facts.rows_source == "declared":
+        lines.append(f"row count {facts.rows:.15g}")
+    if isinstance(target := schema.get("target"), str):
+        lines.append(f"target column {target}")
+    for name, column in schema_columns(schema):
+        declared = column.get("declared")
+        if isinstance(declared, (list, tuple)) and declared:
+            lines.append(f"{name}: {', '.join(map(str, declared))}")
+    return tuple(lines)

@@ -1,0 +1,137 @@
+"""The numbers of a report, gathered once: what ``report.json`` holds and ``report.html`` draws.
+
+Only released facts come in (a :class:`~dpvae.report.source.Source` reads ``public/`` alone) and rows that were
+decoded from the released model, so the report spends nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from dpvae.errors import ReleaseError
+from dpvae.privacy.accountant import price
+from dpvae.privacy.events import Event, to_dict
+from dpvae.report import meaning, records
+from dpvae.report.source import Anchor, RunClaim, Source, schema_columns
+
+SAMPLE_ROWS = 10
+
+
+class Prices(Protocol):
+    """What :func:`dpvae.privacy.accountant.crosscheck` returns, as far as a report needs it."""
+
+    @property
+    def epsilon(self) -> Any: ...
+    @property
+    def pld(self) -> float: ...
+    @property
+    def prv_lower(self) -> float: ...
+    @property
+    def prv_upper(self) -> float: ...
+    @property
+    def rdp(self) -> float: ...
+
+
+def gather(source: Source, check: Prices, *, subject: str, sentence: str | None = None,
+           histograms: Mapping[str, Sequence[int]] | None = None, rows: int | None = None,
+           sample: Sequence[Mapping[str, Any]] = (), reproduce: Sequence[str] = ()) -> dict[str, Any]:
+    """Everything a report says, as JSON; ``histograms`` count the synthetic ``rows`` per label of each anchor."""
+    claim, epsilon = source.claim, check.epsilon
+    return {
+        "format": "dpvae-report/1", "title": f"{source.name}: {subject.removeprefix('This ').lower()} report",
+        "private": claim.private,
+        "sentence": sentence or plain_sentence(claim, check, subject),
+        "claim": {"lower": epsilon.lower, "estimate": epsilon.estimate, "upper": epsilon.upper,
+                  "target": claim.epsilon_target, "delta": claim.delta, "unit": claim.unit,
+                  "neighbouring": claim.neighbouring, "rows": claim.n_ref, "rows_source": claim.n_ref_source},
+        "accountants": {"pld": check.pld, "prv_lower": check.prv_lower, "prv_upper": check.prv_upper,
+                        "rdp": check.rdp},
+        "risk": records.plain(meaning.risk([(epsilon.upper, claim.delta)])),
+        "phases": phases(source.events, claim, epsilon.upper),
+        "accesses": [to_dict(event) for event in source.events],
+        "metrics": records.plain(source.metrics),
+        "marginals": marginals(source, histograms, rows),
+        "rows_released": rows,
+        "sample": [{str(key): cell(value) for key, value in row.items()} for row in list(sample)[:SAMPLE_ROWS]],
+        "not_covered": records.plain(meaning.NOT_COVERED),
+        "reproduce": list(reproduce),
+    }
+
+
+def plain_sentence(claim: RunClaim, check: Prices, subject: str) -> str:
+    """The guarantee in words, or its plain absence."""
+    if not claim.private:
+        return (f"{subject} is NOT PRIVATE: its secret randomness was fixed (privacy.secret_seed), so whoever knows "
+                "the seed can undo the noise. It is for tests and must not be published.")
+    return meaning.sentence(lower=check.epsilon.lower, upper=check.epsilon.upper, delta=claim.delta, unit=claim.unit,
+                            neighbouring=claim.neighbouring, subject=subject)
+
+
+def phases(events: Sequence[Event], claim: RunClaim, total: float) -> list[dict[str, Any]]:
+    """Epsilon after each phase and what the phase added; the additions sum to the total.
+
+    Composition is not additive (alone each phase would cost more than it adds), so the order matters: phases stand
+    in the order of their first event.
+    """
+    names = list(dict.fromkeys(event.phase for event in events))
+    found, before = [], 0.0
+    for i, name in enumerate(names):
+        so_far = [event for event in events if event.phase in names[: i + 1]]
+        last = i == len(names) - 1
+        after = total if last else price(so_far, delta=claim.delta, neighbouring=claim.neighbouring).upper
+        after = min(max(after, before), total)  # a mesh rounds each price up on its own
+        found.append({"phase": name, "added": after - before, "after": after,
+                      "accesses": sum(event.phase == name for event in events)})
+        before = after
+    return found
+
+
+def marginals(source: Source, histograms: Mapping[str, Sequence[int]] | None, rows: int | None) -> list[dict[str, Any]]:
+    """Per column: noisy and synthetic shares, their distance, and the distance that noise alone would show.
+
+    Noise is the privacy noise of the counts and the sampling error of so many synthetic rows.
+    """
+    kinds = {name: str(column.get("kind")) for name, column in schema_columns(source.schema)}
+    found = []
+    for column, anchor in source.anchors.items():
+        total = max(sum(anchor.noisy), 1.0)
+        item: dict[str, Any] = {
+            "column": column, "kind": kinds.get(column, "categorical"), "labels": list(anchor.labels),
+            "noisy": [value / total for value in anchor.noisy], "sd": anchor.sd / total, "synthetic": None,
+            "distance": None, "distance_of_noise_alone": 0.5 * len(anchor.labels) * _mean_absolute(anchor.sd / total),
+        }
+        if histograms is not None and column in histograms:
+            item["synthetic"] = _shares(column, anchor, histograms[column], rows)
+            pairs = zip(item["noisy"], item["synthetic"], strict=True)
+            item["distance"] = 0.5 * sum(abs(a - b) for a, b in pairs)
+            item["distance_of_noise_alone"] = 0.5 * sum(
+                _mean_absolute(math.hypot(item["sd"], math.sqrt(p * (1 - p) / max(rows or 1, 1))))
+                for p in item["synthetic"])
+        found.append(item)
+    return found
+
+
+def cell(value: Any) -> Any:
+    """A cell of a synthetic row as JSON: numpy scalars unpacked, missing as null, the rest as text."""
+    if hasattr(value, "item"):
+        value = value.item()
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, (int, float)):
+        whole = isinstance(value, int)
+        return value if (abs(value) <= 2**53 if whole else math.isfinite(value)) else (str(value) if whole else None)
+    return str(value)
+
+
+def _shares(column: str, anchor: Anchor, counts: Sequence[int], rows: int | None) -> list[float]:
+    if len(counts) != len(anchor.labels):
+        raise ReleaseError(f"histograms.{column}: {len(counts)} counts for {len(anchor.labels)} labels of the "
+                           "reference; count the released rows in the reference's order")
+    total = max(float(rows or sum(counts)), 1.0)
+    return [float(count) / total for count in counts]
+
+
+def _mean_absolute(sd: float) -> float:
+    return sd * math.sqrt(2 / math.pi)

@@ -1,0 +1,228 @@
+"""Anchors: noisy marginals measured once, and a decoder fitted to them for free.
+
+A VAE with a codebook prior and a product-of-columns decoder is a mixture of products. With ``P`` (points x one-hot
+width) its column probabilities and ``w`` its weights, *all* its two-way marginals are one matrix product,
+``P.T @ (w * P)``, and those given a target value ``y`` are ``P.T @ (w * P[:, y] * P)``: differentiable, exact, full
+batch. Fitting them to noisy counts is post-processing: it may run as long as it likes and costs nothing.
+
+What makes the fit good was measured (docs/decisions.md): every table is weighted by its own noise, so that the loss is
+the log-likelihood of the noise; the decoder's bias starts at the noisy one-way tables; the points carry a low-rank
+linear decoder, which can hold deterministic pairs without being free to invent structure in the noise.
+
+Shapes: D columns, W one-hot width, K points, L target values (1 where there is none).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from dpvae.models.likelihood import Columns
+from dpvae.models.vae import VAE
+from dpvae.privacy.events import Gaussian
+from dpvae.privacy.mechanisms import cell_sd, noisy_counts
+from dpvae.privacy.noise import SecretKey
+
+Counts = NDArray[np.int64]
+Progress = Callable[[int, float], None]
+
+TARGET_VALUES = 4  # pairs are split by the target's value up to this many values: L x W x W cells are kept in memory
+WEIGHT_SD = 0.35  # prior scale of a decoder weight: a point at distance one moves a logit by about a third
+WIDTH_AT_ONCE = 1200  # wider tables are fitted on random subsets of columns
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """Released noisy counts and the standard deviation of one cell of each kind.
+
+    ``one_way[j]`` has shape (codes of j,); ``with_target[j]`` (codes of j, target values); ``pairs[i, j]``
+    (L, codes of i, codes of j).
+    """
+
+    one_way: tuple[Counts, ...]
+    with_target: Mapping[int, Counts]
+    pairs: Mapping[tuple[int, int], Counts]
+    sd: Mapping[str, float]
+    target: int | None
+
+    @property
+    def rows(self) -> float:
+        """The released estimate of the number of rows: what the one-way tables sum to, on average."""
+        return max(float(np.mean([table.sum() for table in self.one_way])), 1.0)
+
+
+def measure(codes: NDArray[np.integer], cardinalities: Sequence[int], target: int | None, *,
+            noise: Mapping[str, float], key: SecretKey) -> tuple[Anchors, tuple[Gaussian, ...]]:
+    """Count and noise the tables that ``noise`` (release name -> joint noise multiplier) asks for.
+
+    Each release is one Gaussian event; a record is in one cell of every table, so T tables share sensitivity sqrt(T).
+    """
+    features = [j for j in range(len(cardinalities)) if j != target]
+    by_target = target is not None and cardinalities[target] <= TARGET_VALUES
+    names: dict[str, list[tuple[int, ...]]] = {"one-way": [(j,) for j in range(len(cardinalities))]}
+    names["with-target"] = [] if target is None else [(j, target) for j in features]
+    split = (target,) if by_target and target is not None else ()
+    names["pairs"] = [(*split, i, j) for i, j in combinations(features, 2)]
+    released: dict[str, list[Counts]] = {}
+    events, sds = [], {}
+    for name, multiplier in noise.items():
+        exact = [count(codes, cardinalities, columns) for columns in names[name]]
+        released[name], event = noisy_counts(exact, noise_multiplier=multiplier, stream=key.stream("anchor", name),
+                                             phase="anchor", what=f"noisy {name} tables")
+        events.append(event)
+        sds[name] = cell_sd(multiplier, len(exact))
+    with_target = dict(zip(features, released.get("with-target", []), strict=False))
+    pairs = {columns[-2:]: table if by_target else table[None]
+             for columns, table in zip(names["pairs"], released.get("pairs", []), strict=False)}
+    return Anchors(tuple(released["one-way"]), with_target, pairs, sds, target), tuple(events)
+
+
+def count(codes: NDArray[np.integer], cardinalities: Sequence[int], columns: Sequence[int]) -> Counts:
+    """The exact contingency table of ``columns``; private."""
+    shape = tuple(cardinalities[j] for j in columns)
+    flat = np.ravel_multi_index(tuple(codes[:, j].astype(np.int64) for j in columns), shape)
+    return np.bincount(flat, minlength=math.prod(shape)).reshape(shape)
+
+
+def fit(vae: VAE, anchors: Anchors, *, steps: int, learning_rate: float, generator: torch.Generator,
+        progress: Progress = lambda step, residual: None) -> float:
+    """Fit prior and decoder of ``vae`` (codebook prior) to ``anchors``; returns the final mean squared residual in
+    units of the noise variance (1.0: as far away as the noise itself). Reads nothing private."""
+    codebook = vae.codebook
+    assert codebook is not None
+    device = codebook.points.device
+    start_bias(vae, anchors)
+    targets = _Targets(vae.likelihood, anchors, device)
+    parameters = [*codebook.parameters(), *vae.decoder.parameters()]
+    optimiser = torch.optim.Adam(parameters, lr=learning_rate, betas=(0.9, 0.99), fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _warm_cosine(step, steps))
+    residual = math.nan
+    for step in range(steps):
+        chosen = targets.choose(generator)
+        chi2, cells = targets.residual(vae, chosen)
+        optimiser.zero_grad(set_to_none=True)
+        ((chi2 + _prior(vae)) / cells).backward()
+        optimiser.step()
+        schedule.step()
+        residual = float(chi2.detach() / cells)
+        progress(step + 1, residual)
+    return residual
+
+
+def _prior(vae: VAE) -> Tensor:
+    """-2 log density of the points under N(0, I) and of the decoder's weights under N(0, WEIGHT_SD^2).
+
+    The chi-square is -2 log likelihood of the released noise, so this makes the fit a maximum a posteriori: where the
+    noise drowns a table, the decoder stays near what it would say without it. At high epsilon it hardly counts.
+    """
+    assert vae.codebook is not None
+    weights = [layer.weight for layer in vae.decoder if isinstance(layer, nn.Linear)]
+    decoder = torch.stack([weight.square().sum() for weight in weights]).sum()
+    return vae.codebook.points.square().sum() + decoder / WEIGHT_SD**2
+
+
+def start_bias(vae: VAE, anchors: Anchors) -> None:
+    """Set the decoder's last bias to the noisy one-way log-frequencies."""
+    logs = []
+    for table in anchors.one_way:
+        positive = torch.as_tensor(np.maximum(table, 0.5), dtype=torch.float32)
+        logs.append((positive / positive.sum()).log())
+    with torch.no_grad():
+        bias = vae.decoder[-1].bias
+        assert isinstance(bias, Tensor)
+        bias.copy_(torch.cat(logs))
+
+
+def _warm_cosine(step: int, steps: int) -> float:
+    warm = min(1.0, (step + 1) / 20)
+    return warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+
+
+class _Targets:
+    """The anchors as dense tensors in one-hot order, each cell divided by its noise."""
+
+    def __init__(self, columns: Columns, anchors: Anchors, device: torch.device) -> None:
+        self.columns, self.anchors, self.device = columns, anchors, device
+        self.rows = anchors.rows
+        self.one_W = self._tensor(np.concatenate(anchors.one_way)) / anchors.sd["one-way"]
+        self.block_W = torch.repeat_interleave(torch.arange(len(columns.sizes)), torch.tensor(columns.sizes)).to(device)
+        target = anchors.target
+        self.target = columns.slice(target) if target is not None else None
+        self.with_WL = self._dense_with_target() if anchors.with_target else None
+        self.pairs_LWW = self._dense_pairs() if anchors.pairs else None
+
+    def _tensor(self, values: NDArray[np.generic]) -> Tensor:
+        return torch.as_tensor(values, dtype=torch.float32, device=self.device)
+
+    def _dense_with_target(self) -> Tensor:
+        assert self.anchors.target is not None
+        dense = torch.zeros(self.columns.width, self.columns.sizes[self.anchors.target], device=self.device)
+        for j, table in self.anchors.with_target.items():
+            dense[self.columns.slice(j)] = self._tensor(table) / self.anchors.sd["with-target"]
+        return dense
+
+    def _dense_pairs(self) -> Tensor:
+        levels = len(next(iter(self.anchors.pairs.values())))
+        dense = torch.zeros(levels, self.columns.width, self.columns.width, device=self.device)
+        for (i, j), table in self.anchors.pairs.items():
+            dense[:, self.columns.slice(i), self.columns.slice(j)] = self._tensor(table) / self.anchors.sd["pairs"]
+        return dense
+
+    def choose(self, generator: torch.Generator) -> Tensor | None:
+        """Positions of a random subset of feature columns, where all of them at once would be too wide."""
+        if self.pairs_LWW is None or self.columns.width <= WIDTH_AT_ONCE:
+            return None
+        features = [j for j in range(len(self.columns.sizes)) if j != self.anchors.target]
+        kept, width = [], 0
+        for pick in torch.randperm(len(features), generator=generator).tolist():
+            if width + self.columns.sizes[features[pick]] <= WIDTH_AT_ONCE or len(kept) < 2:
+                kept.append(features[pick])
+                width += self.columns.sizes[features[pick]]
+        positions = [torch.arange(self.columns.starts[j], self.columns.starts[j + 1]) for j in sorted(kept)]
+        return torch.cat(positions).to(self.device)
+
+    def residual(self, vae: VAE, chosen: Tensor | None) -> tuple[Tensor, int]:
+        """Sum of squared residuals in units of the noise, and the number of cells in it."""
+        codebook = vae.codebook
+        assert codebook is not None
+        p_KW = vae.likelihood.log_probs(vae.decode(codebook.points)).exp()
+        w_K = codebook.log_weights.exp() * self.rows
+        sd = self.anchors.sd
+        chi2 = (w_K @ p_KW / sd["one-way"] - self.one_W).square().sum()
+        cells = self.columns.width
+        given_KL = p_KW[:, self.target] if self.target is not None else None
+        if self.with_WL is not None and given_KL is not None:
+            model_WL = p_KW.T @ (w_K[:, None] * given_KL) / sd["with-target"]
+            other_W = self.block_W != self.anchors.target
+            chi2 = chi2 + (model_WL - self.with_WL)[other_W].square().sum()
+            cells += int(other_W.sum()) * self.with_WL.shape[1]
+        if self.pairs_LWW is not None:
+            pair_chi2, pair_cells = self._pairs(p_KW, w_K, given_KL, chosen)
+            chi2, cells = chi2 + pair_chi2, cells + pair_cells
+        return chi2, cells
+
+    def _pairs(self, p_KW: Tensor, w_K: Tensor, given_KL: Tensor | None, chosen: Tensor | None) -> tuple[Tensor, int]:
+        assert self.pairs_LWW is not None
+        part_KW = p_KW if chosen is None else p_KW[:, chosen]
+        block_W = self.block_W if chosen is None else self.block_W[chosen]
+        kept_WW = (block_W[:, None] < block_W[None, :]).float()
+        if self.anchors.target is not None:
+            other_W = (block_W != self.anchors.target).float()
+            kept_WW = kept_WW * other_W[:, None] * other_W[None, :]
+        chi2 = torch.zeros((), device=self.device)
+        levels = len(self.pairs_LWW)
+        for level in range(levels):
+            goal_WW = self.pairs_LWW[level]
+            if chosen is not None:
+                goal_WW = goal_WW[chosen][:, chosen]
+            weight_K = w_K * given_KL[:, level] if levels > 1 and given_KL is not None else w_K
+            model_WW = part_KW.T @ (weight_K[:, None] * part_KW) / self.anchors.sd["pairs"]
+            chi2 = chi2 + ((model_WW - goal_WW).square() * kept_WW).sum()
+        return chi2, int(kept_WW.sum()) * levels
