@@ -56,15 +56,17 @@ class DataConfig:
 class ModelConfig:
     """The shape of the VAE; public, and no part of the guarantee."""
 
-    latent_dim: int = 32
-    hidden: int = 128  # width of the encoder's and decoder's hidden layer
-    layers: int = 1
-    components: int = 2000  # points of the codebook prior (trainer=anchored)
+    latent_dim: int | None = None  # None: 64 with a codebook (trainer=anchored), 16 otherwise
+    hidden: int = 128  # width of a hidden layer, in encoder and decoder
+    layers: int | None = None  # hidden layers of the decoder; None: 0 with a codebook, 1 otherwise
+    components: int = 1000  # points of the codebook prior (trainer=anchored)
 
     def __post_init__(self) -> None:
-        checks.whole(1, **{"model.latent_dim": self.latent_dim, "model.hidden": self.hidden,
-                           "model.components": self.components})
-        checks.whole(0, **{"model.layers": self.layers})
+        checks.whole(1, **{"model.hidden": self.hidden, "model.components": self.components})
+        if self.latent_dim is not None:
+            checks.whole(1, **{"model.latent_dim": self.latent_dim})
+        if self.layers is not None:
+            checks.whole(0, **{"model.layers": self.layers})
 
 
 @dataclass(frozen=True, kw_only=True)

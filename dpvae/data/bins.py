@@ -22,7 +22,8 @@ from statistics import NormalDist
 
 import numpy as np
 
-from dpvae.data.schema import Column, int_range
+from dpvae.data.dtypes import int_range
+from dpvae.data.schema import Column
 
 CODES = 32  # of a numeric column: heaps and bins together
 LEAVES = 4096
@@ -190,7 +191,7 @@ def _magnitudes(column: Column, lower: float, upper: float) -> np.ndarray:
 
 def _deal(edges: np.ndarray, mass: np.ndarray) -> np.ndarray:
     share = mass / max(mass.sum(), 1e-300)
-    least = np.where(mass > 0, LEAVES // (4 * max(np.count_nonzero(mass), 1)), 0)
+    least = np.where(mass > 0, LEAVES // (4 * max(int(np.count_nonzero(mass)), 1)), 0)
     pieces = np.maximum(np.maximum(np.rint(share * LEAVES).astype(int), least), 2)
     return np.concatenate([np.linspace(a, b, n, endpoint=False) for a, b, n in
                            zip(edges[:-1], edges[1:], pieces, strict=True)] + [edges[-1:]])

@@ -18,8 +18,9 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 
+from dpvae.data.dtypes import int_range, is_text
 from dpvae.data.lake import CSV, Cells
-from dpvae.data.schema import EPOCH, FULL, Category, Column, int_range, is_text
+from dpvae.data.schema import EPOCH, FULL, Category, Column
 
 TRUE = ("true", "t", "yes", "y", "1")
 FALSE = ("false", "f", "no", "n", "0")

@@ -103,7 +103,8 @@ def _column(name: str, facts: Any) -> Column:
             raise SchemaError(f"{name}.{key}: needs a kind; add kind: {_KEYS[key][0]}")
         if kind is not None and kind not in _KEYS[key]:
             raise SchemaError(f"{name}.{key}: does not go with kind={kind}; expected kind {' or '.join(_KEYS[key])}")
-    known: dict[str, Any] = {_FIELD.get(str(key), str(key)): _fact(name, str(key), kind, value) for key, value in facts.items() if key != "kind"}
+    known: dict[str, Any] = {str(_FIELD.get(key, key)): _fact(name, key, kind, value)
+                             for key, value in facts.items() if key != "kind"}
     if kind is not None:
         known.setdefault("nullable", False)
     _check_range(name, known)
@@ -169,7 +170,8 @@ def _point(where: str, kind: str | None, value: Any) -> float:
 def _check_range(name: str, known: dict[str, Any]) -> None:
     edges = known.get("edges")
     if edges is not None:
-        _expect(f"{name}.edges", list(edges), len(edges) > 1 and all(a < b for a, b in itertools.pairwise(edges)), "at least two increasing values")
+        rising = len(edges) > 1 and all(a < b for a, b in itertools.pairwise(edges))
+        _expect(f"{name}.edges", list(edges), rising, "at least two increasing values")
         known.setdefault("lower", edges[0])
         known.setdefault("upper", edges[-1])
     lower, upper = known.get("lower"), known.get("upper")

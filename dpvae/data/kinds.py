@@ -13,8 +13,9 @@ from datetime import datetime
 
 import numpy as np
 
+from dpvae.data.dtypes import is_text, unit_of
 from dpvae.data.lake import CSV, Cells, Table
-from dpvae.data.schema import FULL, Column, Schema, is_text, unit_of
+from dpvae.data.schema import FULL, Column, Schema
 from dpvae.errors import DataError
 
 DECIMALS = (*(f"decimals {d}" for d in range(7)), f"decimals {FULL}")  # the last: more than six

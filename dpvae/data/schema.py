@@ -31,6 +31,7 @@ from functools import cached_property
 from typing import Any, Self
 
 from dpvae.checks import did_you_mean, one_of
+from dpvae.data.dtypes import is_text, natural_kind, unit_of
 from dpvae.errors import ConfigError, SchemaError
 
 DISCRETE = ("categorical", "ordinal", "boolean")
@@ -41,12 +42,6 @@ STEPS = {"D": 86400.0, "m": 60.0, "s": 1.0, "us": 0.0}  # a datetime's unit -> s
 FULL = 9  # decimals from here on mean: not rounded at all
 Category = str | int | float | bool
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-def is_text(dtype: str) -> bool:
-    """Whether cells of this type are strings (CSV cells included)."""
-    return dtype in ("csv", "string", "large_string", "string_view", "null") or "values=string" in dtype or (
-        "values=large_string" in dtype)
 
 
 @dataclass(frozen=True)
@@ -261,37 +256,7 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
 
 
-def int_range(dtype: str) -> tuple[float, float]:
-    """The numbers an integer type can hold; those of int64 where the type is another one.
-
-    >>> int_range("uint8"), int_range("int16")
-    ((0.0, 255.0), (-32768.0, 32767.0))
-    """
-    for bits in (8, 16, 32):
-        if dtype == f"uint{bits}":
-            return 0.0, 2.0**bits - 1
-        if dtype == f"int{bits}":
-            return -(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1
-    return (0.0 if dtype == "uint64" else -(2.0**63)), 2.0**63 - 1024
-
-
 # ---- a column meets the type of its table -----------------------------------------------------------------------
-
-
-def natural_kind(dtype: str) -> str | None:
-    """The kind that follows from the type alone; ``None`` for text, which may be anything."""
-    value = dtype.removeprefix("dictionary<values=").split(",")[0] if dtype.startswith("dictionary") else dtype
-    if dtype.startswith("dictionary"):
-        return "categorical"
-    if value in ("bool",):
-        return "boolean"
-    if value.startswith(("int", "uint")):
-        return "integer"
-    if value in ("double", "float", "halffloat") or value.startswith("decimal"):
-        return "continuous"
-    if value.startswith(("date", "timestamp")):
-        return "datetime"
-    return "categorical" if value == "null" else None
 
 
 _ALLOWED = {  # kind of the type -> kinds a person may declare
@@ -334,18 +299,6 @@ def with_snapped_edges(column: Column) -> Column:
     inner = [(math.ceil(edge / step - 1e-9) - 0.5) * step for edge in column.edges[:-1]]
     last = (math.floor(column.edges[-1] / step + 1e-9) + 0.5) * step
     return dataclasses.replace(column, edges=(*inner, last))
-
-
-def unit_of(format: str) -> str:
-    """The finest part of a strftime format.
-
-    >>> unit_of("%d/%m/%Y"), unit_of("%Y-%m-%d %H:%M"), unit_of("%Y-%m-%dT%H:%M:%S")
-    ('D', 'm', 's')
-    """
-    for unit, marks in (("us", ("%f",)), ("s", ("%S", "%T", "%X", "%c")), ("m", ("%M", "%R", "%H", "%I"))):
-        if any(mark in format for mark in marks):
-            return unit
-    return "D"
 
 
 def _as_type(name: str, category: Category, dtype: str, natural: str | None) -> Category:

@@ -26,9 +26,10 @@ import numpy as np
 from dpvae.checks import one_of
 from dpvae.config import OUTSIDE
 from dpvae.data.cells import from_axis, from_categories, to_axis, to_keys
+from dpvae.data.dtypes import is_text
 from dpvae.data.kinds import refuse_free_text
 from dpvae.data.lake import Cells, Table
-from dpvae.data.schema import OTHER, Category, Column, Schema, is_text
+from dpvae.data.schema import OTHER, Category, Column, Schema
 from dpvae.errors import DataError, SchemaError
 
 
@@ -50,10 +51,11 @@ def read_column(column: Column, cells: Cells, outside: str) -> Any:
 
     The declared domain is enforced the way ``outside`` says: an error, clipped to the nearest bound, or missing.
     """
-    if column.declared and column.nullable is False and cells.missing.any():
+    never = column.nullable is False and "nullable" in column.declared
+    if never and cells.missing.any():
         raise DataError(f"column={column.name!r}: {int(cells.missing.sum())} cells are missing, but none may be; "
                         "add missing: true to its schema")
-    if outside == "missing" and column.nullable is False and column.declared:
+    if never and outside == "missing":
         raise SchemaError(f"column={column.name!r}: outside=missing needs a code for missing cells; add missing: true")
     if column.kind is None:
         return cells
@@ -201,7 +203,8 @@ class _Numeric:
                 which = np.searchsorted(self.edges, self.heaps, side="right") - 1
                 held = (which >= 0) & (which < len(inside))
                 inside -= np.bincount(which[held], minlength=len(inside)) * self.column.step / unit
-            widths[len(self.heaps):len(self.heaps) + len(inside)] = np.maximum(inside, self.column.step / unit or 1e-300)
+            least = self.column.step / unit or 1e-300
+            widths[len(self.heaps):len(self.heaps) + len(inside)] = np.maximum(inside, least)
         return widths
 
     def _cumulate(self) -> None:

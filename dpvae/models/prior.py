@@ -50,9 +50,16 @@ class Codebook(nn.Module):
         return self.weights.log_softmax(0)
 
     def sample_index(self, rows: int, *, generator: torch.Generator) -> Tensor:
-        """(rows,) indices of points."""
-        weights = self.log_weights.detach().double().exp().to(generator.device)
-        return torch.multinomial(weights, rows, replacement=True, generator=generator)
+        """(rows,) indices of points, in random order.
+
+        Systematic resampling: each point is drawn floor or ceil of (rows x weight) times, so the sample is closer to
+        the weights than independent draws would be, and each draw on its own still follows them.
+        """
+        edges = self.log_weights.detach().double().exp().cumsum(0).to(generator.device)
+        start = torch.rand(1, generator=generator, device=generator.device, dtype=torch.float64)
+        ticks = (torch.arange(rows, device=generator.device, dtype=torch.float64) + start) / rows * edges[-1]
+        index = torch.searchsorted(edges, ticks).clamp_max(len(edges) - 1)
+        return index[torch.randperm(rows, generator=generator, device=generator.device)]
 
     def sample(self, rows: int, *, generator: torch.Generator) -> Tensor:
         """(rows, Z)."""

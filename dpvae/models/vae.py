@@ -125,16 +125,11 @@ class VAE(nn.Module):
 
     @torch.no_grad()
     def latent(self, codes_BD: Tensor) -> Tensor:
-        """The latent a row stands for, (B, Z): the encoder's mean, or the codebook's exact posterior mean."""
-        if self.codebook is None:
-            return self.encode(codes_BD)[0]
-        return torch.cat([self.posterior(part) @ self.codebook.points for part in codes_BD.split(_ROWS_AT_ONCE)])
+        """The latent a row stands for, (B, Z): the mean of the amortised q(z | x)."""
+        return torch.cat([self.encode(part)[0] for part in codes_BD.split(_ROWS_AT_ONCE)])
 
     @torch.no_grad()
     def sample(self, rows: int, *, generator: torch.Generator) -> Tensor:
         """Rows of codes, (rows, D): z from the prior, x from the decoder. Post-processing: costs nothing."""
-        out = []
-        for start in range(0, rows, _ROWS_AT_ONCE):
-            z_BZ = self.prior.sample(min(_ROWS_AT_ONCE, rows - start), generator=generator)
-            out.append(self.likelihood.sample(self.decode(z_BZ), generator=generator))
-        return torch.cat(out)
+        return torch.cat([self.likelihood.sample(self.decode(z_BZ), generator=generator)
+                          for z_BZ in self.prior.sample(rows, generator=generator).split(_ROWS_AT_ONCE)])

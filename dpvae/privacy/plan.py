@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from dpvae.config import TrainConfig, TrainerConfig
@@ -84,6 +84,11 @@ class Plan:
         """Every access to private data, in order."""
         return _events(self)
 
+    def events_until(self, sgd_steps: int, metric_releases: int) -> tuple[Event, ...]:
+        """The part of :meth:`events` that is drawn once that many DP-SGD steps and noisy ELBOs are done."""
+        sgd = replace(self.sgd, steps=sgd_steps) if self.sgd is not None and sgd_steps else None
+        return _events(replace(self, sgd=sgd, metric_releases=metric_releases))
+
     def expected_noise(self) -> dict[str, float]:
         """Noise (standard deviation) of one number of each kind of release; counts in rows, ELBO in nats per row."""
         columns, targets = self.facts.columns, self.facts.has_target
@@ -101,6 +106,34 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able copy."""
         return asdict(self)
+
+    def __str__(self) -> str:
+        return "\n".join(_lines(self))
+
+
+def _lines(plan: Plan) -> list[str]:
+    """The plan as ``dpvae plan`` prints it."""
+    rows = f"{plan.rows:,}" if plan.facts.rows else "measured with noise"
+    lines = [f"plan: {plan.epsilon}", f"  trainer {plan.trainer}, {plan.facts.columns} columns, rows {rows}", "",
+             f"  {'release':22}{'budget':>8}{'noise multiplier':>19}   one number's noise"]
+    noise = plan.expected_noise()
+    multipliers = {f"survey/{name}": nm for name, nm in plan.survey_noise.items()}
+    multipliers |= {f"anchor/{name}": nm for name, nm in plan.anchor_noise.items()}
+    multipliers["metric/elbo"] = plan.metric_noise
+    for name, share in plan.shares.items():
+        if name == "dpsgd":
+            continue
+        unit = "nats per row" if name.startswith("metric") else "rows per cell"
+        lines.append(f"  {name:22}{share:>8.1%}{multipliers[name]:>19.3f}   +-{noise[name]:.3g} {unit}")
+    if plan.sgd is not None:
+        sgd = plan.sgd
+        lines.append(f"  {'dpsgd':22}{plan.shares['dpsgd']:>8.1%}{sgd.noise_multiplier:>19.3f}   "
+                     f"+-{noise['dpsgd/gradient']:.3g} per coordinate of the mean gradient")
+        lines.append(f"  {'':22}{sgd.steps} steps, sampling rate {sgd.sampling_rate:.4g}, clip norm {sgd.clip_norm:g}, "
+                     f"{sgd.latent_samples} latent samples per record")
+    lines += ["", "  Budget shares are of squared signal; the claim is the PLD price of all releases together.",
+              "  Nothing was opened and nothing was spent."]
+    return lines
 
 
 def default_delta(rows: int | None) -> float:
@@ -132,7 +165,7 @@ def make_plan(config: TrainConfig, facts: PublicFacts) -> Plan:
                        neighbouring=privacy.neighbouring)
     plan = at(signal)
     priced = price(plan.events(), delta=delta, neighbouring=privacy.neighbouring)
-    return Plan(**{**vars(plan), "epsilon": priced})
+    return replace(plan, epsilon=priced)
 
 
 def split(trainer: TrainerConfig, facts: PublicFacts) -> dict[str, float]:
@@ -169,16 +202,12 @@ def _scaled(draft: Plan, trainer: TrainerConfig, signal: float) -> Plan:
     """``draft`` with every noise scale resolved for a total ``signal``."""
     noise = {name: 1 / (signal * math.sqrt(share)) for name, share in draft.shares.items()}
     survey = {name.removeprefix("survey/"): nm for name, nm in noise.items() if name.startswith("survey/")}
-    releases = trainer.metric_releases
-    return Plan(**{
-        **vars(draft),
-        "survey_noise": survey,
-        "survey_delta": THRESHOLD_SHARE * draft.delta if "values" in survey else 0.0,
-        "anchor_noise": {n.removeprefix("anchor/"): nm for n, nm in noise.items() if n.startswith("anchor/")},
-        "metric_noise": noise["metric/elbo"] * math.sqrt(releases),
-        "metric_releases": releases,
-        "sgd": _sgd(draft.facts, trainer, signal * math.sqrt(draft.shares["dpsgd"])) if "dpsgd" in noise else None,
-    })
+    sgd = _sgd(draft.facts, trainer, signal * math.sqrt(draft.shares["dpsgd"])) if "dpsgd" in noise else None
+    releases = min(trainer.metric_releases, (sgd.steps if sgd else 0) + (trainer.name == "anchored"))
+    return replace(
+        draft, survey_noise=survey, survey_delta=THRESHOLD_SHARE * draft.delta if "values" in survey else 0.0,
+        anchor_noise={n.removeprefix("anchor/"): nm for n, nm in noise.items() if n.startswith("anchor/")},
+        metric_noise=noise["metric/elbo"] * math.sqrt(releases), metric_releases=releases, sgd=sgd)
 
 
 def _sgd(facts: PublicFacts, trainer: TrainerConfig, signal: float) -> SgdPlan:

@@ -34,6 +34,7 @@ Counts = NDArray[np.int64]
 Progress = Callable[[int, float], None]
 
 TARGET_VALUES = 4  # pairs are split by the target's value up to this many values: L x W x W cells are kept in memory
+LEARNING_RATE = 0.03
 WEIGHT_SD = 0.35  # prior scale of a decoder weight: a point at distance one moves a logit by about a third
 WIDTH_AT_ONCE = 1200  # wider tables are fitted on random subsets of columns
 

@@ -42,8 +42,8 @@ def test_adult_has_the_rows_that_uci_publishes():
 
 
 def test_adult_is_the_table_of_the_bars():
-    frames = [pd.read_csv(shared_tables.table(f"adult/{part}.csv"), keep_default_na=False) for part in ("train", "test")]
-    expected = pd.concat(frames)
+    parts = [shared_tables.table(f"adult/{part}.csv") for part in ("train", "test")]
+    expected = pd.concat(pd.read_csv(part, keep_default_na=False) for part in parts)
     ours = lake.to_pandas(lake.read(builtin.path("adult")))
     assert list(ours.columns) == list(expected.columns)
     rows = [sorted(map(tuple, frame.astype(str).to_numpy().tolist())) for frame in (ours, expected)]

@@ -11,8 +11,8 @@ from dpvae.errors import DataError
 
 @pytest.mark.parametrize(("text", "expected"), [
     ("0", "integer"), ("-12", "integer"), ("+3", "integer"), ("0123", "text"), ("1_000", "text"), ("", "text"),
-    ("5.", "decimals 0"), ("5.0", "decimals 0"), ("5.10", "decimals 1"), (".25", "decimals 2"), ("-0.123456", "decimals 6"),
-    ("0.12345678", "decimals 9"), ("1e5", "decimals 9"), ("nan", "text"), ("inf", "text"),
+    ("5.", "decimals 0"), ("5.0", "decimals 0"), ("5.10", "decimals 1"), (".25", "decimals 2"),
+    ("-0.123456", "decimals 6"), ("0.12345678", "decimals 9"), ("1e5", "decimals 9"), ("nan", "text"), ("inf", "text"),
     ("2020-02-29", "%Y-%m-%d"), ("2021-02-29", "text"), ("2020-02-29 10:30", "%Y-%m-%d %H:%M"),
     ("2020-02-29T10:30:59", "%Y-%m-%dT%H:%M:%S"), ("31/01/2020", "%d/%m/%Y"), ("01/31/2020", "%m/%d/%Y"),
     ("01/02/2020", "slashes"), ("13/13/2020", "text"), ("31.01.2020", "%d.%m.%Y"), ("TRUE", "boolean"), ("yes", "text"),
@@ -61,7 +61,7 @@ def test_free_text_is_refused_with_advice_and_codes_are_not():
     letters = lambda n: "".join(rng.choice(list("abcdefgh "), n))  # noqa: E731
     frame = pd.DataFrame({"review": [letters(80) for _ in range(400)], "city": rng.choice(["Ulm", "Rom"], 400)})
     table = lake.read(frame)
-    with pytest.raises(DataError, match="column='review': looks like free text.*drop it, or declare"):
+    with pytest.raises(DataError, match=r"column='review': looks like free text.*drop it, or declare"):
         kinds.refuse_free_text(table, Schema.undeclared(table.header))
     table = lake.read(frame.drop(columns="review").assign(when=pd.date_range("1990-01-01", periods=400).astype(str)))
     kinds.refuse_free_text(table, Schema.undeclared(table.header))

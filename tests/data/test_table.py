@@ -186,7 +186,7 @@ def test_text_in_a_declared_number_of_a_csv_is_refused(tmp_path):
     path.write_text("n\n1\nmany\n")
     table = lake.read(path)
     schema = declare({"columns": {"n": {"kind": "integer", "min": 0, "max": 9}}}).bind(table.header)
-    with pytest.raises(DataError, match="column='n': 'many' in row 2 .*expected integer cells"):
+    with pytest.raises(DataError, match=r"column='n': 'many' in row 2 .*expected integer cells"):
         validate(table, schema)
 
 

@@ -1,0 +1,280 @@
+"""The verbs, as functions of plain configuration: plan, train, release; and :class:`DPVAE`, for scikit-learn's world.
+
+    plan     public facts -> a Plan           opens no data, spends nothing
+    train    a table -> a Run                 books its events first, then spends them
+    release  a Run -> a folder to publish     costs nothing
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dpvae.config import DataConfig, ReleaseConfig, TrainConfig
+from dpvae.data import builtin, lake
+from dpvae.data.lake import Table
+from dpvae.data.schema import Schema
+from dpvae.data.survey import Survey, survey, survey_steps
+from dpvae.data.table import TableCodec, validate
+from dpvae.errors import ConfigError, DataError
+from dpvae.privacy.accountant import Epsilon
+from dpvae.privacy.events import Event
+from dpvae.privacy.ledger import Ledger, Reservation
+from dpvae.privacy.plan import Plan, PublicFacts, make_plan
+from dpvae.report.progress import Progress
+from dpvae.report.run import report_run
+from dpvae.report.source import write_events
+
+NOISE = {
+    "one-shot": "rounded Gaussian added to integers; AES-256-CTR keystream, key from the operating system",
+    "dpsgd": "Gaussian in double precision, rounded to single; AES-256-CTR keystream, one stream per step",
+}
+REPLAY = ("a step replayed after a crash draws the identical mask and noise from a key sealed in private/, which is "
+          "destroyed when the run ends: the same release, not a second one")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: where it is, what was planned, and what it guarantees."""
+
+    path: Path
+    plan: Plan
+    epsilon: Epsilon
+    note: str = ""
+
+    def __str__(self) -> str:
+        done = f"{self.note}\n" if self.note else ""
+        name = self.path.name
+        return (f"{done}run {name}: {self.epsilon}\n  report   {self.path}/public/report.html\n"
+                f"  next     dpvae release run={name} rows={self.plan.rows} to=release/{name}")
+
+
+def plan(config: TrainConfig) -> Plan:
+    """What ``config`` would spend, and on what. Reads the header and the declared schema; no row; spends nothing."""
+    return _plan(config, _schema(config.data, lake.header(_source(config.data))))
+
+
+def train(config: TrainConfig, table: Any = None) -> Run:
+    """Train as ``config`` says on its file, or on ``table`` (a DataFrame, an Arrow table, an array).
+
+    Everything that can be refused is refused before a key is drawn or a budget is touched; then the whole plan is
+    reserved on the ledger in one transaction, and only then is noise drawn.
+    """
+    _limit_threads(config)
+    source = table if table is not None else _source(config.data)
+    schema = _schema(config.data, lake.header(source))
+    planned = _plan(config, schema)
+    rows = lake.read(source)
+    if rows.rows < 2:
+        raise DataError(f"rows={rows.rows}: expected at least two rows; one row cannot be hidden among others")
+    validate(rows, schema, config.data.outside)
+    from dpvae.train.run import open_run
+
+    run = open_run(config)
+    with ExitStack() as stack:
+        stack.enter_context(run.lock())
+        if run.finished:
+            return _finished(run, planned, "this run is finished already; nothing was spent")
+        run.bind_data(run.key().tag(_fingerprint(rows)))
+        ledger, reservation = _reserve(config, planned, run)
+        with Progress(config.report.progress, planned) as progress:
+            result = _spend(config, planned, rows, schema, run, progress)
+        _publish(config, planned, run, ledger, result)
+        ledger.commit(reservation)
+        run.finish()
+    report_run(run.path)
+    return _finished(run, planned)
+
+
+def release(config: ReleaseConfig | str | Path, model: Any = None, *, rows: int | None = None, seed: int = 0) -> Path:
+    """Write a release folder from a finished run: ``release(ReleaseConfig(...))`` or ``release(folder, model, rows=)``.
+
+    Raises :class:`ReleaseError` where the run is not private or the folder is taken. Costs no privacy.
+    """
+    from dpvae.release.bundle import write_release
+    from dpvae.release.sample import table_writer
+    from dpvae.train.run import find_run
+
+    if isinstance(config, ReleaseConfig):
+        run, to, count, seed = find_run(config.run, config.root).path, Path(config.to), config.rows, config.seed
+    elif isinstance(model, DPVAE):
+        run, to, count = model.run_.path, Path(config), rows
+    elif isinstance(model, Run):
+        run, to, count = model.path, Path(config), rows
+    else:
+        raise ConfigError(f"model={type(model).__name__}: expected a fitted DPVAE or a Run to release")
+    if count is None:
+        count = _public_rows(run)
+    return write_release(run, table_writer(run / "public", count, seed=seed), rows=count, to=to, seed=seed)
+
+
+# -- the steps of train ----------------------------------------------------------------------------------------------
+
+
+def _source(data: DataConfig) -> Any:
+    if data.builtin is not None:
+        return builtin.path(data.builtin)
+    if data.path is None:
+        raise ConfigError("data.path=null: expected a table; try data=adult, or data=path/to/table.csv")
+    return data.path
+
+
+def _schema(data: DataConfig, header: tuple[tuple[str, str], ...]) -> Schema:
+    """What is publicly known about the table: declared in YAML, or nothing but its header."""
+    declared = data.schema or (str(builtin.schema(data.builtin)) if data.builtin else None)
+    schema = Schema.from_yaml(declared).bind(header) if declared else Schema.undeclared(header, data.target)
+    schema = schema.with_target(data.target if data.target is not None else schema.target)
+    return schema.with_missing() if data.outside == "missing" else schema
+
+
+def _plan(config: TrainConfig, schema: Schema) -> Plan:
+    facts = PublicFacts(columns=len(schema.columns), survey_steps=survey_steps(schema, config.data.rows is not None),
+                        rows=config.data.rows, has_target=schema.target is not None)
+    return make_plan(config, facts)
+
+
+def _limit_threads(config: TrainConfig) -> None:
+    if config.performance.threads is not None:
+        import torch
+
+        torch.set_num_threads(config.performance.threads)
+
+
+def _fingerprint(table: Table) -> bytes:
+    """A digest of every cell; it leaves this function only under the run's secret key."""
+    digest = hashlib.sha256()
+    for name, cells in zip(table.names, table.cells, strict=True):
+        digest.update(f"{name}\0{cells.dtype}\0{len(cells.values)}\0".encode())
+        digest.update(np.packbits(cells.missing).tobytes())
+        if cells.values.dtype == object:
+            digest.update("\0".join(map(str, cells.values)).encode("utf-8", "surrogatepass"))
+        else:
+            digest.update(np.ascontiguousarray(cells.values).tobytes())
+    return digest.digest()
+
+
+def _reserve(config: TrainConfig, planned: Plan, run: Any) -> tuple[Ledger, Reservation]:
+    """Book the whole plan, before any noise is drawn; a run that was booked already gets its reservation back."""
+    dataset = _dataset(config)
+    ledger = Ledger.open(config.ledger.url or f"sqlite:///{Path(config.run.root) / 'ledger.db'}")
+    if config.ledger.cap_epsilon is not None:
+        ledger.cap(dataset, config.ledger.cap_epsilon, config.ledger.cap_delta or planned.delta)
+    reservation = ledger.reserve(dataset, run.record["ledger_run"], planned.events(), delta=planned.delta,
+                                 neighbouring=planned.neighbouring, noise=run.key().tag(b"noise"))
+    return ledger, reservation
+
+
+def _dataset(config: TrainConfig) -> str:
+    return config.ledger.dataset or config.data.builtin or (Path(config.data.path).stem if config.data.path else "table")
+
+
+@dataclass(frozen=True)
+class _Result:
+    vae: Any
+    schema: Schema
+    rows: float
+    events: tuple[Event, ...]
+    metrics: list[dict[str, Any]]
+    anchors: Any
+
+
+def _spend(config: TrainConfig, planned: Plan, table: Table, schema: Schema, run: Any, progress: Progress) -> _Result:
+    """Survey, measure, train: everything that touches private rows."""
+    import torch
+
+    from dpvae.train import anchor
+    from dpvae.train.trainer import Trainer
+
+    key, trainer = run.key(), config.trainer
+    surveyed = survey(table, schema, noise=planned.survey_noise, delta=planned.survey_delta or 1e-9, key=key,
+                      rows=config.data.rows, outside=config.data.outside) if planned.survey_noise else (
+        Survey(schema, float(config.data.rows or 0), ()))
+    progress.phase("survey", 1)
+    resolved = surveyed.schema
+    codes = TableCodec(resolved).encode(table, config.data.outside)
+    target = resolved.names.index(resolved.target) if resolved.target is not None else None
+    anchors, anchor_events = anchor.measure(codes, resolved.cardinalities, target, noise=planned.anchor_noise, key=key)
+    progress.phase("anchor", 1)
+    device = _device(config.performance.device)
+    public_rows = max(round(surveyed.rows), 1)
+    vae = _new_model(config, resolved, device)
+    state = Trainer(plan=planned, config=config, vae=vae, codes=torch.as_tensor(codes, device=device).long(),
+                    anchors=anchors, rows=public_rows, key=key, checkpoint=run.checkpoint,
+                    listen=progress.listen).fit()
+    events = (*surveyed.events, *anchor_events, *planned.events()[len(surveyed.events) + len(anchor_events):])
+    if events != planned.events():
+        raise AssertionError("the events drawn are not the events reserved")
+    return _Result(vae.cpu(), resolved, surveyed.rows, events, state.metrics, anchors)
+
+
+def _new_model(config: TrainConfig, schema: Schema, device: Any) -> Any:
+    import torch
+
+    from dpvae.models.vae import VAE
+    from dpvae.rng import seed_of
+
+    model, codebook = config.model, config.trainer.name == "anchored"
+    vae = VAE(schema.cardinalities, latent_dim=model.latent_dim or (64 if codebook else 16), hidden=model.hidden,
+              layers=(0 if codebook else 1) if model.layers is None else model.layers,
+              components=model.components if codebook else None,
+              generator=torch.Generator().manual_seed(seed_of(config.run.seed, "init")))
+    return vae.to(device)
+
+
+def _device(wanted: str) -> Any:
+    import torch
+
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("performance.device='cuda': no CUDA device is available here; try performance.device=auto")
+    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _publish(config: TrainConfig, planned: Plan, run: Any, ledger: Ledger, result: _Result) -> None:
+    """Write ``public/``; nothing here was computed from private rows except through ``result.events``."""
+    from dpvae.train.checkpoint import save_model, write_bytes, write_json
+
+    save_model(result.vae, run.public)
+    write_json(run.public / "schema.json", result.schema.to_dict())
+    write_json(run.public / "plan.json", planned.to_dict())
+    write_json(run.public / "config.json", asdict(replace(config, data=replace(config.data, path=None))))
+    write_bytes(run.public / "events.jsonl", write_events(result.events))
+    lines = [json.dumps(metric, sort_keys=True) for metric in result.metrics]
+    write_bytes(run.public / "metrics.jsonl", "".join(f"{line}\n" for line in lines).encode())
+    write_json(run.public / "reference.json", {
+        column.name: {"labels": list(column.labels), "noisy": table.tolist(), "sd": result.anchors.sd["one-way"]}
+        for column, table in zip(result.schema.columns, result.anchors.one_way, strict=True)})
+    dataset = _dataset(config)
+    rows = max(round(result.rows), 1)
+    write_json(run.public / "claim.json", {
+        "epsilon_target": config.privacy.epsilon, "delta": planned.delta, "neighbouring": planned.neighbouring,
+        "unit": "row", "n_ref": rows, "n_ref_source": "declared" if config.data.rows else "measured",
+        "private": config.privacy.secret_seed is None,
+        "divisor": planned.sgd.sampling_rate * rows if planned.sgd else None,
+        "noise": "; ".join(f"{name}: {text}" for name, text in NOISE.items()), "replay": REPLAY, "dataset": dataset,
+        "ledger_head": ledger.head(), "ledger_rows": len(ledger.rows()),
+        "cumulative_epsilon": _finite(ledger.spent(dataset, planned.delta).upper)})
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _finished(run: Any, planned: Plan, note: str = "") -> Run:
+    assert planned.epsilon is not None
+    return Run(run.path, planned, planned.epsilon, note)
+
+
+def _public_rows(run: Path) -> int:
+    from dpvae.train.checkpoint import read_json
+
+    return int(read_json(run / "public" / "claim.json")["n_ref"])
+
+
+from dpvae.estimator import DPVAE  # noqa: E402  (the estimator calls train)

@@ -1,0 +1,231 @@
+"""The training loop: phases in order, one state, resumable at every checkpoint.
+
+    anchored       fit the decoder to the anchors (free) -> DP-SGD on the decoder -> sleep phase (free)
+    decoder_only   sleep phase (free) -> DP-SGD on the decoder, the encoder dreaming along -> sleep phase (free)
+    joint          DP-SGD on encoder and decoder: the textbook DP-VAE, kept as the baseline
+
+A :class:`Trainer` is frozen; what changes lives in the VAE, in the optimisers and in :class:`TrainState`. All
+randomness is derived from (key or public seed, phase, step), so a run that is killed and started again draws the same
+masks and the same noise, and ends with the same weights: nothing is released twice, nothing is forgotten.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dpvae.config import TrainConfig
+from dpvae.models.vae import VAE
+from dpvae.privacy.accountant import price
+from dpvae.privacy.mechanisms import noisy_mean_clipped
+from dpvae.privacy.noise import SecretKey
+from dpvae.privacy.plan import ELBO_RANGE_PER_COLUMN, Plan
+from dpvae.rng import seed_of
+from dpvae.train import anchor, objectives
+from dpvae.train.anchor import Anchors
+from dpvae.train.checkpoint import load_state, optimiser_state, restore_optimiser, save_state
+from dpvae.train.dpsgd import PrivateSteps
+from dpvae.train.sleep import Sleep
+
+CHECKPOINT_EVERY = 20  # DP-SGD steps
+AVERAGING = 0.95  # decay of the averaged weights that are released
+DREAMS_PER_STEP = 3  # sleep steps between two steps of DP-SGD (decoder_only)
+REFINING = 0.1  # the anchored decoder is near its optimum already: DP-SGD refines it with smaller steps
+PHASES = {"anchored": ("fit", "dpsgd", "sleep"), "decoder_only": ("dream", "dpsgd", "sleep"),
+          "joint": ("dpsgd",)}
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What a listener is told: how far a phase is, and what has been released so far."""
+
+    phase: str
+    step: int
+    steps: int
+    metric: dict[str, Any] | None = None
+
+
+@dataclass
+class TrainState:
+    """All that changes besides weights: the phase, the steps done in it, the released metrics."""
+
+    phase: int = 0
+    step: int = 0
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+
+
+Listener = Callable[[Moment], None]
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """One run over ``codes`` (rows, D), private; everything else it holds is public or secret randomness."""
+
+    plan: Plan
+    config: TrainConfig
+    vae: VAE
+    codes: Tensor
+    anchors: Anchors
+    rows: int  # public: the divisor's row count
+    key: SecretKey
+    checkpoint: Path
+    listen: Listener = lambda moment: None
+
+    def fit(self) -> TrainState:
+        """Train from the last checkpoint, or from the start; returns the final state."""
+        state, saved = self._restore()
+        names = PHASES[self.config.trainer.name]
+        for index in range(state.phase, len(names)):
+            getattr(self, f"_{names[index]}")(state, saved)
+            saved = {}
+            state.phase, state.step = index + 1, 0
+            self._save(state)
+        return state
+
+    def _restore(self) -> tuple[TrainState, dict[str, Any]]:
+        saved = load_state(self.checkpoint)
+        if saved is None:
+            anchor.start_bias(self.vae, self.anchors)
+            return TrainState(), {}
+        self.vae.load_state_dict(saved["vae"])
+        return TrainState(saved["phase"], saved["step"], saved["metrics"]), saved.get("extra", {})
+
+    def _save(self, state: TrainState, extra: dict[str, Any] | None = None) -> None:
+        save_state(self.checkpoint, {"vae": self.vae.state_dict(), "phase": state.phase, "step": state.step,
+                                     "metrics": state.metrics, "extra": extra or {}})
+
+    def _generator(self, *names: str | int) -> torch.Generator:
+        return torch.Generator(device=self.codes.device).manual_seed(seed_of(self.config.run.seed, *names))
+
+    # -- phases ------------------------------------------------------------------------------------------------------
+
+    def _fit(self, state: TrainState, saved: dict[str, Any]) -> None:
+        """Post-processing: decoder and prior fitted to the anchors."""
+        trainer = self.config.trainer
+
+        def progress(step: int, residual: float) -> None:
+            self.listen(Moment("fit", step, trainer.fit_steps))
+
+        anchor.fit(self.vae, self.anchors, steps=trainer.fit_steps, learning_rate=anchor.LEARNING_RATE,
+                   generator=self._generator("fit"), progress=progress)
+        self._release_metric(state, "fit", trainer.fit_steps, 0)
+
+    def _dream(self, state: TrainState, saved: dict[str, Any]) -> None:
+        self._sleep(state, saved, name="dream")
+
+    def _sleep(self, state: TrainState, saved: dict[str, Any], name: str = "sleep") -> None:
+        """Post-processing: the encoder learns from the decoder's own rows."""
+        sleep, steps = Sleep(self.vae), self.config.trainer.sleep_steps
+        for step in range(0, steps, 25):
+            sleep.run(min(25, steps - step), generator=self._generator(name, step))
+            self.listen(Moment(name, min(step + 25, steps), steps))
+
+    def _dpsgd(self, state: TrainState, saved: dict[str, Any]) -> None:
+        """The private phase. Costs what the plan's SampledGaussian event says, and the noisy ELBOs."""
+        if self.plan.sgd is None:
+            return
+        steps = self.plan.sgd.steps
+        private = self._private_steps()
+        average = [p.detach().clone() for p in private.optimizer.params]
+        sleep = Sleep(self.vae) if self.config.trainer.name == "decoder_only" else None
+        if saved:
+            restore_optimiser(private.optimizer.original_optimizer, saved["adam"])
+            average = [saved["average"][str(i)].to(p) for i, p in enumerate(average)]
+            if sleep is not None:
+                restore_optimiser(sleep.optimiser, saved["sleep"])
+        for step in range(state.step, steps):
+            if sleep is not None:
+                sleep.run(DREAMS_PER_STEP, generator=self._generator("dpsgd", "sleep", step))
+            private.step(step, 0.5 * (1 + math.cos(math.pi * step / steps)))
+            _average(average, private.optimizer.params, step)
+            state.step = step + 1
+            self._after_step(state, steps, average, private)
+            if state.step % CHECKPOINT_EVERY == 0 and state.step < steps:
+                extra = {"adam": optimiser_state(private.optimizer.original_optimizer),
+                         "average": dict(enumerate(average))}
+                extra |= {"sleep": optimiser_state(sleep.optimiser)} if sleep is not None else {}
+                self._save(state, extra)
+        with torch.no_grad():
+            for parameter, mean in zip(private.optimizer.params, average, strict=True):
+                parameter.copy_(mean)
+        private.close()
+
+    def _private_steps(self) -> PrivateSteps:
+        assert self.plan.sgd is not None
+        trainer, samples = self.config.trainer, self.plan.sgd.latent_samples
+        module: nn.Module = self.vae.decoder
+        loss = objectives.posterior(self.vae, samples) if self.vae.codebook is not None else (
+            objectives.decoder_only(self.vae, samples))
+        rate = trainer.learning_rate
+        if trainer.name == "joint":
+            module, loss = objectives.EncoderAndDecoder(self.vae), objectives.joint(self.vae, samples)
+        elif trainer.name == "anchored":
+            rate *= REFINING
+        return PrivateSteps(module, self.codes, loss, plan=self.plan.sgd, rows=self.rows, key=self.key,
+                            learning_rate=rate, microbatch=self.config.performance.microbatch)
+
+    # -- the noisy ELBO ----------------------------------------------------------------------------------------------
+
+    def _after_step(self, state: TrainState, steps: int, average: list[Tensor], private: PrivateSteps) -> None:
+        metric = None
+        due = _due(steps, self.plan.metric_releases, fitted=self.config.trainer.name == "anchored")
+        if state.step in due:
+            current = [p.detach().clone() for p in private.optimizer.params]
+            with torch.no_grad():
+                _copy(average, private.optimizer.params)
+                metric = self._release_metric(state, "dpsgd", state.step, due[state.step])
+                _copy(current, private.optimizer.params)
+        self.listen(Moment("dpsgd", state.step, steps, metric))
+
+    def _release_metric(self, state: TrainState, phase: str, step: int, number: int) -> dict[str, Any] | None:
+        """Release number ``number`` of the plan's noisy ELBOs: the mean over all records, clipped and noised."""
+        if number >= self.plan.metric_releases:
+            return None
+        lower = -ELBO_RANGE_PER_COLUMN * self.codes.shape[1]
+        value, sd, _ = noisy_mean_clipped(
+            self._elbos(number), lower=lower, upper=0.0, divisor=float(self.rows),
+            noise_multiplier=self.plan.metric_noise, stream=self.key.stream("metric", number),
+            phase="metric", what="noisy ELBO")
+        drawn = self.plan.events_until(step if phase == "dpsgd" else 0, number + 1)
+        spent = price(drawn, delta=self.plan.delta, neighbouring=self.plan.neighbouring).upper
+        metric = {"phase": phase, "step": step, "noisy_elbo": value, "sd": sd, "unit": "nats per row", "rate": None,
+                  "epsilon_spent": spent}
+        state.metrics.append(metric)
+        self.listen(Moment(phase, step, step, metric))
+        return metric
+
+    def _elbos(self, number: int) -> np.ndarray:
+        """One ELBO per record, (rows,); private."""
+        values = []
+        generator = self._generator("metric", number)
+        with torch.no_grad():
+            for part in self.codes.split(4096):
+                noise = torch.randn(1, len(part), self.vae.prior.dim, generator=generator, device=part.device)
+                values.append(self.vae.elbo(part, noise).value.cpu())
+        return torch.cat(values).double().numpy()
+
+
+
+def _due(steps: int, releases: int, *, fitted: bool) -> dict[int, int]:
+    """DP-SGD step -> number of the noisy ELBO released after it; the first is taken after the fit, if there was one."""
+    left = releases - fitted
+    return {math.ceil(steps * (i + 1) / left): i + fitted for i in range(left)} if left > 0 else {}
+
+
+def _average(average: list[Tensor], parameters: list[nn.Parameter], step: int) -> None:
+    decay = min(AVERAGING, (1 + step) / (10 + step))
+    for mean, parameter in zip(average, parameters, strict=True):
+        mean.mul_(decay).add_(parameter.detach(), alpha=1 - decay)
+
+
+def _copy(source: list[Tensor], into: list[nn.Parameter]) -> None:
+    for parameter, value in zip(into, source, strict=True):
+        parameter.copy_(value)
+
