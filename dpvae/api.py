@@ -1,4 +1,4 @@
-"""The verbs, as functions of plain configuration: plan, train, release; and :class:`DPVAE`, for scikit-learn's world.
+"""The verbs, as functions of plain configuration: plan, train, release.
 
     plan     public facts -> a Plan           opens no data, spends nothing
     train    a table -> a Run                 books its events first, then spends them
@@ -23,14 +23,14 @@ from dpvae.data.lake import Table
 from dpvae.data.schema import Schema
 from dpvae.data.survey import Survey, survey, survey_steps
 from dpvae.data.table import TableCodec, validate
-from dpvae.errors import ConfigError, DataError
+from dpvae.errors import AccountingError, ConfigError, DPVAEError
 from dpvae.privacy.accountant import Epsilon
 from dpvae.privacy.events import Event
 from dpvae.privacy.ledger import Ledger, Reservation
 from dpvae.privacy.plan import Plan, PublicFacts, make_plan
 from dpvae.report.progress import Progress
 from dpvae.report.run import report_run
-from dpvae.report.source import write_events
+from dpvae.report.source import read_run, write_events
 
 NOISE = {
     "one-shot": "rounded Gaussian added to integers; AES-256-CTR keystream, key from the operating system",
@@ -52,8 +52,9 @@ class Run:
     def __str__(self) -> str:
         done = f"{self.note}\n" if self.note else ""
         name = self.path.name
+        run = name if self.path.parent == Path("runs") else self.path
         return (f"{done}run {name}: {self.epsilon}\n  report   {self.path}/public/report.html\n"
-                f"  next     dpvae release run={name} rows={self.plan.rows} to=release/{name}")
+                f"  next     dpvae release run={run} rows={self.plan.rows} to=release/{name}")
 
 
 def plan(config: TrainConfig) -> Plan:
@@ -72,18 +73,18 @@ def train(config: TrainConfig, table: Any = None) -> Run:
     schema = _schema(config.data, lake.header(source))
     planned = _plan(config, schema)
     rows = lake.read(source)
-    if rows.rows < 2:
-        raise DataError(f"rows={rows.rows}: expected at least two rows; one row cannot be hidden among others")
     validate(rows, schema, config.data.outside)
+    _device(config.performance.device)
     from dpvae.train.run import open_run
 
     run = open_run(config)
     with ExitStack() as stack:
         stack.enter_context(run.lock())
         if run.finished:
+            if not run.complete:
+                report_run(run.path)
             return _finished(run, planned, "this run is finished already; nothing was spent")
-        run.bind_data(run.key().tag(_fingerprint(rows)))
-        ledger, reservation = _reserve(config, planned, run)
+        ledger, reservation = _reserve(config, planned, rows, run)
         with Progress(config.report.progress, planned) as progress:
             result = _spend(config, planned, rows, schema, run, progress)
         _publish(config, planned, run, ledger, result)
@@ -96,7 +97,8 @@ def train(config: TrainConfig, table: Any = None) -> Run:
 def release(config: ReleaseConfig | str | Path, model: Any = None, *, rows: int | None = None, seed: int = 0) -> Path:
     """Write a release folder from a finished run: ``release(ReleaseConfig(...))`` or ``release(folder, model, rows=)``.
 
-    Raises :class:`ReleaseError` where the run is not private or the folder is taken. Costs no privacy.
+    ``model`` is a :class:`Run`, or anything fitted that holds one as ``run_``. Raises :class:`ReleaseError` where the
+    run is not private or the folder is taken. Costs no privacy.
     """
     from dpvae.release.bundle import write_release
     from dpvae.release.sample import table_writer
@@ -104,12 +106,11 @@ def release(config: ReleaseConfig | str | Path, model: Any = None, *, rows: int 
 
     if isinstance(config, ReleaseConfig):
         run, to, count, seed = find_run(config.run, config.root).path, Path(config.to), config.rows, config.seed
-    elif isinstance(model, DPVAE):
-        run, to, count = model.run_.path, Path(config), rows
-    elif isinstance(model, Run):
-        run, to, count = model.path, Path(config), rows
     else:
-        raise ConfigError(f"model={type(model).__name__}: expected a fitted DPVAE or a Run to release")
+        held = getattr(model, "run_", model)
+        if not isinstance(held, Run):
+            raise ConfigError(f"model={type(model).__name__}: expected a fitted DPVAE or a Run to release")
+        run, to, count = held.path, Path(config), rows
     if count is None:
         count = _public_rows(run)
     return write_release(run, table_writer(run / "public", count, seed=seed), rows=count, to=to, seed=seed)
@@ -137,7 +138,15 @@ def _schema(data: DataConfig, header: tuple[tuple[str, str], ...]) -> Schema:
 def _plan(config: TrainConfig, schema: Schema) -> Plan:
     facts = PublicFacts(columns=len(schema.columns), survey_steps=survey_steps(schema, config.data.rows is not None),
                         rows=config.data.rows, has_target=schema.target is not None)
-    return make_plan(config, facts)
+    if facts.survey_steps and config.trainer.survey_share == 0:
+        open_ = schema.open_questions or ("rows",)
+        raise ConfigError(f"trainer.survey_share=0: {len(open_)} things are not declared ({', '.join(open_[:3])}); "
+                          "declare them, or leave trainer.survey_share to the plan")
+    planned = make_plan(config, facts)
+    if planned.epsilon is None or planned.epsilon.upper > config.privacy.epsilon * (1 + 1e-9):
+        raise AccountingError(f"privacy.epsilon={config.privacy.epsilon:g}: the plan costs {planned.epsilon}; "
+                              "nothing was spent. Try a larger epsilon")
+    return planned
 
 
 def _limit_threads(config: TrainConfig) -> None:
@@ -160,19 +169,29 @@ def _fingerprint(table: Table) -> bytes:
     return digest.digest()
 
 
-def _reserve(config: TrainConfig, planned: Plan, run: Any) -> tuple[Ledger, Reservation]:
-    """Book the whole plan, before any noise is drawn; a run that was booked already gets its reservation back."""
+def _reserve(config: TrainConfig, planned: Plan, rows: Table, run: Any) -> tuple[Ledger, Reservation]:
+    """Book the whole plan, before any noise is drawn; a run that was booked already gets its reservation back.
+
+    Where the ledger refuses, a run that was made a moment ago is removed again: nothing is booked for it.
+    """
     dataset = _dataset(config)
-    ledger = Ledger.open(config.ledger.url or f"sqlite:///{Path(config.run.root) / 'ledger.db'}")
-    if config.ledger.cap_epsilon is not None:
-        ledger.cap(dataset, config.ledger.cap_epsilon, config.ledger.cap_delta or planned.delta)
-    reservation = ledger.reserve(dataset, run.record["ledger_run"], planned.events(), delta=planned.delta,
-                                 neighbouring=planned.neighbouring, noise=run.key().tag(b"noise"))
+    try:
+        run.bind_data(run.key().tag(_fingerprint(rows)))
+        ledger = Ledger.open(config.ledger.url or Path(config.run.root) / "ledger.db")
+        if config.ledger.cap_epsilon is not None:
+            ledger.cap(dataset, config.ledger.cap_epsilon, config.ledger.cap_delta or planned.delta)
+        reservation = ledger.reserve(dataset, run.record["ledger_run"], planned.events(), delta=planned.delta,
+                                     neighbouring=planned.neighbouring, noise=run.key().tag(b"noise"))
+    except (DPVAEError, OSError):
+        if run.fresh:
+            run.discard()
+        raise
     return ledger, reservation
 
 
 def _dataset(config: TrainConfig) -> str:
-    return config.ledger.dataset or config.data.builtin or (Path(config.data.path).stem if config.data.path else "table")
+    path = config.data.path
+    return config.ledger.dataset or config.data.builtin or (Path(path).stem if path else "table")
 
 
 @dataclass(frozen=True)
@@ -192,7 +211,7 @@ def _spend(config: TrainConfig, planned: Plan, table: Table, schema: Schema, run
     from dpvae.train import anchor
     from dpvae.train.trainer import Trainer
 
-    key, trainer = run.key(), config.trainer
+    key = run.key()
     surveyed = survey(table, schema, noise=planned.survey_noise, delta=planned.survey_delta or 1e-9, key=key,
                       rows=config.data.rows, outside=config.data.outside) if planned.survey_noise else (
         Survey(schema, float(config.data.rows or 0), ()))
@@ -204,7 +223,7 @@ def _spend(config: TrainConfig, planned: Plan, table: Table, schema: Schema, run
     progress.phase("anchor", 1)
     device = _device(config.performance.device)
     public_rows = max(round(surveyed.rows), 1)
-    vae = _new_model(config, resolved, device)
+    vae = _new_model(config, planned, resolved, device)
     state = Trainer(plan=planned, config=config, vae=vae, codes=torch.as_tensor(codes, device=device).long(),
                     anchors=anchors, rows=public_rows, key=key, checkpoint=run.checkpoint,
                     listen=progress.listen).fit()
@@ -214,16 +233,16 @@ def _spend(config: TrainConfig, planned: Plan, table: Table, schema: Schema, run
     return _Result(vae.cpu(), resolved, surveyed.rows, events, state.metrics, anchors)
 
 
-def _new_model(config: TrainConfig, schema: Schema, device: Any) -> Any:
+def _new_model(config: TrainConfig, planned: Plan, schema: Schema, device: Any) -> Any:
     import torch
 
     from dpvae.models.vae import VAE
     from dpvae.rng import seed_of
 
-    model, codebook = config.model, config.trainer.name == "anchored"
+    model, codebook = config.model, planned.components > 0
     vae = VAE(schema.cardinalities, latent_dim=model.latent_dim or (64 if codebook else 16), hidden=model.hidden,
               layers=(0 if codebook else 1) if model.layers is None else model.layers,
-              components=model.components if codebook else None,
+              components=planned.components or None,
               generator=torch.Generator().manual_seed(seed_of(config.run.seed, "init")))
     return vae.to(device)
 
@@ -272,9 +291,4 @@ def _finished(run: Any, planned: Plan, note: str = "") -> Run:
 
 
 def _public_rows(run: Path) -> int:
-    from dpvae.train.checkpoint import read_json
-
-    return int(read_json(run / "public" / "claim.json")["n_ref"])
-
-
-from dpvae.estimator import DPVAE  # noqa: E402  (the estimator calls train)
+    return int(read_run(run).claim.n_ref)

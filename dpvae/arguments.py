@@ -26,12 +26,11 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from dpvae.checks import did_you_mean
-from dpvae.config import ReleaseConfig, TrainConfig, VerifyConfig
+from dpvae.config import LONGEST_NAME, ReleaseConfig, TrainConfig, VerifyConfig
 from dpvae.errors import ConfigError
 
 Config = TrainConfig | ReleaseConfig | VerifyConfig
 
-LONGEST_NAME = 120  # of a run folder; a longer one is cut, with a digest in place of the rest
 _OVERRIDE = re.compile(r"(?P<sign>\+{0,2})(?P<key>[A-Za-z_][^=\s]*)=(?P<value>.*)", re.DOTALL)
 _TABLES = (".csv", ".parquet", ".pq")
 _FUNCTION = re.compile(r"(choice|range|interval|glob|sort|shuffle|tag)\s*\(.*\)\s*", re.DOTALL)

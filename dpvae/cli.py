@@ -22,7 +22,6 @@ import os
 import re
 import sys
 import tempfile
-import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -35,14 +34,17 @@ from dpvae.checks import did_you_mean
 from dpvae.config import ReleaseConfig, TrainConfig, VerifyConfig, build
 from dpvae.errors import ConfigError, DPVAEError, ReleaseError
 
+LONGEST_SHOWN = 80  # characters of a file's name in an error
 DOES_NOT_HOLD, MISTAKE, BUG, INTERRUPTED, NO_READER = 1, 2, 70, 130, 141
-_STARTED = time.strftime("%Y%m%d-%H%M%S")
+_NO_MEMORY = ("can't allocate memory", "out of memory")  # how torch tells it
 _REMEDIES = {
     errno.ENOSPC: "; free some space and run the same command again",
     errno.EDQUOT: "; free some space and run the same command again",
     errno.EACCES: "; choose a place you may use",
     errno.EPERM: "; choose a place you may use",
     errno.EROFS: "; choose a place you may write to",
+    errno.ENAMETOOLONG: "; choose a shorter name",
+    errno.ENOTDIR: "; a part of that path is a file, choose another place",
 }
 
 
@@ -78,13 +80,16 @@ class Verb:
     config: type[TrainConfig] | type[ReleaseConfig] | type[VerifyConfig]
     run: Callable[[Any], int]
     stopped: str = "nothing was finished; run the same command again"
+    memory: str = "close other programs, or take a larger machine"
 
 
 VERBS = {
     "plan": Verb("what a budget buys; opens no data, spends nothing", TrainConfig, _plan),
     "train": Verb("train a private model on a table", TrainConfig, _train,
-                  "run the same command again and it goes on from its last checkpoint; nothing is counted twice"),
-    "release": Verb("write a synthetic table with its certificate", ReleaseConfig, _release),
+                  "run the same command again and it goes on from its last checkpoint; nothing is counted twice",
+                  "try a smaller performance.microbatch"),
+    "release": Verb("write a synthetic table with its certificate", ReleaseConfig, _release,
+                    memory="release fewer rows at a time"),
     "verify": Verb("check a release folder: digests, events, epsilon", VerifyConfig, _verify),
 }
 
@@ -133,7 +138,7 @@ def _swept(overrides: Sequence[str]) -> list[str]:
 
 
 def _name_job(config: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Give a job of a sweep a run of its own; a named sweep can be resumed, an unnamed one starts anew."""
+    """Say which job of a sweep begins; a named sweep gives each job a name of its own, so that it can be resumed."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
@@ -142,11 +147,8 @@ def _name_job(config: dict[str, Any], overrides: Sequence[str]) -> None:
     number, swept = HydraConfig.get().job.num, _swept(overrides)
     print(f"dpvae: job {number}: {' '.join(swept)}", file=sys.stderr)
     run = config.get("run")
-    if not isinstance(run, dict):
-        return
-    if run.get("name") is None:
-        run["name"] = f"{_STARTED}-{number}"
-    elif others := [text for text in swept if not text.startswith("run.name=")]:
+    others = [text for text in swept if not text.startswith("run.name=")]
+    if isinstance(run, dict) and run.get("name") is not None and others:
         run["name"] = typed.job_name(str(run["name"]), others)
 
 
@@ -247,16 +249,18 @@ def _explain_hydra(error: BaseException) -> str:
     return text.splitlines()[0]
 
 
-def _explain(error: BaseException) -> tuple[int, str]:
+def _explain(error: BaseException, verb: Verb | None) -> tuple[int, str]:
     """The exit code and the one line for an error."""
     if isinstance(error, DPVAEError):
         return MISTAKE, f"error: {error}"
     if type(error).__module__.partition(".")[0] in ("hydra", "omegaconf"):
         return MISTAKE, f"error: {_explain_hydra(error)}"
-    if isinstance(error, MemoryError):
-        return MISTAKE, "error: out of memory; try a smaller performance.microbatch"
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and
+                                          any(text in str(error) for text in _NO_MEMORY)):
+        return MISTAKE, f"error: out of memory; {verb.memory if verb else Verb.memory}"
     if isinstance(error, OSError):
-        where = f": {error.filename}" if error.filename else ""
+        name = str(error.filename or "")
+        where = f": {name if len(name) <= LONGEST_SHOWN else name[:LONGEST_SHOWN] + '...'}" if name else ""
         return MISTAKE, f"error: {error.strerror or error}{where}{_REMEDIES.get(error.errno or 0, '')}"
     return BUG, (f"bug: {type(error).__name__}: {error}; this is a mistake in dpvae, not in your input: "
                  "DPVAE_DEBUG=1 shows where")
@@ -271,6 +275,16 @@ def _release_output() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _stopped(verb: Verb | None, arguments: Sequence[str]) -> str:
+    """What Ctrl-C left behind, and how to go on."""
+    if verb is None:
+        return "nothing was done"
+    unnamed = not any(argument.startswith("run.name=") for argument in arguments)
+    if verb.config is TrainConfig and {"-m", "--multirun"} & set(arguments) and unnamed:
+        return "the same command goes on with the job that was stopped, but starts the jobs before it anew"
+    return verb.stopped
+
+
 def _report(error: BaseException, arguments: Sequence[str]) -> int:
     """Say in one line on stderr what ended the command, and give its exit code."""
     if isinstance(error, _Carried) and error.__cause__ is not None:
@@ -282,11 +296,11 @@ def _report(error: BaseException, arguments: Sequence[str]) -> int:
         return NO_READER
     if os.environ.get("DPVAE_DEBUG") == "1":
         traceback.print_exception(error)
+    verb = VERBS.get(arguments[0]) if arguments else None
     if isinstance(error, KeyboardInterrupt):
-        verb = VERBS.get(arguments[0]) if arguments else None
-        code, line = INTERRUPTED, f"stopped: {verb.stopped if verb else 'nothing was done'}"
+        code, line = INTERRUPTED, f"stopped: {_stopped(verb, arguments)}"
     else:
-        code, line = _explain(error)
+        code, line = _explain(error, verb)
     print("dpvae: " + " ".join(line.split()), file=sys.stderr)
     return code
 

@@ -31,6 +31,24 @@ TRAINERS = ("anchored", "decoder_only", "joint")
 NEIGHBOURS = ("add_remove", "replace_one")
 PROGRESS = ("auto", "rich", "plain", "quiet", "json")
 MAX_EPSILON = 20.0
+PRICEABLE = (1e-3, 100.0)  # epsilons that the accountants resolve to half a percent
+MAX_ROWS = 10**10  # a delta below 1/rows must stay above the accountants' resolution
+LONGEST_NAME = 120  # of a run folder
+
+
+def _at_most(maximum: float, **values: float) -> None:
+    for name, value in values.items():
+        if value > maximum:
+            raise ConfigError(f"{name}={value:g}: expected at most {maximum:,g}")
+
+
+def _check_name(name: str) -> None:
+    """A run's name is a folder's name, a line of the ledger, and a word of the command line."""
+    if not name.strip() or name == "latest" or "/" in name or name.startswith(".") or not name.isprintable():
+        raise ConfigError(f"run.name={name!r}: expected a plain folder name, such as run.name=first")
+    if len(name.encode()) > LONGEST_NAME:
+        raise ConfigError(f"run.name={name[:20] + '...'!r}: expected at most {LONGEST_NAME} bytes, got "
+                          f"{len(name.encode())}; choose a shorter one")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +65,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         checks.one_of(OUTSIDE, **{"data.outside": self.outside})
         if self.rows is not None:
-            checks.whole(1, **{"data.rows": self.rows})
+            checks.whole(2, **{"data.rows": self.rows})
+            _at_most(MAX_ROWS, **{"data.rows": self.rows})
         if self.path and self.builtin:
             raise ConfigError(f"data.path={self.path!r} and data.builtin={self.builtin!r}: expected one of the two")
 
@@ -59,12 +78,13 @@ class ModelConfig:
     latent_dim: int | None = None  # None: 64 with a codebook (trainer=anchored), 16 otherwise
     hidden: int = 128  # width of a hidden layer, in encoder and decoder
     layers: int | None = None  # hidden layers of the decoder; None: 0 with a codebook, 1 otherwise
-    components: int = 1000  # points of the codebook prior (trainer=anchored)
+    components: int | None = None  # points of the codebook prior (trainer=anchored); None: the plan's public rule
 
     def __post_init__(self) -> None:
-        checks.whole(1, **{"model.hidden": self.hidden, "model.components": self.components})
-        if self.latent_dim is not None:
-            checks.whole(1, **{"model.latent_dim": self.latent_dim})
+        checks.whole(1, **{"model.hidden": self.hidden})
+        for name in ("latent_dim", "components"):
+            if getattr(self, name) is not None:
+                checks.whole(1, **{f"model.{name}": getattr(self, name)})
         if self.layers is not None:
             checks.whole(0, **{"model.layers": self.layers})
 
@@ -78,7 +98,7 @@ class TrainerConfig:
     survey_share: float | None = None
     metric_share: float = 0.01  # for the noisy ELBO
     metric_releases: int = 5
-    fit_steps: int = 600  # free: post-processing of the anchors
+    fit_steps: int | None = None  # free: post-processing of the anchors
     sampling_rate: float | None = None  # DP-SGD: chance that a record is in a batch
     steps: int | None = None
     clip_norm: float = 1.0
@@ -88,16 +108,23 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         checks.one_of(TRAINERS, **{"trainer": self.name})
-        for name in ("anchor_share", "survey_share"):
-            if getattr(self, name) is not None:
-                checks.share(**{f"trainer.{name}": getattr(self, name)})
+        if self.anchor_share is not None:
+            checks.share(**{"trainer.anchor_share": self.anchor_share})
+            if not self.anchor_share:
+                raise ConfigError("trainer.anchor_share=0: expected more than 0, since every decoder starts from noisy "
+                                  "one-way tables; try trainer.anchor_share=0.05")
+        if self.survey_share is not None:
+            checks.share(**{"trainer.survey_share": self.survey_share})
         if self.sampling_rate is not None:
             checks.fraction(**{"trainer.sampling_rate": self.sampling_rate})
-        if self.steps is not None:
-            checks.whole(1, **{"trainer.steps": self.steps})
+        for name in ("steps", "fit_steps"):
+            if getattr(self, name) is not None:
+                checks.whole(1, **{f"trainer.{name}": getattr(self, name)})
         checks.fraction(**{"trainer.metric_share": self.metric_share})
         checks.positive(**{"trainer.clip_norm": self.clip_norm, "trainer.learning_rate": self.learning_rate})
-        checks.whole(1, **{"trainer.metric_releases": self.metric_releases, "trainer.fit_steps": self.fit_steps,
+        _at_most(1e3, **{"trainer.clip_norm": self.clip_norm})
+        _at_most(1.0, **{"trainer.learning_rate": self.learning_rate})
+        checks.whole(1, **{"trainer.metric_releases": self.metric_releases,
                            "trainer.latent_samples": self.latent_samples, "trainer.sleep_steps": self.sleep_steps})
 
 
@@ -114,6 +141,8 @@ class PrivacyConfig:
     def __post_init__(self) -> None:
         checks.positive(**{"privacy.epsilon": self.epsilon, "privacy.max_epsilon": self.max_epsilon})
         checks.one_of(NEIGHBOURS, **{"privacy.neighbouring": self.neighbouring})
+        checks.at_least(PRICEABLE[0], **{"privacy.epsilon": self.epsilon})
+        _at_most(PRICEABLE[1], **{"privacy.max_epsilon": self.max_epsilon})
         if self.epsilon > self.max_epsilon:
             raise ConfigError(
                 f"privacy.epsilon={self.epsilon:g}: expected at most privacy.max_epsilon={self.max_epsilon:g}; "
@@ -121,6 +150,8 @@ class PrivacyConfig:
             )
         if self.delta is not None:
             checks.fraction(**{"privacy.delta": self.delta})
+        if self.secret_seed is not None:
+            checks.whole(0, **{"privacy.secret_seed": self.secret_seed})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,11 +159,13 @@ class PerformanceConfig:
     """Speed and memory; never the guarantee, never the mathematics."""
 
     device: str = "auto"
-    microbatch: int = 4096  # records per forward pass inside one DP-SGD step
+    clipping: str = "auto"  # fast: book-keeping; hooks: Opacus' per-sample gradients; auto: fast where it can
+    microbatch: int = 1024  # records per forward pass inside one DP-SGD step
     threads: int | None = None
 
     def __post_init__(self) -> None:
         checks.one_of(("auto", "cpu", "cuda"), **{"performance.device": self.device})
+        checks.one_of(("auto", "fast", "hooks"), **{"performance.clipping": self.clipping})
         checks.whole(1, **{"performance.microbatch": self.microbatch})
         if self.threads is not None:
             checks.whole(1, **{"performance.threads": self.threads})
@@ -148,6 +181,8 @@ class LedgerConfig:
     cap_delta: float | None = None
 
     def __post_init__(self) -> None:
+        if self.dataset is not None and (not self.dataset.strip() or not self.dataset.isprintable()):
+            raise ConfigError(f"ledger.dataset={self.dataset!r}: expected one line of text")
         if self.cap_epsilon is not None:
             checks.positive(**{"ledger.cap_epsilon": self.cap_epsilon})
         if self.cap_delta is not None:
@@ -164,8 +199,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         checks.whole(0, **{"run.seed": self.seed})
-        if self.name is not None and (not self.name or self.name in {".", "..", "latest"} or "/" in self.name):
-            raise ConfigError(f"run.name={self.name!r}: expected a plain folder name")
+        if self.name is not None:
+            _check_name(self.name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,6 +239,8 @@ class ReleaseConfig:
 
     def __post_init__(self) -> None:
         checks.whole(0, seed=self.seed)
+        if not self.to:
+            raise ConfigError("to='': expected a new folder, such as to=release/first")
         if self.rows is not None:
             checks.whole(1, rows=self.rows)
 
@@ -217,6 +254,8 @@ class VerifyConfig:
 
     def __post_init__(self) -> None:
         checks.one_of(("text", "json"), format=self.format)
+        if not self.folder:
+            raise ConfigError("folder='': expected the folder that dpvae release wrote")
 
 
 def _plain(kind: Any) -> type:

@@ -91,7 +91,7 @@ MISTAKES = [  # what is typed, and what its one line must say
     ("train privacy.epsilon=99", "expected at most privacy.max_epsilon=20"),
     ("train privacy.epsilon=much", "privacy.epsilon='much': expected float"),
     ("train privacy.delta=1", "privacy.delta=1.0: expected a number between 0 and 1"),
-    ("train data.rows=0", "data.rows=0: expected a whole number >= 1"),
+    ("train data.rows=0", "data.rows=0: expected a whole number >= 2"),
     ("train data.rows=2.5", "data.rows=2.5: expected int"),
     ("train data.outside=clp", "did you mean 'clip'?"),
     ("train data.path=a.csv", "expected one of the two"),
@@ -249,7 +249,7 @@ def test_flags_may_stand_anywhere(verbs: Verbs, capsys: pytest.CaptureFixture[st
     assert cli.main(["train", "privacy.epsilon=3", "--cfg", "job", "model=small"]) == 0
     out = capsys.readouterr().out
     assert "epsilon: 3" in out
-    assert "latent_dim: 8" in out
+    assert "latent_dim: 16" in out
     assert verbs.seen == []
 
 
@@ -266,11 +266,19 @@ def test_a_sweep_gives_every_job_a_run_of_its_own_and_leaves_nothing_behind(verb
     assert [config.run.name for config in verbs.seen[4:]] == names  # the same command resumes the same runs
 
 
-def test_an_unnamed_sweep_has_a_name_per_job_too(verbs: Verbs) -> None:
+def test_an_unnamed_sweep_leaves_naming_to_the_runs(verbs: Verbs) -> None:
     assert cli.main(["train", "-m", "privacy.epsilon=1,3"]) == 0
-    first, second = (config.run.name for config in verbs.seen)
-    assert first.endswith("-0")
-    assert second == first[:-1] + "1"
+    assert [(config.run.name, config.privacy.epsilon) for config in verbs.seen] == [(None, 1), (None, 3)]
+
+
+def test_ctrl_c_in_an_unnamed_sweep_says_that_finished_jobs_would_start_anew(
+    verbs: Verbs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verbs.act = raising(KeyboardInterrupt())
+    assert cli.main(["train", "-m", "privacy.epsilon=1,3"]) == 130
+    assert "starts the jobs before it anew" in capsys.readouterr().err
+    assert cli.main(["train", "-m", "privacy.epsilon=1,3", "run.name=sweep"]) == 130
+    assert "nothing is counted twice" in capsys.readouterr().err
 
 
 def test_a_sweep_over_files_takes_each_file(verbs: Verbs) -> None:

@@ -74,8 +74,12 @@ def from_yaml(path: str | os.PathLike[str]) -> Schema:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
-        raise SchemaError(f"schema={str(path)!r}: not valid YAML{where}; see docs for the form") from error
-    return declare(mapping)
+        why = getattr(error, "problem", None) or ("not UTF-8" if isinstance(error, ValueError) else "cannot be parsed")
+        raise SchemaError(f"schema={str(path)!r}: not valid YAML{where} ({why}); repair it") from error
+    try:
+        return declare(mapping)
+    except SchemaError as error:
+        raise SchemaError(f"schema={str(path)!r}: {error}") from None
 
 
 def declare(mapping: Any) -> Schema:
@@ -86,7 +90,10 @@ def declare(mapping: Any) -> Schema:
         if key not in ("columns", "target"):
             raise SchemaError(f"schema.{key}: no such key{did_you_mean(str(key), ['columns', 'target'])}")
     columns = tuple(_column(str(name), facts or {}) for name, facts in mapping["columns"].items())
-    return Schema(columns, mapping.get("target"))
+    target = mapping.get("target")
+    if target is not None and (isinstance(target, bool) or not isinstance(target, (str, int, float))):
+        raise SchemaError(f"schema.target={target!r}: expected the name of a column")
+    return Schema(columns, target if target is None else str(target))
 
 
 def _column(name: str, facts: Any) -> Column:

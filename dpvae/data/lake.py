@@ -174,6 +174,8 @@ def _csv_header(path: Path) -> tuple[list[str], str]:
     except csv.Error as error:
         raise DataError(f"data={str(path)!r}: the header line cannot be read ({error})") from error
     _check_names(names)
+    if broken := [name for name in names if "\n" in name or "\r" in name]:
+        raise DataError(f"column={broken[0]!r}: its name holds a line break; rename it")
     return names, separator
 
 
@@ -194,11 +196,35 @@ def _read_csv(path: Path) -> pa.Table:
     except (pa.ArrowException, OSError) as error:
         if ragged:
             row = ragged[0]
-            raise DataError(f"data={str(path)!r}: line {row.number} has {row.actual_columns} cells; expected "
-                            f"{row.expected_columns} as in the header; repair that line") from None
-        problem = "not UTF-8; save the file as UTF-8" if "UTF8" in str(error) else _first_line(error)
-        raise DataError(f"data={str(path)!r}: {problem}") from error
+            raise DataError(f"data={str(path)!r}: line {_ragged_line(path, separator) or row.number} has "
+                            f"{row.actual_columns} cells; expected {row.expected_columns} as in the header; "
+                            "repair that line") from None
+        problem = "not UTF-8; save it as UTF-8" if "UTF8" in str(error) else _first_line(error)
+        raise DataError(f"data={str(path)!r}: {problem}; repair the file") from error
+    _check_last_quote(path, table)
     return table
+
+
+def _ragged_line(path: Path, separator: str) -> int | None:
+    """The line where the first row of another length ends, counted as an editor counts."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = csv.reader(file, delimiter=separator)
+            expected = len(next(rows))
+            return next((rows.line_num for row in rows if row and len(row) != expected), None)
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return None
+
+
+def _check_last_quote(path: Path, table: pa.Table) -> None:
+    """A quote that never closes would swallow the rest of the file into one cell, without a word."""
+    last = [str(column[-1].as_py() or "") for column in table.columns] if table.num_rows else []
+    if any("\n" in cell for cell in last):
+        with path.open("rb") as file:
+            quotes = sum(block.count(b'"') for block in iter(lambda: file.read(2**20), b""))
+        if quotes % 2:
+            raise DataError(f"data={str(path)!r}: a quoted cell is never closed (an odd number of quotes, and the last "
+                            "cell spans lines); close it")
 
 
 def _parquet_schema(path: Path) -> pa.Schema:
@@ -259,6 +285,10 @@ def _from_arrow(name: str, column: pa.ChunkedArray, dtype: str | None) -> Cells:
         return Cells(np.full(len(array), "", dtype=object), np.ones(len(array), dtype=bool), dtype)
     if t.is_string(values) or t.is_large_string(values) or t.is_string_view(values):
         text = array.cast(pa.large_string())
+        try:
+            text.validate(full=True)
+        except pa.ArrowException as error:
+            raise DataError(f"column={name!r}: holds text that is not UTF-8; write it again as UTF-8") from error
         text = pc.utf8_trim_whitespace(text) if dtype == CSV else text
         missing = missing | (pc.equal(text, "").fill_null(True).to_numpy(zero_copy_only=False) & (dtype == CSV))
         return Cells(text.fill_null("").to_numpy(zero_copy_only=False), missing, dtype)

@@ -75,7 +75,8 @@ def _axis(column: Column, cells: Cells, outside: str) -> np.ndarray:
             beyond |= np.isfinite(axis) & (axis != np.rint(axis))
     unreadable = np.isnan(axis) & ~cells.missing
     if outside == "error" and beyond.any():
-        _refuse(column, cells, beyond, f"{column.kind} in {_bound(column, lower)} .. {_bound(column, upper)}")
+        wanted = f"{column.kind} in {_bound(column, lower)} .. {_bound(column, upper)}"
+        _refuse(column, cells, beyond, wanted if np.isfinite([lower, upper]).any() else f"{column.kind}, finite")
     if outside != "missing" and "kind" in column.declared and unreadable.any():
         _refuse(column, cells, unreadable, f"{column.kind} cells" + (f" like {column.format}" if column.format else ""))
     axis = np.where(beyond, np.nan, axis) if outside == "missing" else np.clip(axis, lower, upper)
@@ -83,7 +84,7 @@ def _axis(column: Column, cells: Cells, outside: str) -> np.ndarray:
 
 
 def _bound(column: Column, value: float) -> str:
-    return column.text(value) if np.isfinite(value) else "any finite number"
+    return column.text(value) if np.isfinite(value) else "any"
 
 
 def _keys(column: Column, cells: Cells, outside: str) -> list[Category | None]:
@@ -107,7 +108,7 @@ def _refuse(column: Column, cells: Cells, bad: np.ndarray, wanted: str) -> None:
     elif isinstance(value, np.generic):
         value = value.item()
     can_clip = column.is_numeric and not np.isnan(to_axis(column, cells)[first])
-    ways = ", ".join((["outside=clip"] if can_clip else []) + ["outside=missing"])
+    ways = " or ".join((["data.outside=clip"] if can_clip else []) + ["data.outside=missing"])
     raise DataError(f"column={column.name!r}: {value!r} in row {first + 1} ({int(bad.sum())} such cells); expected "
                     f"{wanted}; repair it, correct the schema, or ask for {ways}")
 

@@ -1,6 +1,9 @@
-"""p(x | z) for a row of codes: a product of categorical columns, each with its own slice of the decoder's output.
+"""p(x | z) for a row: a product of columns, each with its own slice of the decoder's output.
 
-Shapes: B rows, D columns, W = sum of the columns' cardinalities (the one-hot width).
+:class:`Columns` holds codes (categorical), :class:`GaussianColumns` real values. Both answer to the same names, so that
+a VAE does not ask which it has.
+
+Shapes: B rows, D columns, W = width of the decoder's output (for codes: the sum of the cardinalities, one-hot width).
 
 >>> import torch
 >>> columns = Columns((2, 3))
@@ -10,6 +13,7 @@ tensor([0.1667])
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import accumulate
 
@@ -19,19 +23,26 @@ from torch import Tensor
 from dpvae import checks
 
 
-class Columns:
+class _Product:
+    """Columns side by side in the decoder's output; ``sizes[j]`` numbers for column ``j``."""
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        self.sizes = tuple(sizes)
+        self.starts = (0, *accumulate(self.sizes))
+        self.width = self.starts[-1]
+
+    def slice(self, j: int) -> slice:
+        """Where column ``j`` lies in the decoder's output."""
+        return slice(self.starts[j], self.starts[j + 1])
+
+
+class Columns(_Product):
     """A product of ``len(cardinalities)`` categorical distributions over a vector of ``width`` logits."""
 
     def __init__(self, cardinalities: Sequence[int]) -> None:
         for j, size in enumerate(cardinalities):
             checks.whole(1, **{f"cardinalities[{j}]": size})
-        self.sizes = tuple(cardinalities)
-        self.starts = (0, *accumulate(self.sizes))
-        self.width = self.starts[-1]
-
-    def slice(self, j: int) -> slice:
-        """Where column ``j`` lies in the one-hot width."""
-        return slice(self.starts[j], self.starts[j + 1])
+        super().__init__(cardinalities)
 
     def flat(self, codes_BD: Tensor) -> Tensor:
         """Codes as positions in the one-hot width, (B, D)."""
@@ -55,3 +66,41 @@ class Columns:
         uniform_BW = torch.rand(logits_BW.shape, generator=generator, device=logits_BW.device)
         gumbel_BW = logits_BW - (-uniform_BW.clamp_min(1e-12).log()).log()
         return torch.stack([part.argmax(-1) for part in gumbel_BW.split(self.sizes, -1)], -1)
+
+
+class GaussianColumns(_Product):
+    """A product of ``columns`` normal distributions over real values.
+
+    With a fixed ``scale`` the decoder puts out one number per column, its mean; with ``None`` two, its mean and its
+    log standard deviation, clamped like the encoder's so that no column can become infinitely sure of itself.
+    """
+
+    def __init__(self, columns: int, *, scale: float | None) -> None:
+        checks.whole(1, columns=columns)
+        if scale is not None:
+            checks.positive(scale=scale)
+        super().__init__([1 if scale is not None else 2] * columns)
+        self.scale = scale
+
+    def one_hot(self, values_BD: Tensor) -> Tensor:
+        """What the encoder sees of a row: the values themselves, (B, D)."""
+        return values_BD
+
+    def log_prob(self, outputs_BW: Tensor, values_BD: Tensor) -> Tensor:
+        """log density p(x | z), (B,) nats."""
+        mean_BD, log_std_BD = self._moments(outputs_BW)
+        return -(0.5 * ((values_BD - mean_BD) * (-log_std_BD).exp()) ** 2 + log_std_BD
+                 + 0.5 * math.log(2 * math.pi)).sum(-1)
+
+    def sample(self, outputs_BW: Tensor, *, generator: torch.Generator) -> Tensor:
+        """One row of values per row of outputs, (B, D)."""
+        mean_BD, log_std_BD = self._moments(outputs_BW)
+        noise_BD = torch.randn(mean_BD.shape, generator=generator, device=mean_BD.device, dtype=mean_BD.dtype)
+        return mean_BD + log_std_BD.exp() * noise_BD
+
+    def _moments(self, outputs_BW: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log standard deviation of each column, each (B, D)."""
+        if self.scale is not None:
+            return outputs_BW, torch.full_like(outputs_BW, math.log(self.scale))
+        mean_BD, log_std_BD = outputs_BW.unflatten(-1, (-1, 2)).unbind(-1)
+        return mean_BD, log_std_BD.clamp(-6.0, 3.0)

@@ -133,7 +133,7 @@ class Chain:
 
 
 def _engine(url: str) -> sa.Engine:
-    parsed = sa.make_url(url if "://" in url else f"sqlite:///{url}")
+    parsed = sa.make_url(url) if "://" in url else sa.URL.create("sqlite", database=url)  # a path means itself: a?b, 5%
     if parsed.get_backend_name() != "sqlite":
         return sa.create_engine(parsed, isolation_level="SERIALIZABLE")
     file = parsed.database

@@ -110,6 +110,7 @@ def _read(run: Path) -> Source:
     for name in REQUIRED:
         if not (public / name).is_file():
             raise ReleaseError(f"public/{name}: missing; the run is incomplete, train it again")
+    _mapping(public / "plan.json", "public/plan.json")
     return Source(
         name=str(state.get("name", run.name)), created=str(state.get("created", NONE)),
         claim=read_claim(_mapping(public / "claim.json", "public/claim.json")),

@@ -94,12 +94,11 @@ def count(codes: NDArray[np.integer], cardinalities: Sequence[int], columns: Seq
 
 def fit(vae: VAE, anchors: Anchors, *, steps: int, learning_rate: float, generator: torch.Generator,
         progress: Progress = lambda step, residual: None) -> float:
-    """Fit prior and decoder of ``vae`` (codebook prior) to ``anchors``; returns the final mean squared residual in
-    units of the noise variance (1.0: as far away as the noise itself). Reads nothing private."""
+    """Fit prior and decoder of ``vae`` (codebook prior) to ``anchors``, from where they stand; returns the final mean
+    squared residual in units of the noise variance (1.0: as far away as the noise itself). Reads nothing private."""
     codebook = vae.codebook
     assert codebook is not None
     device = codebook.points.device
-    start_bias(vae, anchors)
     targets = _Targets(vae.likelihood, anchors, device)
     parameters = [*codebook.parameters(), *vae.decoder.parameters()]
     optimiser = torch.optim.Adam(parameters, lr=learning_rate, betas=(0.9, 0.99), fused=True)

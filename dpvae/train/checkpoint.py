@@ -14,21 +14,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
 from dpvae.errors import RunError
 from dpvae.models.vae import VAE
 
+DAMAGED = "the run folder is damaged: restore it, or train again"
+
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write ``data`` durably: all of it or nothing."""
     part = path.with_name(f".{path.name}.partial")
-    with part.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException as error:
+        part.unlink(missing_ok=True)
+        if isinstance(error, OSError):  # a full disk is told of a file's number, not of its name
+            error.filename = str(path)
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -41,7 +50,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise RunError(f"{path}: cannot be read ({error.__class__.__name__}); the run folder is damaged") from None
+        raise RunError(f"{path}: cannot be read ({error.__class__.__name__}); {DAMAGED}") from None
 
 
 def save_model(vae: VAE, folder: Path) -> None:
@@ -57,9 +66,8 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> VAE:
     try:
         vae = VAE(shape.pop("cardinalities"), **shape, generator=torch.Generator())
         vae.load_state_dict(load((folder / "model.safetensors").read_bytes()))
-    except (OSError, KeyError, TypeError, RuntimeError) as error:
-        raise RunError(f"{folder}/model.safetensors: does not load ({error.__class__.__name__}); "
-                       "the run folder is damaged") from None
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        raise RunError(f"{folder}/model.safetensors: does not load ({error.__class__.__name__}); {DAMAGED}") from None
     return vae.to(device)
 
 
@@ -79,7 +87,7 @@ def load_state(path: Path) -> dict[str, Any] | None:
         structure = json.loads(header["__metadata__"]["structure"])
         return unflatten(load(data), structure)
     except Exception as error:  # safetensors raises its own class, which it does not export everywhere
-        raise RunError(f"{path}: does not load ({error.__class__.__name__}); the run folder is damaged") from None
+        raise RunError(f"{path}: does not load ({error.__class__.__name__}); {DAMAGED}") from None
 
 
 def flatten(state: dict[Any, Any], prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -25,8 +25,10 @@ from opacus import GradSampleModule
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
+from dpvae.errors import ConfigError
 from dpvae.privacy.noise import SecretKey
 from dpvae.privacy.plan import SgdPlan
+from dpvae.train.clipping import Recorder, supports
 
 STABILISER = 0.01  # gamma of AUTO-S
 
@@ -42,23 +44,35 @@ def autos(norms_B: Tensor, clip_norm: float) -> Tensor:
 class SecretOptimizer(DPOptimizer):
     """Opacus' ``DPOptimizer`` with AUTO-S clipping and secret, per-step noise."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, *, plan: SgdPlan, expected_batch: float) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, *, plan: SgdPlan, expected_batch: float,
+                 recorder: Recorder | None) -> None:
         # Opacus only uses the expected batch as the divisor of the noisy sum; it is public: rate x public rows.
         super().__init__(optimizer, noise_multiplier=plan.noise_multiplier, max_grad_norm=plan.clip_norm,
                          expected_batch_size=expected_batch)  # type: ignore[arg-type]
+        self.recorder = recorder
+        self.records = 0  # in the part whose backward pass is done
         self.draw: Callable[[int], Tensor] | None = None
 
     def clip_and_accumulate(self) -> None:
         """Add every record's clipped gradient to ``p.summed_grad``."""
-        samples = self.grad_samples
-        norms_B = torch.stack([g.flatten(1).norm(dim=1) for g in samples], 1).norm(dim=1) if len(samples[0]) else (
-            torch.zeros(0, device=samples[0].device))
-        factors_B = autos(norms_B, self.max_grad_norm)
-        for parameter, sample in zip(self.params, samples, strict=True):
-            clean = torch.nan_to_num(sample, nan=0.0, posinf=0.0, neginf=0.0)
-            total = torch.einsum("b,b...->...", factors_B, clean)
+        sums = self._hooks_sums() if self.recorder is None else self._recorded_sums(self.recorder)
+        for parameter, total in sums:
             parameter.summed_grad = total if parameter.summed_grad is None else parameter.summed_grad + total
             parameter.grad_sample = None
+
+    def _recorded_sums(self, recorder: Recorder) -> list[tuple[nn.Parameter, Tensor]]:
+        norms_B = recorder.squared_norms(self.records).sqrt()
+        return recorder.clipped_sums(autos(norms_B, self.max_grad_norm))
+
+    def _hooks_sums(self) -> list[tuple[nn.Parameter, Tensor]]:
+        samples = self.grad_samples
+        if not len(samples[0]):
+            return [(parameter, torch.zeros_like(parameter)) for parameter in self.params]
+        norms_B = torch.stack([g.flatten(1).norm(dim=1) for g in samples], 1).norm(dim=1)
+        factors_B = autos(norms_B, self.max_grad_norm)
+        clean = [torch.nan_to_num(sample, nan=0.0, posinf=0.0, neginf=0.0) for sample in samples]
+        return [(parameter, torch.einsum("b,b...->...", factors_B, sample))
+                for parameter, sample in zip(self.params, clean, strict=True)]
 
     def add_noise(self) -> None:
         """One draw of ``sigma C`` times standard normal for all parameters together."""
@@ -89,14 +103,21 @@ class PrivateSteps:
         loss: (wrapped module, codes (B, D), generator) -> one loss per record, (B,), a function of that record, of
             the module and of the generator, and of nothing else.
         plan, rows: the noise, the rate, and the public row count behind the divisor.
+        clipping: ``fast`` (book-keeping), ``hooks`` (Opacus, the reference), or ``auto``: the same numbers.
     """
 
     def __init__(self, module: nn.Module, codes: Tensor, loss: Loss, *, plan: SgdPlan, rows: int, key: SecretKey,
-                 learning_rate: float, microbatch: int) -> None:
-        self.module = GradSampleModule(module, batch_first=True, loss_reduction="sum")
+                 learning_rate: float, microbatch: int, clipping: str = "auto") -> None:
+        if clipping == "auto":
+            clipping = "fast" if supports(module) else "hooks"
+        elif clipping == "fast" and not supports(module):
+            raise ConfigError("performance.clipping='fast': this model has layers other than linear ones; "
+                              "expected performance.clipping=auto or hooks")
+        recorder = Recorder(module) if clipping == "fast" else None
+        self.module = recorder or GradSampleModule(module, batch_first=True, loss_reduction="sum")
         self.codes, self.loss, self.plan, self.key, self.microbatch = codes, loss, plan, key, microbatch
         inner = torch.optim.Adam(list(self.module.parameters()), lr=learning_rate, betas=(0.9, 0.99))
-        self.optimizer = SecretOptimizer(inner, plan=plan, expected_batch=plan.sampling_rate * rows)
+        self.optimizer = SecretOptimizer(inner, plan=plan, expected_batch=plan.sampling_rate * rows, recorder=recorder)
         self.device = codes.device
 
     def step(self, number: int, rate_factor: float) -> None:
@@ -110,6 +131,7 @@ class PrivateSteps:
         parts = list(self._parts(batch))
         for index, part in enumerate(parts):
             self.optimizer.signal_skip_step(do_skip=index < len(parts) - 1)
+            self.optimizer.records = len(part)
             if len(part):
                 self.loss(self.module, part, self._generator(number, index)).sum().backward()
             self.optimizer.step()

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import shutil
 import uuid
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +27,16 @@ from dpvae.errors import RunError
 from dpvae.privacy.noise import SecretKey
 from dpvae.train.checkpoint import read_json, write_bytes, write_json
 
+ROOM = 16 * 2**20  # bytes that must be free for a run to begin; checkpoints, model and report need less
+_TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)  # what renaming a folder onto a taken name gives
+
 
 @dataclass(frozen=True)
 class RunFolder:
     """A folder with a ``run.json``."""
 
     path: Path
+    fresh: bool = field(default=False, compare=False)  # made just now, by this process: nothing is booked for it yet
 
     @property
     def public(self) -> Path:
@@ -53,6 +59,11 @@ class RunFolder:
         return bool(self.record["status"] == "finished")
 
     @property
+    def complete(self) -> bool:
+        """Finished, and its report is written."""
+        return self.finished and (self.public / "report.html").is_file()
+
+    @property
     def checkpoint(self) -> Path:
         return self.private / "state.safetensors"
 
@@ -72,13 +83,28 @@ class RunFolder:
     def finish(self) -> None:
         """Mark the run finished, then destroy the noise key: from here on no step can be replayed."""
         write_json(self.path / "run.json", {**self.record, "status": "finished"})
+        self.forget()
+
+    def forget(self) -> None:
+        """Destroy the noise key and the checkpoint."""
         for name in ("key", "state.safetensors"):
             (self.private / name).unlink(missing_ok=True)
+
+    def discard(self) -> None:
+        """Remove a run whose noise was never drawn and for which nothing is booked, and its root if that is empty."""
+        shutil.rmtree(self.path)
+        with contextlib.suppress(OSError):
+            self.path.parent.rmdir()
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the run for this process; :class:`RunError` where another one is at work on it."""
-        with (self.private / "lock").open("a") as file:
+        try:
+            lock = (self.private / "lock").open("a")
+        except OSError as error:
+            raise RunError(f"run={self.path.name}: {self.private} cannot be used ({error.strerror}); the run folder is "
+                           "damaged, choose another run.name") from None
+        with lock as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -98,11 +124,15 @@ def settings_digest(config: TrainConfig) -> str:
 def open_run(config: TrainConfig) -> RunFolder:
     """The run this configuration names, made if it is new; an unnamed one resumes its interrupted twin, if any."""
     root, digest = Path(config.run.root), settings_digest(config)
+    _check_place(root)
+    for left in _runs(root):  # a crash between a run's last two steps leaves its key: destroy it now
+        if left.finished:
+            left.forget()
     if config.run.name is None:
-        return _interrupted(root, digest) or _create(root / _timestamp(root), digest, config)
+        return _interrupted(root, digest) or _create(root, _timestamps(), digest, config)
     path = root / config.run.name
     if not (path / "run.json").exists():
-        return _create(path, digest, config)
+        return _create(root, [config.run.name], digest, config)
     run = RunFolder(path)
     if run.record.get("settings") != digest:
         raise RunError(f"run.name={config.run.name}: this run exists with other settings; "
@@ -127,7 +157,7 @@ def find_run(name: str, root: str | Path = "runs") -> RunFolder:
 
 def _runs(root: Path) -> list[RunFolder]:
     found = [RunFolder(path.parent) for path in root.glob("*/run.json")]
-    return [run for run in found if _readable(run)]
+    return [run for run in found if not run.path.name.startswith(".") and _readable(run)]
 
 
 def _readable(run: RunFolder) -> bool:
@@ -138,8 +168,8 @@ def _readable(run: RunFolder) -> bool:
 
 
 def _interrupted(root: Path, digest: str) -> RunFolder | None:
-    """The newest unfinished run with these settings that no process is holding."""
-    same = [run for run in _runs(root) if not run.finished and run.record.get("settings") == digest
+    """The newest incomplete run with these settings that no process is holding."""
+    same = [run for run in _runs(root) if not run.complete and run.record.get("settings") == digest
             and run.record.get("unnamed")]
     for run in sorted(same, key=lambda run: str(run.record["created"]), reverse=True):
         try:
@@ -150,25 +180,60 @@ def _interrupted(root: Path, digest: str) -> RunFolder | None:
     return None
 
 
-def _create(path: Path, digest: str, config: TrainConfig) -> RunFolder:
-    """A new run folder; ``run.json`` is written last, so a folder without one is no run."""
-    run = RunFolder(path)
-    run.public.mkdir(parents=True, exist_ok=True)
-    run.private.mkdir(mode=0o700, exist_ok=True)
-    os.chmod(run.private, 0o700)
-    for leftover in run.private.iterdir():  # of a creation that was interrupted: no noise was drawn with it
-        leftover.unlink()
+def _check_place(root: Path) -> None:
+    """Raise where no run could be written below ``root``, while nothing is booked yet."""
+    place = root.absolute()
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir():
+        raise RunError(f"run.root={root}: {place} is a file; choose another run.root")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise RunError(f"run.root={root}: {place} cannot be written; choose another run.root")
+    free = shutil.disk_usage(place).free
+    if free < ROOM:
+        raise RunError(f"run.root={root}: {free / 2**20:.1f} MB are free there, expected at least {ROOM >> 20} MB; "
+                       "free some space, or choose another run.root")
+
+
+def _create(root: Path, names: Iterable[str], digest: str, config: TrainConfig) -> RunFolder:
+    """A new run folder under the first free name. It appears whole, under its name, in one step."""
+    draft = root / f".new-{uuid.uuid4().hex[:12]}"
+    try:
+        draft.mkdir(parents=True)
+        _fill(draft, config)
+        for name in names:
+            write_json(draft / "run.json", _record(name, digest, config))
+            try:
+                draft.rename(root / name)
+            except OSError as error:
+                if error.errno not in _TAKEN:
+                    raise
+            else:
+                return RunFolder(root / name, fresh=True)
+        raise RunError(f"run.name={config.run.name}: {root / str(config.run.name)} is there already and is no run "
+                       "folder; choose another run.name")
+    except BaseException as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise RunError(f"run.root={root}: no run can be made there ({error.strerror or error}); "
+                           "choose another run.root") from None
+        raise
+
+
+def _fill(draft: Path, config: TrainConfig) -> None:
+    (draft / "public").mkdir()
+    (draft / "private").mkdir(mode=0o700)
     seed = config.privacy.secret_seed
     key = SecretKey.generate() if seed is None else SecretKey.from_seed(seed)
-    key.save(run.private / "key")
+    key.save(draft / "private" / "key")
+
+
+def _record(name: str, digest: str, config: TrainConfig) -> dict[str, Any]:
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
-    write_json(path / "run.json", {
-        "name": path.name, "verb": "train", "created": now, "status": "running", "version": __version__,
-        "settings": digest, "unnamed": config.run.name is None, "ledger_run": f"{path.name}-{uuid.uuid4().hex[:12]}"})
-    return run
+    return {"name": name, "verb": "train", "created": now, "status": "running", "version": __version__,
+            "settings": digest, "unnamed": config.run.name is None, "ledger_run": f"{name}-{uuid.uuid4().hex[:12]}"}
 
 
-def _timestamp(root: Path) -> str:
+def _timestamps() -> Iterator[str]:
     stem = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    names = (stem if i == 0 else f"{stem}-{i}" for i in range(10_000))
-    return next(name for name in names if not (root / name).exists())
+    return (stem if i == 0 else f"{stem}-{i}" for i in range(10_000))

@@ -1,6 +1,6 @@
 """The training loop: phases in order, one state, resumable at every checkpoint.
 
-    anchored       fit the decoder to the anchors (free) -> DP-SGD on the decoder -> sleep phase (free)
+    anchored       fit the decoder to the anchors (free) -> DP-SGD on the decoder -> fit again (free) -> sleep (free)
     decoder_only   sleep phase (free) -> DP-SGD on the decoder, the encoder dreaming along -> sleep phase (free)
     joint          DP-SGD on encoder and decoder: the textbook DP-VAE, kept as the baseline
 
@@ -37,8 +37,9 @@ from dpvae.train.sleep import Sleep
 CHECKPOINT_EVERY = 20  # DP-SGD steps
 AVERAGING = 0.95  # decay of the averaged weights that are released
 DREAMS_PER_STEP = 3  # sleep steps between two steps of DP-SGD (decoder_only)
+REFIT = 0.25  # of the first fit's steps and learning rate
 REFINING = 0.1  # the anchored decoder is near its optimum already: DP-SGD refines it with smaller steps
-PHASES = {"anchored": ("fit", "dpsgd", "sleep"), "decoder_only": ("dream", "dpsgd", "sleep"),
+PHASES = {"anchored": ("fit", "dpsgd", "refit", "sleep"), "decoder_only": ("dream", "dpsgd", "sleep"),
           "joint": ("dpsgd",)}
 
 
@@ -108,14 +109,20 @@ class Trainer:
 
     def _fit(self, state: TrainState, saved: dict[str, Any]) -> None:
         """Post-processing: decoder and prior fitted to the anchors."""
-        trainer = self.config.trainer
+        self._anchor("fit", self.plan.fit_steps, anchor.LEARNING_RATE)
+        self._release_metric(state, "fit", self.plan.fit_steps, 0)
 
+    def _refit(self, state: TrainState, saved: dict[str, Any]) -> None:
+        """Post-processing: back to the anchors after DP-SGD, gently; what they leave open stays as DP-SGD left it."""
+        if self.plan.sgd is not None:
+            self._anchor("refit", math.ceil(self.plan.fit_steps * REFIT), anchor.LEARNING_RATE * REFIT)
+
+    def _anchor(self, name: str, steps: int, learning_rate: float) -> None:
         def progress(step: int, residual: float) -> None:
-            self.listen(Moment("fit", step, trainer.fit_steps))
+            self.listen(Moment(name, step, steps))
 
-        anchor.fit(self.vae, self.anchors, steps=trainer.fit_steps, learning_rate=anchor.LEARNING_RATE,
-                   generator=self._generator("fit"), progress=progress)
-        self._release_metric(state, "fit", trainer.fit_steps, 0)
+        anchor.fit(self.vae, self.anchors, steps=steps, learning_rate=learning_rate,
+                   generator=self._generator(name), progress=progress)
 
     def _dream(self, state: TrainState, saved: dict[str, Any]) -> None:
         self._sleep(state, saved, name="dream")
@@ -169,7 +176,8 @@ class Trainer:
         elif trainer.name == "anchored":
             rate *= REFINING
         return PrivateSteps(module, self.codes, loss, plan=self.plan.sgd, rows=self.rows, key=self.key,
-                            learning_rate=rate, microbatch=self.config.performance.microbatch)
+                            learning_rate=rate, microbatch=self.config.performance.microbatch,
+                            clipping=self.config.performance.clipping)
 
     # -- the noisy ELBO ----------------------------------------------------------------------------------------------
 

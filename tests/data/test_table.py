@@ -148,7 +148,7 @@ def declared(n=(1, 2), c=("a", "b"), f=(0.25, 0.5)) -> tuple[lake.Table, Schema]
 
 
 @pytest.mark.parametrize(("cells", "message"), [
-    ({"n": (1, 10)}, r"column='n': 10 in row 2 .*expected integer in 0 \.\. 9; .*outside=clip, outside=missing"),
+    ({"n": (1, 10)}, r"column='n': 10 in row 2 .*expected integer in 0 \.\. 9; .*outside=clip or data.outside=missing"),
     ({"n": (None, 1)}, "column='n': 1 cells are missing.*missing: true"),
     ({"c": ("a", "q")}, "column='c': 'q' in row 2 .*expected one of its declared categories.*outside=missing"),
     ({"f": (0.5, float("inf"))}, "column='f': inf in row 2"),

@@ -1,0 +1,252 @@
+"""Law 2 and 3: what was drawn is what was booked, one by one, noise multipliers included; and it was booked first."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from laboratory import Tape, tapped
+from small_runs import TRAINERS, Draw, ScriptedKey, people, small_config
+
+from dpvae import api
+from dpvae.config import LedgerConfig, TrainConfig
+from dpvae.privacy import mechanisms, plan
+from dpvae.privacy.events import Event, Gaussian, SampledGaussian, Threshold
+from dpvae.privacy.ledger import Ledger
+from dpvae.privacy.noise import SecretKey
+from dpvae.privacy.plan import SURVEY_WHAT
+from dpvae.train import anchor
+from dpvae.train import trainer as trainer_module
+
+ROWS = 120
+TABLE = people(ROWS)
+LOUD = 1e6  # DP-SGD noise is multiplied by this, so that what is released is noise to six digits
+Booked = tuple[str, str, str, float, int]  # type, phase, what, noise multiplier, count or steps
+
+
+@dataclass
+class Book:
+    """Everything a run drew from secret randomness, in order, and the scale it was given."""
+
+    draws: list[Draw] = field(default_factory=list)
+    streams: list[tuple[str | int, ...]] = field(default_factory=list)
+    integers: list[tuple[tuple[str | int, ...], float, int]] = field(default_factory=list)  # names, sd, cells
+    normals: dict[tuple[str | int, ...], np.ndarray] = field(default_factory=dict)
+    rows_on_the_ledger: list[int] = field(default_factory=list)  # at each draw
+    tape: Tape = field(default_factory=lambda: Tape(1.0))
+
+
+def watched(patch: pytest.MonkeyPatch, config: TrainConfig) -> Book:
+    """Open a book in which every draw of the next training is written."""
+    book, real_stream, real_noise = Book(), SecretKey.stream, mechanisms._integer_noise
+
+    def normal(names: Any, real: np.ndarray) -> np.ndarray:
+        if names[0] != "dpsgd":
+            return real
+        book.normals[names] = real
+        return real * LOUD
+
+    def stream(self: SecretKey, *names: str | int) -> Any:
+        script = ScriptedKey(key=_Real(lambda *n: real_stream(self, *n)), normal=normal, draws=book.draws)
+        book.streams.append(names)
+        book.rows_on_the_ledger.append(len(Ledger.open(Path(config.run.root) / "ledger.db").rows()))
+        opened = script.stream(*names)
+        opened.names_for_test = names
+        return opened
+
+    def integer_noise(opened: Any, sd: float, size: int) -> np.ndarray:
+        book.integers.append((opened.names_for_test, sd, size))
+        return real_noise(opened, sd, size)
+
+    patch.setattr(SecretKey, "stream", stream)
+    patch.setattr(mechanisms, "_integer_noise", integer_noise)
+    patch.setattr(trainer_module, "PrivateSteps", tapped(book.tape))
+    return book
+
+
+@dataclass
+class _Real:
+    stream: Callable[..., Any]
+
+
+def drawn(book: Book, config: TrainConfig) -> Counter[Booked]:
+    """The events that the draws amount to, worked out from the noise itself."""
+    found: Counter[Booked] = Counter()
+    cells: dict[tuple[str | int, ...], list[float]] = {}
+    for names, sd, _ in book.integers:
+        cells.setdefault(names, []).append(sd)
+    metrics = []
+    for names, sds in cells.items():
+        assert len(set(sds)) == 1, "tables that are released together share their noise"
+        multiplier = sds[0] / math.sqrt(len(sds))  # a record is in one cell of each table
+        if names[0] == "metric":
+            metrics.append(round(multiplier / mechanisms._UNITS, 9))
+        elif names == ("survey", "values"):
+            found["Threshold", "survey", SURVEY_WHAT["values"], round(multiplier, 9), 1] += 1
+        else:
+            what = SURVEY_WHAT[str(names[1])] if names[0] == "survey" else f"noisy {names[1]} tables"
+            found["Gaussian", str(names[0]), what, round(multiplier, 9), 1] += 1
+    for multiplier, count in Counter(metrics).items():
+        found["Gaussian", "metric", "noisy ELBO", multiplier, count] += 1
+    steps, multiplier = steps_drawn(book, config)
+    if steps:
+        found["SampledGaussian", "dpsgd", "clipped gradients, Poisson sampling", multiplier, steps] += 1
+    return found
+
+
+def steps_drawn(book: Book, config: TrainConfig) -> tuple[int, float]:
+    """How many steps of DP-SGD were released, and the noise multiplier that their gradients show."""
+    assert len(book.tape.sums) == len(book.normals)
+    assert config.trainer.sampling_rate is not None
+    scale = config.trainer.sampling_rate * ROWS / config.trainer.clip_norm / LOUD
+    seen = {round(float(np.median(released.numpy() / normal)) * scale, 4)
+            for released, normal in zip(book.tape.sums, book.normals.values(), strict=True)}
+    assert len(seen) == 1, "every step has the same noise"
+    return len(book.normals), seen.pop()
+
+
+def booked(events: list[Event]) -> Counter[Booked]:
+    """The same, from the ledger's events."""
+    found: Counter[Booked] = Counter()
+    for event in events:
+        kind = type(event).__name__
+        if isinstance(event, SampledGaussian):
+            found[kind, event.phase, event.what, round(event.noise_multiplier, 4), event.steps] += 1
+        elif isinstance(event, Threshold):
+            found[kind, event.phase, event.what, round(event.noise_multiplier, 9), 1] += 1
+        else:
+            assert isinstance(event, Gaussian)
+            found[kind, event.phase, event.what, round(event.noise_multiplier, 9), event.count] += 1
+    return found
+
+
+def config_of(name: str, folder: Path, **changes: Any) -> TrainConfig:
+    data = {"target": "income", "rows": ROWS} | changes.pop("data", {})
+    return small_config(name, run={"root": str(folder), "name": "watched"}, data=data,
+                        ledger=LedgerConfig(dataset="people"), **changes)
+
+
+def train_watched(patch: pytest.MonkeyPatch, config: TrainConfig) -> tuple[Book, list[Event]]:
+    Path(config.run.root).mkdir(parents=True, exist_ok=True)
+    book = watched(patch, config)
+    api.train(config, TABLE)
+    return book, Ledger.open(Path(config.run.root) / "ledger.db").events("people")
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_every_draw_is_booked_and_every_booking_is_drawn_with_its_noise_multiplier(
+        name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(name, tmp_path, trainer={"steps": 7, "metric_releases": 3})
+    book, events = train_watched(monkeypatch, config)
+    assert drawn(book, config) == booked(events)
+    assert len(events) >= 5
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_nothing_else_is_drawn_from_secret_randomness(name: str, tmp_path: Path,
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    book, _ = train_watched(monkeypatch, config_of(name, tmp_path))
+    normals = [draw for draw in book.draws if draw.kind == "normal"]
+    one_shot = [draw for draw in normals if draw.names[0] != "dpsgd"]
+    assert [(draw.names, draw.size) for draw in one_shot] == [(names, size) for names, _, size in book.integers]
+    assert {draw.kind for draw in book.draws} == {"normal", "mask", "bytes"}
+    assert {draw.names[0] for draw in book.draws} == {"survey", "anchor", "dpsgd", "metric"}
+    assert all(draw.names[2] in ("latent", "mask") for draw in book.draws if draw.kind != "normal")
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_no_stream_is_opened_twice(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    book, _ = train_watched(monkeypatch, config_of(name, tmp_path))
+    assert max(Counter(book.streams).values()) == 1
+    by_name = {names: {draw.kind for draw in book.draws if draw.names == names} for names in book.streams}
+    assert all(len(kinds) <= 1 for kinds in by_name.values()), "noise and masks never share a stream"
+
+
+def test_the_ledger_is_written_before_the_first_draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    book, _ = train_watched(monkeypatch, config_of("anchored", tmp_path))
+    assert min(book.rows_on_the_ledger) >= 1
+    rows = Ledger.open(tmp_path / "ledger.db").rows()
+    assert [row.kind for row in rows] == ["reserve", "commit"]
+
+
+def test_the_events_of_the_run_are_the_events_of_the_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dpvae.report.source import read_run
+
+    _, events = train_watched(monkeypatch, config_of("joint", tmp_path))
+    assert list(read_run(tmp_path / "watched").events) == events
+
+
+# -- mutants ------------------------------------------------------------------------------------------------------------
+
+
+def books_every_second_step(patch: pytest.MonkeyPatch) -> None:
+    real = plan._events
+
+    def fewer(planned: Any) -> tuple[Event, ...]:
+        return tuple(SampledGaussian(e.phase, e.what, e.noise_multiplier, e.sampling_rate, e.steps // 2)
+                     if isinstance(e, SampledGaussian) else e for e in real(planned))
+
+    patch.setattr(plan, "_events", fewer)
+
+
+def books_more_noise_than_it_adds(patch: pytest.MonkeyPatch) -> None:
+    real = anchor.noisy_counts
+
+    def quieter(tables: Any, *, noise_multiplier: float, phase: str, what: str, **rest: Any) -> Any:
+        noisy, _ = real(tables, noise_multiplier=noise_multiplier / 2, phase=phase, what=what, **rest)
+        return noisy, Gaussian(phase, what, noise_multiplier)
+
+    patch.setattr(anchor, "noisy_counts", quieter)
+
+
+def measures_once_more(patch: pytest.MonkeyPatch) -> None:
+    real = anchor.measure
+
+    def twice(*args: Any, key: Any, **kwargs: Any) -> Any:
+        mechanisms.noisy_counts([np.array([ROWS])], noise_multiplier=1.0, stream=key.stream("anchor", "peek"),
+                                phase="anchor", what="peek")
+        return real(*args, key=key, **kwargs)
+
+    patch.setattr(anchor, "measure", twice)
+
+
+def forgets_an_elbo(patch: pytest.MonkeyPatch) -> None:
+    real = plan._events
+
+    def fewer(planned: Any) -> tuple[Event, ...]:
+        return tuple(Gaussian(e.phase, e.what, e.noise_multiplier, e.count - 1)
+                     if e.phase == "metric" and isinstance(e, Gaussian) and e.count > 1 else e for e in real(planned))
+
+    patch.setattr(plan, "_events", fewer)
+
+
+def quieter_gradients(patch: pytest.MonkeyPatch) -> None:
+    from dpvae.train.dpsgd import SecretOptimizer
+
+    real = SecretOptimizer.add_noise
+
+    def quieter(self: Any) -> None:
+        self.noise_multiplier, told = self.noise_multiplier * 0.9, self.noise_multiplier
+        real(self)
+        self.noise_multiplier = told
+
+    patch.setattr(SecretOptimizer, "add_noise", quieter)
+
+
+MUTANTS = (books_every_second_step, books_more_noise_than_it_adds, measures_once_more, forgets_an_elbo,
+           quieter_gradients)
+
+
+@pytest.mark.parametrize("mutate", MUTANTS, ids=lambda mutate: mutate.__name__)
+def test_a_ledger_that_differs_from_what_was_drawn_is_seen(
+        mutate: Callable[[pytest.MonkeyPatch], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mutate(monkeypatch)
+    config = config_of("joint", tmp_path)
+    book, events = train_watched(monkeypatch, config)
+    assert drawn(book, config) != booked(events)

@@ -1,0 +1,267 @@
+"""Law 4: adding one record moves what is released by at most its claimed sensitivity, at every step, in every trainer.
+
+The laboratory shows how two runs are compared; the last part breaks the trainer on purpose, and the comparison must see it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from laboratory import moved
+from small_runs import TRAINERS, ScriptedKey, silent, small_config, small_plan, small_trainer, small_vae, some_codes
+from torch import Tensor, nn
+
+from dpvae.models.vae import VAE
+from dpvae.privacy.plan import ELBO_RANGE_PER_COLUMN, SgdPlan
+from dpvae.train import dpsgd, sleep
+from dpvae.train import trainer as trainer_module
+from dpvae.train.dpsgd import PrivateSteps, SecretOptimizer
+from dpvae.train.trainer import Moment
+
+ROUNDING = 1e-5  # sums of forty single-precision gradients of norm one
+CODES = some_codes(40)
+EVERY_CLIPPING = ("fast", "hooks")
+UNSEEN = np.array([3, 2, 1])  # two codes that nobody else holds
+
+pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing:UserWarning")
+
+
+def as_made(vae: VAE) -> None:
+    """The weights a run starts with."""
+
+
+def huge(vae: VAE) -> None:
+    """Weights for which every gradient is thousands of times the clip norm."""
+    with torch.no_grad():
+        for parameter in vae.parameters():
+            parameter.mul_(1e3)
+
+
+def overflowing(vae: VAE) -> None:
+    """Weights for which the encoder sends the holder of an unseen code, and nobody else, to infinity and NaN."""
+    with torch.no_grad():
+        vae.encoder[0].weight[:, 3] = 3e38
+        vae.decoder[-1].bias[3] = -40  # so that no dream ever holds it
+
+
+PEOPLE = {"a duplicate": (CODES[0], as_made), "a unique category": (UNSEEN, as_made),
+          "huge gradients": (UNSEEN, huge), "huge gradients of a duplicate": (CODES[0], huge)}
+
+
+@pytest.mark.parametrize("clipping", EVERY_CLIPPING)
+@pytest.mark.parametrize("name", TRAINERS)
+@pytest.mark.parametrize(("person", "prepare"), PEOPLE.values(), ids=PEOPLE.keys())
+def test_one_record_moves_the_clipped_sum_by_at_most_c_at_every_step(
+        name: str, clipping: str, person: np.ndarray, prepare: Callable[[VAE], None], tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    distances = moved(monkeypatch, name, CODES, person, tmp_path, prepare=prepare, performance={"clipping": clipping})
+    assert len(distances) == 4
+    assert max(distances) <= 1 + ROUNDING
+    assert max(distances) > 0.9, "the instrument sees the record at all"
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_one_record_moves_the_clipped_sum_by_at_most_c_when_all_phases_run(
+        name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    distances = moved(monkeypatch, name, CODES, UNSEEN, tmp_path, from_dpsgd=False)
+    assert 0.9 < max(distances) <= 1 + ROUNDING
+
+
+@pytest.mark.parametrize("clipping", EVERY_CLIPPING)
+@pytest.mark.parametrize("name", ["decoder_only", "joint"])
+def test_a_record_whose_gradient_is_nan_contributes_nothing(
+        name: str, clipping: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    distances = moved(monkeypatch, name, CODES, UNSEEN, tmp_path, prepare=overflowing,
+                      performance={"clipping": clipping})
+    assert max(distances) <= ROUNDING
+
+
+@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="objectives.posterior lets torch.multinomial raise where "
+                   "one record has no finite log-likelihood: the run's success then depends on one record")
+def test_a_record_that_no_point_of_the_codebook_explains_contributes_nothing(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def impossible(vae: VAE) -> None:
+        with torch.no_grad():
+            vae.decoder[-1].bias[[3, 6]] = -3e38  # either alone is finite, both together are -inf
+
+    assert max(moved(monkeypatch, "anchored", CODES, UNSEEN, tmp_path, prepare=impossible)) <= 1 + ROUNDING
+
+
+@pytest.mark.parametrize("clip_norm", [0.01, 3.0])
+def test_the_bound_follows_the_clip_norm(clip_norm: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    distances = moved(monkeypatch, "joint", CODES, UNSEEN, tmp_path, trainer={"clip_norm": clip_norm})
+    assert 0.9 < max(distances) <= 1 + ROUNDING
+
+
+# -- clipping on its own: gradients that cancel inside a record ---------------------------------------------------------
+
+
+def contribution(clipping: str, inputs_TD: Tensor, coefficients_TP: Tensor) -> float:
+    """Norm of what one record with this gradient, ``coefficients.T @ inputs``, adds to the clipped sum; C is one."""
+    layer = nn.Linear(inputs_TD.shape[1], coefficients_TP.shape[1])
+    plan = SgdPlan(noise_multiplier=1.0, sampling_rate=0.5, steps=1, clip_norm=1.0, latent_samples=len(inputs_TD))
+    private = PrivateSteps(layer, torch.zeros(1, 1).long(),
+                           lambda module, codes, generator: (module(inputs_TD[None]) * coefficients_TP).sum((1, 2)),
+                           plan=plan, rows=2, key=ScriptedKey(normal=silent, mask=lambda names, real: ~(real & ~real)),
+                           learning_rate=0.0, microbatch=8, clipping=clipping)
+    private.step(0, 1.0)
+    return float(torch.cat([p.grad.flatten() for p in layer.parameters() if p.grad is not None]).norm())
+
+
+@pytest.mark.parametrize("clipping", [
+    pytest.param("fast", marks=pytest.mark.xfail(
+        strict=True, reason="squared norms through Gram matrices in single precision cancel: a record adds 1.006 C "
+        "where inputs are near 100, and 281 C near 1000")),
+    "hooks"])
+def test_samples_that_cancel_inside_a_record_do_not_slip_through_the_clip(clipping: str) -> None:
+    """Two nearly equal inputs with opposite coefficients: the true gradient is small, its terms are not."""
+    added = []
+    for size in (1e-3, 1.0, 10.0, 100.0, 1000.0, 10000.0):
+        for seed in range(8):
+            generator = torch.Generator().manual_seed(seed)
+            common_D = size * torch.randn(64, generator=generator)
+            inputs_TD = common_D + 0.1 * torch.randn(2, 64, generator=generator)
+            half_P = torch.randn(8, generator=generator)
+            added.append(contribution(clipping, inputs_TD, torch.stack([half_P, -half_P])))
+    assert max(added) <= 1 + ROUNDING
+
+
+# -- the noisy ELBO -----------------------------------------------------------------------------------------------------
+
+
+def released_elbo(name: str, codes: np.ndarray, folder: Path) -> float:
+    """The sum of clipped ELBOs behind the released number, without its noise, in units of the sensitivity."""
+    config, rows = small_config(name), 1000
+    vae = small_vae(name)
+    with torch.no_grad():
+        for parameter in vae.decoder.parameters():
+            parameter.mul_(4)  # a decoder for which the latent matters
+    heard: list[Moment] = []
+    trainer = small_trainer(name, codes, folder, vae=vae, rows=rows, key=ScriptedKey(normal=silent), listen=heard.append,
+                            plan=small_plan(config, rows=rows, metric_releases=1), trainer={"steps": 1})
+    start_from_here(trainer)
+    metric = next(moment.metric for moment in heard if moment.metric is not None)
+    half = ELBO_RANGE_PER_COLUMN * codes.shape[1] / 2
+    return float(metric["noisy_elbo"] + half) * rows / half
+
+
+def start_from_here(trainer: Any) -> None:
+    """One release of the noisy ELBO with the weights as they are."""
+    trainer._release_metric(trainer_module.TrainState(), "dpsgd", 0, 0)
+
+
+@pytest.mark.parametrize("name", [
+    "anchored",
+    *(pytest.param(n, marks=pytest.mark.xfail(
+        strict=True, reason="latents of the noisy ELBO come from the public seed by position: a record at the front "
+        "moves everybody's (measured: 17 times the claimed sensitivity at 3000 rows)"))
+      for n in ("decoder_only", "joint"))])
+def test_one_record_moves_the_sum_of_elbos_by_at_most_half_its_range_wherever_it_stands(
+        name: str, tmp_path: Path) -> None:
+    codes = some_codes(1000)
+    without = released_elbo(name, codes, tmp_path / "without")
+    for place in (1000, 500, 0):
+        with_person = released_elbo(name, np.insert(codes, place, UNSEEN, axis=0), tmp_path / str(place))
+        assert abs(with_person - without) <= 1 + 1e-4
+
+
+# -- mutants: broken on purpose -----------------------------------------------------------------------------------------
+
+
+def no_clip(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(dpsgd, "autos", lambda norms_B, clip_norm: torch.ones_like(norms_B))
+
+
+def no_check_for_nan(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(dpsgd, "autos", lambda norms_B, clip_norm: clip_norm / (norms_B + dpsgd.STABILISER))
+    patch.setattr(torch, "nan_to_num", lambda x, **kwargs: x)
+
+
+def clips_with(patch: pytest.MonkeyPatch, sums: Callable[[list[Tensor], float], list[Tensor]]) -> None:
+    """Replace the clipping by ``sums(per-sample gradients, C)``."""
+    def clip_and_accumulate(self: SecretOptimizer) -> None:
+        for parameter, total in zip(self.params, sums(self.grad_samples, self.max_grad_norm), strict=True):
+            before = parameter.summed_grad
+            parameter.summed_grad = total if before is None else before + total
+            parameter.grad_sample = None
+
+    patch.setattr(SecretOptimizer, "clip_and_accumulate", clip_and_accumulate)
+
+
+def per_layer(samples: list[Tensor], clip: float) -> list[Tensor]:
+    return [torch.einsum("b,b...->...", dpsgd.autos(g.flatten(1).norm(dim=1), clip), g) for g in samples]
+
+
+def whole_batch(samples: list[Tensor], clip: float) -> list[Tensor]:
+    """The mean gradient clipped, then scaled up again: torch's clip_grad_norm_ on a batch."""
+    means = [g.mean(0) for g in samples]
+    norm = torch.cat([m.flatten() for m in means]).norm()
+    return [m / norm.clamp_min(clip) * clip * len(samples[0]) for m in means]
+
+
+def groups_of_four(samples: list[Tensor], clip: float) -> list[Tensor]:
+    """Records clipped four at a time, as a microbatch of a careless implementation would."""
+    grouped = [[part.mean(0) * len(part) for part in g.split(4)] for g in samples]
+    stacked = [torch.stack(parts) for parts in grouped]
+    norms = torch.stack([g.flatten(1).norm(dim=1) for g in stacked], 1).norm(dim=1)
+    return [torch.einsum("b,b...->...", 4 * clip / norms.clamp_min(4 * clip), g) for g in stacked]
+
+
+def divided_by_the_batch(patch: pytest.MonkeyPatch) -> None:
+    step = PrivateSteps.step
+
+    def counted(self: PrivateSteps, number: int, rate_factor: float) -> None:
+        mask = self.key.stream("dpsgd", number, "mask").mask(len(self.codes), self.plan.sampling_rate)
+        self.optimizer.expected_batch_size = int(mask.sum())
+        step(self, number, rate_factor)
+
+    patch.setattr(PrivateSteps, "step", counted)
+
+
+MUTANTS = {
+    "no clip": (no_clip, "joint", as_made),
+    "clip per layer": (partial(clips_with, sums=per_layer), "joint", as_made),
+    "clip of the whole batch": (partial(clips_with, sums=whole_batch), "joint", as_made),
+    "clip of four records at once": (partial(clips_with, sums=groups_of_four), "joint", huge),
+    "divided by the actual batch": (divided_by_the_batch, "joint", as_made),
+    "NaN slips through": (no_check_for_nan, "decoder_only", overflowing),
+}
+
+
+@pytest.mark.parametrize(("mutate", "name", "prepare"), MUTANTS.values(), ids=MUTANTS.keys())
+def test_a_broken_clip_is_seen(mutate: Callable[[pytest.MonkeyPatch], None], name: str,
+                               prepare: Callable[[VAE], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mutate(monkeypatch)
+    distances = moved(monkeypatch, name, CODES, UNSEEN, tmp_path, prepare=prepare, performance={"clipping": "hooks"},
+                      trainer={"clip_norm": 0.1})
+    assert not max(distances, key=lambda d: (d != d, d)) <= 1.01
+
+
+def test_an_encoder_trained_on_private_rows_beside_a_noised_decoder_is_seen(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The encoder is not released, only used: yet it moves everybody else's gradient when a record is added."""
+    def loud(vae: VAE) -> None:
+        with torch.no_grad():
+            vae.encoder[0].weight[:, 3] = 30  # the newcomer has much to teach
+
+    def awake(trainer: Any) -> None:
+        def run(self: sleep.Sleep, steps: int, *, generator: torch.Generator) -> float:
+            z_BZ = torch.full((len(trainer.codes), trainer.vae.prior.dim), 2.0)
+            optimiser = torch.optim.SGD(trainer.vae.encoder.parameters(), lr=1e-3)
+            for _ in range(steps):
+                loss = -sleep.log_q(trainer.vae, trainer.codes, z_BZ).mean()
+                optimiser.zero_grad(set_to_none=True)
+                loss.backward()
+                optimiser.step()
+            return float(loss.detach())
+
+        monkeypatch.setattr(sleep.Sleep, "run", run)
+
+    distances = moved(monkeypatch, "decoder_only", CODES, UNSEEN, tmp_path, prepare=loud, before=awake)
+    assert max(distances) > 1.01, distances
