@@ -1,8 +1,8 @@
 """dpvae: variational autoencoders under differential privacy, with a proof of what they spent.
 
 Importing the package is free: each name below is loaded when it is first used, so that ``dpvae verify`` never waits
-for torch. Two verbs share their name with a subpackage: ``dpvae.train`` and ``dpvae.release`` are both, whatever has been
-imported before.
+for torch. Two verbs share their name with a subpackage: ``dpvae.train`` and ``dpvae.release`` are both, whatever has
+been imported before.
 
 >>> import dpvae
 >>> "verify" in dir(dpvae)

@@ -26,7 +26,7 @@ from dpvae.data.table import TableCodec, validate
 from dpvae.errors import AccountingError, ConfigError, DPVAEError
 from dpvae.privacy.accountant import Epsilon
 from dpvae.privacy.events import Event
-from dpvae.privacy.ledger import Ledger, Reservation
+from dpvae.privacy.ledger import Ask, Ledger, Reservation, content_tag
 from dpvae.privacy.plan import Plan, PublicFacts, make_plan
 from dpvae.report.progress import Progress
 from dpvae.report.run import report_run
@@ -68,13 +68,7 @@ def train(config: TrainConfig, table: Any = None) -> Run:
     Everything that can be refused is refused before a key is drawn or a budget is touched; then the whole plan is
     reserved on the ledger in one transaction, and only then is noise drawn.
     """
-    _limit_threads(config)
-    source = table if table is not None else _source(config.data)
-    schema = _schema(config.data, lake.header(source))
-    planned = _plan(config, schema)
-    rows = lake.read(source)
-    validate(rows, schema, config.data.outside)
-    _device(config.performance.device)
+    schema, planned, rows = prepare(config, table)
     from dpvae.train.run import open_run
 
     run = open_run(config)
@@ -85,6 +79,7 @@ def train(config: TrainConfig, table: Any = None) -> Run:
                 report_run(run.path)
             return _finished(run, planned, "this run is finished already; nothing was spent")
         ledger, reservation = _reserve(config, planned, rows, run)
+        run.begin()
         with Progress(config.report.progress, planned) as progress:
             result = _spend(config, planned, rows, schema, run, progress)
         _publish(config, planned, run, ledger, result)
@@ -114,6 +109,39 @@ def release(config: ReleaseConfig | str | Path, model: Any = None, *, rows: int 
     if count is None:
         count = _public_rows(run)
     return write_release(run, table_writer(run / "public", count, seed=seed), rows=count, to=to, seed=seed)
+
+
+def prepare(config: TrainConfig, table: Any = None) -> tuple[Schema, Plan, Table]:
+    """Everything of :func:`train` that can be refused before a key is drawn or a budget is touched."""
+    _limit_threads(config)
+    source = table if table is not None else _source(config.data)
+    schema = _schema(config.data, lake.header(source))
+    planned = _plan(config, schema)
+    rows = lake.read(source)
+    validate(rows, schema, config.data.outside)
+    _device(config.performance.device)
+    return schema, planned, rows
+
+
+def ask(config: TrainConfig, planned: Plan, rows: Table, run: Any) -> Ask:
+    """What ``run`` wants booked; refuses other rows than those it was started on."""
+    print_ = _fingerprint(rows)
+    run.bind_data(run.key().tag(print_))
+    return Ask(_dataset(config), run.record["ledger_run"], planned.events(), planned.delta, planned.neighbouring,
+               noise=run.key().tag(b"noise"), content=content_tag(ledger_place(config), print_, config.run.root))
+
+
+def ledger_place(config: TrainConfig) -> str:
+    """The URL or the file of the ledger that ``config`` names."""
+    return config.ledger.url or str(Path(config.run.root) / "ledger.db")
+
+
+def open_ledger(config: TrainConfig, planned: Plan) -> Ledger:
+    """The ledger of ``config``, with the cap that it may set."""
+    ledger = Ledger.open(ledger_place(config))
+    if config.ledger.cap_epsilon is not None:
+        ledger.cap(_dataset(config), config.ledger.cap_epsilon, config.ledger.cap_delta or planned.delta)
+    return ledger
 
 
 # -- the steps of train ----------------------------------------------------------------------------------------------
@@ -174,14 +202,10 @@ def _reserve(config: TrainConfig, planned: Plan, rows: Table, run: Any) -> tuple
 
     Where the ledger refuses, a run that was made a moment ago is removed again: nothing is booked for it.
     """
-    dataset = _dataset(config)
     try:
-        run.bind_data(run.key().tag(_fingerprint(rows)))
-        ledger = Ledger.open(config.ledger.url or Path(config.run.root) / "ledger.db")
-        if config.ledger.cap_epsilon is not None:
-            ledger.cap(dataset, config.ledger.cap_epsilon, config.ledger.cap_delta or planned.delta)
-        reservation = ledger.reserve(dataset, run.record["ledger_run"], planned.events(), delta=planned.delta,
-                                     neighbouring=planned.neighbouring, noise=run.key().tag(b"noise"))
+        asked = ask(config, planned, rows, run)
+        ledger = open_ledger(config, planned)
+        reservation = ledger.reserve_all([asked])[0]
     except (DPVAEError, OSError):
         if run.fresh:
             run.discard()
@@ -257,18 +281,25 @@ def _device(wanted: str) -> Any:
 
 def _publish(config: TrainConfig, planned: Plan, run: Any, ledger: Ledger, result: _Result) -> None:
     """Write ``public/``; nothing here was computed from private rows except through ``result.events``."""
+    import torch
+
+    from dpvae.evaluate.collapse import diagnose
+    from dpvae.rng import seed_of
     from dpvae.train.checkpoint import save_model, write_bytes, write_json
 
     save_model(result.vae, run.public)
     write_json(run.public / "schema.json", result.schema.to_dict())
     write_json(run.public / "plan.json", planned.to_dict())
-    write_json(run.public / "config.json", asdict(replace(config, data=replace(config.data, path=None))))
+    write_json(run.public / "config.json", asdict(
+        replace(config, data=replace(config.data, path=None), ledger=replace(config.ledger, url=None))))
     write_bytes(run.public / "events.jsonl", write_events(result.events))
     lines = [json.dumps(metric, sort_keys=True) for metric in result.metrics]
     write_bytes(run.public / "metrics.jsonl", "".join(f"{line}\n" for line in lines).encode())
     write_json(run.public / "reference.json", {
         column.name: {"labels": list(column.labels), "noisy": table.tolist(), "sd": result.anchors.sd["one-way"]}
         for column, table in zip(result.schema.columns, result.anchors.one_way, strict=True)})
+    generator = torch.Generator().manual_seed(seed_of(config.run.seed, "report"))
+    write_json(run.public / "diagnostics.json", diagnose(result.vae, result.anchors.one_way, generator=generator))
     dataset = _dataset(config)
     rows = max(round(result.rows), 1)
     write_json(run.public / "claim.json", {

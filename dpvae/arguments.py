@@ -26,10 +26,10 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from dpvae.checks import did_you_mean
-from dpvae.config import LONGEST_NAME, ReleaseConfig, TrainConfig, VerifyConfig
+from dpvae.config import LONGEST_NAME, LedgerVerbConfig, ReleaseConfig, TrainConfig, VerifyConfig
 from dpvae.errors import ConfigError
 
-Config = TrainConfig | ReleaseConfig | VerifyConfig
+Config = TrainConfig | ReleaseConfig | VerifyConfig | LedgerVerbConfig
 
 _OVERRIDE = re.compile(r"(?P<sign>\+{0,2})(?P<key>[A-Za-z_][^=\s]*)=(?P<value>.*)", re.DOTALL)
 _TABLES = (".csv", ".parquet", ".pq")
@@ -193,6 +193,26 @@ def folder_first(arguments: Sequence[str]) -> list[str]:
     if len(folders) > 1:
         raise ConfigError(f"{folders[1]}: expected one folder, after {folders[0]}; verify them one by one")
     return [f"folder={argument}" if argument in folders else argument for argument in arguments]
+
+
+def action_first(arguments: Sequence[str]) -> list[str]:
+    """``ledger cap census`` as ``ledger action=cap ledger.dataset=census``; what follows depends on the action.
+
+    >>> action_first(["cap", "census", "epsilon=3"])
+    ['action=cap', 'ledger.dataset=census', 'epsilon=3']
+    >>> action_first(["export", "book.jsonl"])
+    ['action=export', 'file=book.jsonl']
+    """
+    known = keys_of(LedgerVerbConfig)
+    words = [word for word in arguments if word.partition("=")[0].lstrip("+") not in known
+             and not word.startswith(("hydra.", "hydra/"))]
+    plain = [word for word in words if "=" not in word or words.index(word) > 0]
+    if len(plain) > 2:
+        raise ConfigError(f"{plain[2]}: expected one action and one name, after {' '.join(plain[:2])}")
+    action = plain[0] if plain else "show"
+    second = "file" if action in ("check", "export") else "ledger.dataset"
+    keys = dict(zip(plain, ("action", second), strict=False))
+    return [f"{keys.pop(word)}={word}" if word in keys else word for word in arguments]
 
 
 def job_name(base: str, swept: Iterable[str]) -> str:

@@ -26,12 +26,12 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import dpvae
 from dpvae import arguments as typed
 from dpvae.checks import did_you_mean
-from dpvae.config import ReleaseConfig, TrainConfig, VerifyConfig, build
+from dpvae.config import LedgerVerbConfig, ReleaseConfig, TrainConfig, VerifyConfig, build
 from dpvae.errors import ConfigError, DPVAEError, ReleaseError
 
 LONGEST_SHOWN = 80  # characters of a file's name in an error
@@ -67,9 +67,17 @@ def _release(config: ReleaseConfig) -> int:
 def _verify(config: VerifyConfig) -> int:
     if not Path(config.folder).is_dir():  # a slip of the fingers is no verdict on a release
         raise ReleaseError(f"folder={config.folder}: no such folder; expected one that dpvae release wrote")
-    verdict = importlib.import_module("dpvae.audit.verify").verify(config.folder)
+    key = {} if config.key is None else {"key": Path(config.key)}
+    if config.key is not None and not Path(config.key).is_file():
+        raise ReleaseError(f"key={config.key}: no such file; expected the issuer's public key in PEM")
+    verdict = importlib.import_module("dpvae.audit.verify").verify(config.folder, **key)
     print(json.dumps(verdict.to_dict(), indent=2) if config.format == "json" else verdict)
     return 0 if verdict.ok else DOES_NOT_HOLD
+
+
+def _ledger(config: LedgerVerbConfig) -> int:
+    print(importlib.import_module("dpvae.privacy.ledger_view").act(config))
+    return 0
 
 
 @dataclass(frozen=True)
@@ -77,7 +85,7 @@ class Verb:
     """One word of the command line; its knobs are ``conf/<word>.yaml``."""
 
     says: str
-    config: type[TrainConfig] | type[ReleaseConfig] | type[VerifyConfig]
+    config: type[TrainConfig] | type[ReleaseConfig] | type[VerifyConfig] | type[LedgerVerbConfig]
     run: Callable[[Any], int]
     stopped: str = "nothing was finished; run the same command again"
     memory: str = "close other programs, or take a larger machine"
@@ -91,6 +99,7 @@ VERBS = {
     "release": Verb("write a synthetic table with its certificate", ReleaseConfig, _release,
                     memory="release fewer rows at a time"),
     "verify": Verb("check a release folder: digests, events, epsilon", VerifyConfig, _verify),
+    "ledger": Verb("show | check | cap DATASET | export FILE: the book of what was spent", LedgerVerbConfig, _ledger),
 }
 
 
@@ -120,36 +129,91 @@ def conf_dir() -> Path:
 def groups_of(verb: Verb) -> set[str]:
     """The groups of ``conf/`` a verb composes."""
     groups = {path.name for path in conf_dir().iterdir() if path.is_dir()} & set(typed.keys_of(verb.config))
-    return groups | {"experiment"} if groups else groups
+    return groups | {"experiment"} if "data" in groups else groups
 
 
 class _Carried(BaseException):
     """An error on its way through Hydra, which would print it in its own manner."""
 
 
-def _swept(overrides: Sequence[str]) -> list[str]:
-    """What sets this job of a sweep apart from its siblings, as ``key=value``."""
-    from hydra.core.hydra_config import HydraConfig
+def _swept(overrides: Sequence[str], job: Sequence[str]) -> list[str]:
+    """What sets a job of a sweep apart from its siblings, as ``key=value``."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     given = OverridesParser.create().parse_overrides(list(overrides))
     fixed = {o.key_or_group for o in given if not o.is_sweep_override()}
-    return [text for text in HydraConfig.get().overrides.task if text.partition("=")[0].lstrip("+") not in fixed]
+    return [text for text in job if text.partition("=")[0].lstrip("+") not in fixed]
+
+
+def _named(config: dict[str, Any], swept: Sequence[str]) -> dict[str, Any]:
+    """A named sweep gives each job a name of its own, so that it can be resumed."""
+    run = config.get("run")
+    others = [text for text in swept if not text.startswith("run.name=")]
+    if isinstance(run, dict) and run.get("name") is not None and others:
+        run["name"] = typed.job_name(str(run["name"]), others)
+    return config
 
 
 def _name_job(config: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Say which job of a sweep begins; a named sweep gives each job a name of its own, so that it can be resumed."""
+    """Say which job of a sweep begins, and name it."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
     if HydraConfig.get().mode != RunMode.MULTIRUN:
         return
-    number, swept = HydraConfig.get().job.num, _swept(overrides)
+    number, swept = HydraConfig.get().job.num, _swept(overrides, HydraConfig.get().overrides.task)
     print(f"dpvae: job {number}: {' '.join(swept)}", file=sys.stderr)
-    run = config.get("run")
-    others = [text for text in swept if not text.startswith("run.name=")]
-    if isinstance(run, dict) and run.get("name") is not None and others:
-        run["name"] = typed.job_name(str(run["name"]), others)
+    _named(config, swept)
+
+
+class SweepStart:
+    """Hydra's callback (conf/train.yaml): says what a sweep costs as a whole, and books it before its first job.
+
+    Hydra only warns of an exception in a callback; :class:`_Carried` is none in its eyes, and stops the sweep.
+    """
+
+    booked: ClassVar[list[Any]] = []  # what :func:`_hand_over` gives back where jobs never began
+
+    def on_multirun_start(self, config: Any, config_name: str, **_: Any) -> None:
+        """Plan (and for ``train``: book) every job that the sweeper will start."""
+        try:
+            jobs = self._jobs(config, config_name)
+            if jobs is None:
+                print("dpvae: this sweeper chooses its jobs as it goes: each is booked when it begins", file=sys.stderr)
+                return
+            sweep = importlib.import_module("dpvae.sweep")
+            done = sweep.book(jobs) if config_name == "train" else sweep.preview(jobs)
+            print(f"dpvae: {done}", file=sys.stderr)
+            if config_name == "train":
+                self.booked.append(done)
+        except Exception as error:
+            raise _Carried from error
+
+    def _jobs(self, config: Any, config_name: str) -> list[TrainConfig] | None:
+        """The configuration of every job, or ``None`` where only the sweeper knows."""
+        from hydra import compose
+        from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+        from hydra.core.global_hydra import GlobalHydra
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+        from omegaconf import OmegaConf
+
+        if not str(config.hydra.sweeper._target_).endswith(".BasicSweeper"):
+            return None
+        given = [*(f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()),
+                 *config.hydra.overrides.task]
+        parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+        found = []
+        for job in BasicSweeper.split_arguments(parser.parse_overrides(given), None)[0]:
+            plain = OmegaConf.to_container(compose(config_name, list(job)), resolve=True, throw_on_missing=True)
+            assert isinstance(plain, dict)
+            found.append(build(TrainConfig, _named({str(k): v for k, v in plain.items()}, _swept(given, job))))
+        return found
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        """Hydra's other moments pass unheard."""
+        if not name.startswith("on_"):
+            raise AttributeError(name)
+        return lambda **_: None
 
 
 @contextlib.contextmanager
@@ -184,7 +248,11 @@ def _hand_over(word: str, overrides: list[str], flags: list[str]) -> int:
             raise _Carried from error
 
     with _seen_by_hydra(["dpvae", *flags, *overrides]):
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=word)(task)()
+        try:
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=word)(task)()
+        finally:
+            while SweepStart.booked:
+                SweepStart.booked.pop().give_back()
     return max(codes)
 
 
@@ -196,6 +264,7 @@ def _compose(word: str, arguments: Sequence[str]) -> int:
         return _hand_over(word, words, flags)
     sweep = bool({"-m", "--multirun"} & set(flags)) or "hydra.mode=MULTIRUN" in words
     words = typed.folder_first(words) if verb.config is VerifyConfig else words
+    words = typed.action_first(words) if verb.config is LedgerVerbConfig else words
     overrides = typed.rewrite(words, verb.config, groups=groups_of(verb), sweep=sweep)
     if not sweep or any(text.lstrip("+").startswith("hydra.sweep.dir=") for text in overrides):
         return _hand_over(word, overrides, flags)

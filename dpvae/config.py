@@ -250,12 +250,37 @@ class VerifyConfig:
     """``dpvae verify``: which folder, and how to print."""
 
     folder: str = "release"
+    key: str | None = None  # a public key in PEM that it must be signed with; None: the one inside the release
     format: str = "text"
 
     def __post_init__(self) -> None:
         checks.one_of(("text", "json"), format=self.format)
         if not self.folder:
             raise ConfigError("folder='': expected the folder that dpvae release wrote")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LedgerVerbConfig:
+    """``dpvae ledger show | check | cap DATASET | export FILE``: the book of spends, looked at and limited."""
+
+    ledger: LedgerConfig = field(default_factory=LedgerConfig)
+    action: str = "show"
+    file: str | None = None  # export: where to; check: an exported copy
+    epsilon: float | None = None  # cap: the most that the data set may ever spend
+    delta: float | None = None
+    unit: str = "row"
+    reason: str | None = None  # cap: why it is raised; part of the chain
+    head: str | None = None  # check: a hash that must be in the book, such as a certificate's ledger_head
+    format: str = "text"
+    root: str = "runs"  # where the ledger is that no URL names
+
+    def __post_init__(self) -> None:
+        checks.one_of(("show", "check", "cap", "export"), action=self.action)
+        checks.one_of(("text", "json"), format=self.format)
+        if self.epsilon is not None:
+            checks.positive(epsilon=self.epsilon)
+        if self.delta is not None:
+            checks.fraction(delta=self.delta)
 
 
 def _plain(kind: Any) -> type:
@@ -295,4 +320,4 @@ def build(cls: type[T], mapping: Mapping[str, Any], *, where: str | None = None)
     return cls(**{key: _convert(prefix + key, hints[key], value) for key, value in mapping.items()})
 
 
-_TOP: tuple[type, ...] = (TrainConfig, ReleaseConfig, VerifyConfig)
+_TOP: tuple[type, ...] = (TrainConfig, ReleaseConfig, VerifyConfig, LedgerVerbConfig)

@@ -41,7 +41,7 @@ from dpvae.data.declare import declare
 from dpvae.data.lake import Cells, Table
 from dpvae.data.schema import EPOCH, Column, Schema
 from dpvae.data.table import TableCodec
-from dpvae.errors import ConfigError, DataError
+from dpvae.errors import ConfigError, DataError, RunError
 from dpvae.models.likelihood import Columns
 from dpvae.models.vae import VAE
 from dpvae.release.sample import load_public, sample_codes
@@ -126,13 +126,15 @@ class DPVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, Bas
         root = scratch.path if scratch is not None else Path(os.fspath(self.runs))  # type: ignore[arg-type]
         knobs = self._knobs(root) | {"data.schema": _schema_file(schema, root)}
         self._form, self._likeness = _form(X), _likeness(X)
-        if self._form == "file":
-            self._note_names([name for name, _ in lake.header(_file(X))])
+        table = None if self._form == "file" else self._validated(X, reset=True)
+        names = tuple(name for name, _ in lake.header(_file(X) if table is None else table))
+        if table is None:
+            self.n_features_in_, self.feature_names_in_ = len(names), np.array(names, dtype=object)
             knobs["data.builtin" if _is_builtin(X) else "data.path"] = os.fspath(X)
-            run = api.train(_config(knobs))
-        else:
-            run = api.train(_config(knobs), self._validated(X, reset=True))
+        run = api.train(_config(knobs), table)
         self.model_, self.schema_ = load_public(run.path / "public")
+        if self.schema_.names != names:  # a finished run was found by its name
+            raise RunError(f"run_name={self.run_name}: that run was trained on other columns; choose another run_name")
         self.epsilon_, self.plan_, self._scratch, self.run_ = run.epsilon, run.plan, scratch, run
         return self
 
@@ -182,7 +184,8 @@ class DPVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, Bas
 
     def transform(self, X: Any) -> np.ndarray:
         """The latent of each row, (rows, Z): the mean of the encoder's q(z | x)."""
-        return _exact(self.model_).latent(torch.as_tensor(self._codes(X)).long()).numpy()
+        codes = self._codes(X)
+        return _exact(self.model_).latent(torch.as_tensor(codes).long()).numpy()
 
     def inverse_transform(self, X: Any) -> Any:
         """The most likely row of each latent, (rows, Z), in the form that was fitted; a bin stands for its median."""
@@ -259,15 +262,11 @@ class DPVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, Bas
         validate_data(self, X, reset=reset, skip_check_array=True)
         return X
 
-    def _note_names(self, names: list[str]) -> None:
-        self.n_features_in_, self.feature_names_in_ = len(names), np.array(names, dtype=object)
-
     def _codes(self, X: Any) -> np.ndarray:
         """Rows as codes, (rows, D)."""
         check_is_fitted(self)
         if _form(X) == "file":
-            table = lake.read(_file(X))
-            return self._encoded(table)
+            return self._encoded(lake.read(_file(X)))
         X = self._validated(X, reset=False)
         if len(X) == 1:  # lake.read refuses a single row, as training must
             return self._encoded(lake.read(_twice(X)), array=_form(X) == "array")[:1]
@@ -489,7 +488,10 @@ def _facts(column: Column) -> dict[str, Any]:
         if edges and step:  # between grid points, as a bound schema has them; a person writes grid points
             edges = [*(math.ceil(e / step - 1e-9) * step for e in edges[:-1]),
                      math.floor(edges[-1] / step + 1e-9) * step]
-        facts |= {"min": column.lower, "max": column.upper, "heaps": column.heaps, "edges": edges or None,
+        low, high = column.lower, column.upper
+        if edges and low is not None and high is not None:  # whatever the rounding
+            low, high = min(low, edges[0]), max(high, edges[-1])
+        facts |= {"min": low, "max": high, "heaps": column.heaps, "edges": edges or None,
                   "format": column.format, "unit": column.unit if column.kind == "datetime" else None,
                   "decimals": column.decimals if column.kind == "continuous" else None}
     if column.kind == "datetime":

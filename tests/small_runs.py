@@ -113,7 +113,8 @@ def small_config(name: str, **changes: Any) -> TrainConfig:
         **{group: value for group, value in changes.items() if group not in groups})
 
 
-def small_plan(config: TrainConfig, *, rows: int, columns: int = 3, metric_releases: int = 0, noise: float = 1.0) -> Plan:
+def small_plan(config: TrainConfig, *, rows: int, columns: int = 3, metric_releases: int = 0,
+               noise: float = 1.0) -> Plan:
     """A plan without its calibration: the noise is given, the price is not asked for."""
     trainer = config.trainer
     sgd = SgdPlan(noise_multiplier=noise, sampling_rate=trainer.sampling_rate or 0.3, steps=trainer.steps or 4,

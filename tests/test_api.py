@@ -109,14 +109,19 @@ def killed_in_dpsgd(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], No
 # -- plan --------------------------------------------------------------------------------------------------------------
 
 
-def test_plan_reads_the_header_of_a_csv_whose_rows_are_garbage(home: Path) -> None:
+@pytest.mark.parametrize("start", [
+    pytest.param(b'1,2,3,4,5\n"never closed' + b"\0" * 2**16, id="ragged rows"),
+    pytest.param(b"", id="bytes that are no text", marks=pytest.mark.xfail(
+        reason="lake.header decodes the first block of the file, private rows and all, to get at its first line")),
+])
+def test_plan_reads_the_header_of_a_csv_whose_rows_are_garbage(start: bytes, home: Path) -> None:
     path = home / "broken.csv"
-    path.write_bytes(b"age,sex,pay\n" + bytes(range(128, 256)) * 40 + b'\n"never closed,1,2,3,4\n')
+    path.write_bytes(b"age,sex,pay\n" + start + bytes(range(128, 256)) * 40)
     planned = api.plan(config(data={"path": str(path), "target": "sex"}))
     assert planned.facts.columns == 3
     assert planned.epsilon is not None
     assert 0.99 < planned.epsilon.upper <= 1.0
-    with pytest.raises(DataError, match="UTF-8"):
+    with pytest.raises(DataError, match=r"UTF-8|has 5 cells"):
         train(path)
     assert not (home / "runs").exists()
 
@@ -163,9 +168,9 @@ def test_a_run_spends_what_was_planned_and_books_it_once(source: str, home: Path
 def test_types_come_back_as_they_were(source: str, home: Path) -> None:
     run = train(SOURCES[source](home))
     api.release(home / "out", run, rows=50)
-    released = pq.read_table(home / "out" / "data")
+    released, original = pq.read_table(home / "out" / "data"), pq.read_table(as_parquet(home))
     assert released.num_rows == 50
-    assert {f.name: str(f.type) for f in released.schema} == {f.name: str(f.type) for f in arrow().schema}
+    assert {f.name: str(f.type) for f in released.schema} == {f.name: str(f.type) for f in original.schema}
 
 
 def test_a_declared_csv_comes_back_in_the_declared_kinds(home: Path) -> None:
@@ -268,7 +273,7 @@ def test_other_settings_under_the_same_name_are_refused(home: Path) -> None:
 
 
 def test_a_cap_refuses_a_run_and_nothing_is_spent_or_left_behind(home: Path) -> None:
-    with pytest.raises(BudgetError, match="cap 0.5"):
+    with pytest.raises(BudgetError, match=r"cap 0\.5"):
         train(frame(), ledger={"cap_epsilon": 0.5}, run={"name": "one"})
     assert ledger(home).events("table") == []
     assert not (home / "runs" / "one").exists()
@@ -291,7 +296,8 @@ def test_a_release_verifies_and_says_what_the_run_says(home: Path) -> None:
     assert pq.read_table(to / "data").num_rows == 123
     verdict = dpvae.verify(to)
     assert verdict.ok
-    assert f"{run.epsilon.upper:.3f}" in str(verdict) or f"{run.epsilon.upper:.2f}" in str(verdict)
+    assert verdict.epsilon.upper == pytest.approx(run.epsilon.upper, rel=1e-3)
+    assert (verdict.epsilon.delta, verdict.epsilon.unit) == (run.epsilon.delta, "row")
 
 
 def test_a_release_is_a_function_of_run_seed_and_rows(home: Path) -> None:

@@ -22,7 +22,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from dpvae.data.dtypes import int_range
+from dpvae.data.dtypes import float_range, int_range
 from dpvae.data.schema import Column
 
 CODES = 32  # of a numeric column: heaps and bins together
@@ -123,7 +123,7 @@ def scale_cells(column: Column) -> np.ndarray:
         first = math.floor(math.log2(column.step))
     octaves = np.repeat(np.arange(first, last), PER_OCTAVE)
     sizes = 2.0**octaves * (1 + np.tile(np.arange(PER_OCTAVE), last - first) / PER_OCTAVE)
-    low, high = int_range(column.dtype) if column.kind == "integer" else (-np.inf, np.inf)
+    low, high = int_range(column.dtype) if column.kind == "integer" else float_range(column.dtype)
     edges = np.concatenate([-sizes[::-1], sizes])
     edges = np.unique(np.clip(edges, low, high + 1.0))
     return snap(edges, column.step)

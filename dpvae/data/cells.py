@@ -18,7 +18,7 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 
-from dpvae.data.dtypes import int_range, is_text
+from dpvae.data.dtypes import float_range, int_range, is_text
 from dpvae.data.lake import CSV, Cells
 from dpvae.data.schema import EPOCH, FULL, Category, Column
 
@@ -109,7 +109,9 @@ def from_axis(column: Column, axis: np.ndarray, missing: np.ndarray) -> Cells:
         values = whole if column.dtype == CSV or "int" in column.dtype else whole.astype(np.float64)
         return Cells(_as_text(whole, 0) if _plain_text(column) else values, missing, column.dtype)
     decimals = min(column.decimals if column.decimals is not None else FULL, 17)
-    values = axis if decimals >= FULL else np.round(axis, decimals) + 0.0  # + 0.0: no negative zero
+    axis = np.clip(axis, *float_range(column.dtype))
+    fine = np.abs(axis) < 2.0**53 / 10.0**decimals  # a larger float64 has no such decimals to round
+    values = axis if decimals >= FULL else np.where(fine, np.round(np.where(fine, axis, 0.0), decimals), axis) + 0.0
     return Cells(_as_text(values, decimals) if _plain_text(column) else values, missing, column.dtype)
 
 
@@ -126,6 +128,7 @@ def _from_seconds(column: Column, seconds: np.ndarray) -> np.ndarray:
         ticks = ticks_per_second(column.dtype)
         if ticks < 1:
             return np.floor(seconds / 86400 + 1e-9).astype(np.int64)
+        seconds = np.clip(seconds, -9.2e18 // ticks, 9.2e18 // ticks)  # nanoseconds end in 2262
         if column.step >= 1:
             return seconds.astype(np.int64) * int(ticks)
         micro = np.rint(seconds * min(ticks, 10**6)).astype(np.int64)  # as fine as float64 seconds are

@@ -14,7 +14,7 @@ def is_text(dtype: str) -> bool:
 
 
 def int_range(dtype: str) -> tuple[float, float]:
-    """The numbers an integer type can hold; those of int64 where the type is another one.
+    """The whole numbers a type can hold; those of int64 where it is no integer type.
 
     >>> int_range("uint8"), int_range("int16")
     ((0.0, 255.0), (-32768.0, 32767.0))
@@ -25,6 +25,19 @@ def int_range(dtype: str) -> tuple[float, float]:
         if dtype == f"int{bits}":
             return -(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1
     return (0.0 if dtype == "uint64" else -(2.0**63)), 2.0**63 - 1024
+
+
+def float_range(dtype: str) -> tuple[float, float]:
+    """The finite numbers a floating or decimal type can hold.
+
+    >>> float_range("halffloat"), float_range("decimal128(4, 2)")[1] < 100
+    ((-65504.0, 65504.0), True)
+    """
+    largest = {"halffloat": 65504.0, "float": 3.4e38}.get(dtype, 1.7e308)
+    if dtype.startswith("decimal"):
+        precision, scale = (int(part) for part in dtype.partition("(")[2].rstrip(")").split(","))
+        largest = 10.0 ** (precision - scale) * (1 - 1e-15) - 10.0**-scale
+    return -largest, largest
 
 
 def natural_kind(dtype: str) -> str | None:

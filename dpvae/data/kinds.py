@@ -91,8 +91,9 @@ def _decimals_index(values: np.ndarray, dtype: str) -> np.ndarray:
     kind = {"float": np.float32, "halffloat": np.float16}.get(dtype, np.float64)
     index = np.full(len(values), len(DECIMALS) - 1)
     values = np.where(np.isfinite(values), values, 0.0)
-    for decimals in range(6, -1, -1):
-        index[np.round(values, decimals).astype(kind) == values.astype(kind)] = decimals
+    with np.errstate(over="ignore"):  # a number too large to be rounded is written exactly by none
+        for decimals in range(6, -1, -1):
+            index[np.round(values, decimals).astype(kind) == values.astype(kind)] = decimals
     return index
 
 

@@ -10,6 +10,8 @@ Sequential(
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from torch import nn
 
 
@@ -17,6 +19,6 @@ def mlp(inputs: int, hidden: int, outputs: int, *, layers: int) -> nn.Sequential
     """``layers`` hidden layers of width ``hidden``; with none, one linear map."""
     widths = [inputs, *[hidden] * layers]
     blocks: list[nn.Module] = []
-    for before, after in zip(widths[:-1], widths[1:], strict=True):
+    for before, after in pairwise(widths):
         blocks += [nn.Linear(before, after), nn.SiLU()]
     return nn.Sequential(*blocks, nn.Linear(widths[-1], outputs))

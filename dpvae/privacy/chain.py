@@ -1,8 +1,12 @@
 """Append-only rows in a SQL database, chained by hashes: what the ledger is written on.
 
 A row's hash covers the hash before it, so an edited or removed row breaks the chain for everyone who reads it. SQLite
-is the default (write-ahead log, every commit flushed to the disk, one writer at a time); elsewhere two writers that saw
-the same head collide on ``seq`` and on ``previous``, and one of them starts over.
+is the default (write-ahead log, every commit flushed to the disk, one writer at a time). On PostgreSQL, for teams, one
+advisory lock makes writers queue; whoever dies lets go of it. Anywhere else, and behind both, two writers that saw the
+same head collide on ``seq`` and on ``previous``, and one of them starts over.
+
+A server that goes away in the middle of a commit leaves its answer unknown. So an action must be safe to repeat
+(every verb of the ledger is), and is repeated, on a new connection, until the server is back or patience ends.
 
 >>> chain = Chain("sqlite://")
 >>> row = chain.transact(lambda c: chain.append(c, chain.read(c), "adult", "run-1", "reserve", {"events": []}))
@@ -32,6 +36,10 @@ T = TypeVar("T")
 
 GENESIS = "0" * 64
 WAIT_SECONDS = 120  # for another process that is pricing its own spend
+RETURN_SECONDS = 60  # for a server that went away after it had been reached once
+_WRITERS = 0x6470766165  # the advisory lock of PostgreSQL that all writers take: "dpvae"
+_STALE = ("40001", "40P01")  # SQL states: could not serialise, deadlock
+_INSTALL = "pip install 'dpvae[postgres]'"
 
 _METADATA = sa.MetaData()
 _ENTRIES = sa.Table(
@@ -81,23 +89,47 @@ class Chain:
         try:
             self._engine = _engine(url)
         except (sa.exc.SQLAlchemyError, ImportError, OSError, ValueError) as error:
-            raise LedgerError(f"ledger={url!r}: cannot be opened ({_reason(error)}); check ledger.url") from None
+            hint = f"; {_INSTALL}" if "psycopg" in str(error) else ""
+            raise LedgerError(f"ledger={self.name!r}: cannot be opened ({_reason(error)}){hint}; "
+                              "check ledger.url") from None
+        self._reached = False
         self.transact(lambda connection: _METADATA.create_all(connection))
+        self._reached = True
+
+    @property
+    def name(self) -> str:
+        """The URL without its password: what may be printed."""
+        try:
+            return sa.make_url(self.url).render_as_string(hide_password=True) if "://" in self.url else self.url
+        except (sa.exc.SQLAlchemyError, ValueError):
+            return "://"
 
     def transact(self, action: Callable[[sa.Connection], T], *, writes: bool = True) -> T:
-        """``action`` in one transaction; from the start again where another writer was faster."""
-        deadline = time.monotonic() + WAIT_SECONDS
+        """``action`` in one transaction; again from the start where another writer was faster or the server left."""
+        start = time.monotonic()
         while True:
             try:
                 with self._engine.connect().execution_options(writes=writes) as connection, connection.begin():
                     return action(connection)
             except (sa.exc.SQLAlchemyError, sqlite3.Error) as error:
-                again = isinstance(error, sa.exc.IntegrityError) or "locked" in str(error)
-                if not again or time.monotonic() > deadline:
-                    raise LedgerError(
-                        f"ledger={self.url!r}: cannot be used ({_reason(error)}); nothing was booked, check ledger.url"
-                    ) from None
-                time.sleep(0.02)
+                if time.monotonic() > start + self._patience(error):
+                    raise LedgerError(f"ledger={self.name!r}: cannot be used ({_reason(error)}); {self._outcome(error)}"
+                                      ) from None
+                time.sleep(0.5 if _is_gone(error) else 0.02)
+
+    def _patience(self, error: Exception) -> float:
+        """Seconds that this failure is worth; 0 for one that trying again cannot mend."""
+        if _is_gone(error):
+            return RETURN_SECONDS if self._reached else 0.0
+        state = getattr(getattr(error, "orig", None), "sqlstate", None)
+        again = isinstance(error, sa.exc.IntegrityError) or "locked" in str(error) or state in _STALE
+        return WAIT_SECONDS if again else 0.0
+
+    def _outcome(self, error: Exception) -> str:
+        if _is_gone(error) and self._reached:
+            return ("whether it was booked is not known; give the same command again once the server is back, "
+                    "and it finds what was booked")
+        return "nothing was booked, check ledger.url"
 
     def rows(self) -> list[Row]:
         """All rows, verified."""
@@ -111,7 +143,7 @@ class Chain:
             row = Row(**record._mapping)
             if row.seq != len(rows) + 1 or row.previous != previous or row.hash != row.seal():
                 raise LedgerError(
-                    f"ledger={self.url!r}: row {len(rows) + 1} does not continue the chain (it was edited, or a row "
+                    f"ledger={self.name!r}: row {len(rows) + 1} does not continue the chain (it was edited, or a row "
                     "was removed); restore a backup, and take the data set's budget as spent"
                 )
             rows.append(row)
@@ -134,8 +166,12 @@ class Chain:
 
 def _engine(url: str) -> sa.Engine:
     parsed = sa.make_url(url) if "://" in url else sa.URL.create("sqlite", database=url)  # a path means itself: a?b, 5%
+    if parsed.drivername in ("postgresql", "postgres"):  # SQLAlchemy's own default is a driver of the last decade
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    if parsed.get_backend_name() == "postgresql":
+        return _postgres(parsed)
     if parsed.get_backend_name() != "sqlite":
-        return sa.create_engine(parsed, isolation_level="SERIALIZABLE")
+        return sa.create_engine(parsed, isolation_level="SERIALIZABLE", poolclass=NullPool)
     file = parsed.database
     if not file or file == ":memory:":
         engine = sa.create_engine(parsed, poolclass=StaticPool, connect_args={"check_same_thread": False})
@@ -146,6 +182,39 @@ def _engine(url: str) -> sa.Engine:
     sa.event.listen(engine, "connect", _connected)
     sa.event.listen(engine, "begin", _begin)
     return engine
+
+
+def _postgres(url: sa.URL) -> sa.Engine:
+    """Read committed, behind one lock: whoever holds it sees every committed row, and nobody starts over for nothing.
+
+    Nothing waits for ever: not for a server that does not answer, not for a writer that hangs, and the server lets go
+    of the lock of a client that fell silent.
+    """
+    settings = {"synchronous_commit": "on", "lock_timeout": f"{WAIT_SECONDS}s",
+                "idle_in_transaction_session_timeout": f"{WAIT_SECONDS}s"}
+    arguments: dict[str, Any] = {
+        "connect_timeout": 10, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3,
+        "tcp_user_timeout": 30_000, "application_name": "dpvae",
+        "options": " ".join(f"-c {name}={value}" for name, value in settings.items()),
+    }
+    engine = sa.create_engine(url, isolation_level="READ COMMITTED", poolclass=NullPool,
+                              connect_args={k: v for k, v in arguments.items() if k not in url.query})
+    sa.event.listen(engine, "begin", _queue)
+    return engine
+
+
+def _queue(connection: sa.Connection) -> None:
+    if connection.get_execution_options().get("writes", True):
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_WRITERS)))
+
+
+def _is_gone(error: Exception) -> bool:
+    """Whether the server, not the statement, is the trouble."""
+    if not isinstance(error, sa.exc.DBAPIError) or isinstance(error.orig, sqlite3.Error):
+        return False
+    state = getattr(error.orig, "sqlstate", None)
+    refused = isinstance(error, sa.exc.OperationalError) and state is None
+    return bool(error.connection_invalidated or refused or (state or "").startswith(("57P", "08")))
 
 
 def _connected(raw: Any, _record: Any) -> None:

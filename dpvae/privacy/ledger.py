@@ -23,8 +23,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -36,6 +37,29 @@ from dpvae.privacy.accountant import Epsilon, price
 from dpvae.privacy.chain import GENESIS, Chain, Row
 from dpvae.privacy.composition import merge
 from dpvae.privacy.events import Event, canonical, from_dict, to_dict
+from dpvae.privacy.noise import SecretKey
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What one run is about to spend; :meth:`Ledger.reserve` has the fields."""
+
+    dataset: str
+    run: str
+    events: tuple[Event, ...]
+    delta: float
+    neighbouring: str = "add_remove"
+    noise: str = ""
+    content: str = ""
+
+    def payload(self) -> dict[str, Any]:
+        """The row that would be written; refuses what no accountant can price."""
+        checks.fraction(delta=self.delta)
+        _named(dataset=self.dataset, run=self.run)
+        merge(self.events, self.neighbouring)
+        optional = {"content": self.content} if self.content else {}
+        return {"events": [to_dict(event) for event in self.events], "delta": float(self.delta),
+                "neighbouring": self.neighbouring, "noise": self.noise, **optional}
 
 
 @dataclass(frozen=True)
@@ -58,6 +82,11 @@ class Ledger:
     def open(cls, url: str | os.PathLike[str]) -> Ledger:
         """The ledger at a SQLAlchemy URL, or in a SQLite file at this path; made if it is new."""
         return cls(Chain(str(url)))
+
+    @property
+    def name(self) -> str:
+        """Where it is, without a password."""
+        return self._chain.name
 
     def cap(
         self, dataset: str, epsilon: float, delta: float, unit: str = "row", reason: str | None = None
@@ -85,29 +114,37 @@ class Ledger:
 
     def reserve(
         self, dataset: str, run: str, events: Sequence[Event], *, delta: float, neighbouring: str = "add_remove",
-        noise: str = "",
+        noise: str = "", content: str = "",
     ) -> Reservation:
         """Books ``events`` before their noise is drawn; :class:`BudgetError` if the data set's cap forbids it.
 
         ``noise`` says which secret noise will be used (``key.tag(b"noise")``). A run that is known already gets its
         reservation back only if events *and* noise are the same: the same plan with fresh noise is a second spend.
+        ``content`` is a keyed digest of the rows: rows known under one name are not booked under another.
         """
-        checks.fraction(delta=delta)
-        _named(dataset=dataset, run=run)
-        merge(events, neighbouring)  # refuses what is not an event before anything is written
-        payload = {"events": [to_dict(event) for event in events], "delta": float(delta),
-                   "neighbouring": neighbouring, "noise": noise}
+        return self.reserve_all([Ask(dataset, run, tuple(events), delta, neighbouring, noise, content)])[0]
 
-        def write(connection: sa.Connection) -> Reservation:
+    def reserve_all(self, asks: Sequence[Ask], *, sweep: str = "") -> list[Reservation]:
+        """:meth:`reserve` for several runs, all or none of them, in one transaction; ``sweep`` is noted in each row."""
+        noted = {"sweep": sweep} if sweep else {}
+        payloads = [ask.payload() for ask in asks]
+
+        def write(connection: sa.Connection) -> list[Reservation]:
             rows = self._chain.read(connection)
-            known = next((row for row in _standing(rows, dataset) if row.run == run), None)
-            if known is not None:
-                return _resumed(known, payload)
-            cap = _cap(rows, dataset)
-            if cap is not None:
-                _afford(rows, dataset, run, events, neighbouring, cap)
-            row = self._chain.append(connection, rows, dataset, run, "reserve", payload)
-            return Reservation(row.seq, dataset, run, tuple(events))
+            known = [_known(rows, ask) for ask in asks]
+            fresh = [ask for ask, row in zip(asks, known, strict=True) if row is None]
+            _one_name(rows, fresh)
+            for dataset in dict.fromkeys(ask.dataset for ask in fresh):
+                _afford(rows, [ask for ask in fresh if ask.dataset == dataset])
+            booked = []
+            for ask, payload, row in zip(asks, payloads, known, strict=True):
+                if row is not None:
+                    booked.append(_resumed(row, payload))
+                    continue
+                new = self._chain.append(connection, rows, ask.dataset, ask.run, "reserve", {**payload, **noted})
+                rows.append(new)
+                booked.append(Reservation(new.seq, ask.dataset, ask.run, ask.events))
+            return booked
 
         return self._chain.transact(write)
 
@@ -126,7 +163,7 @@ class Ledger:
 
     def spent(self, dataset: str, delta: float) -> Epsilon:
         """What :meth:`events` cost together; under replace-one as soon as one reservation asked for it."""
-        return _spent(self._chain.rows(), dataset, (), delta, "add_remove")
+        return _spent(self._chain.rows(), dataset, (), delta)
 
     def rows(self, run: str | None = None) -> list[Row]:
         """The rows of ``run``, or all; the chain was checked on the way."""
@@ -136,7 +173,7 @@ class Ledger:
         """The number of rows, all verified; :class:`LedgerError` names the first bad one, or a missing ``head``."""
         rows = self._chain.rows()
         if head not in (None, GENESIS, *(row.hash for row in rows)):
-            raise LedgerError(f"head={head!r}: no such row in ledger {self._chain.url!r}; its last rows were cut off")
+            raise LedgerError(f"head={head!r}: no such row in ledger {self._chain.name!r}; its last rows were cut off")
         return len(rows)
 
     def head(self) -> str:
@@ -149,7 +186,7 @@ class Ledger:
             rows = self._chain.read(connection)
             row = next((row for row in rows if row.seq == reservation.id), None)
             if row is None or (row.kind, row.dataset, row.run) != ("reserve", reservation.dataset, reservation.run):
-                raise LedgerError(f"reservation={reservation.id}: not in ledger {self._chain.url!r}; reserve it first")
+                raise LedgerError(f"reservation={reservation.id}: not in ledger {self._chain.name!r}; reserve it first")
             state = _closed(rows).get(reservation.id)
             if state is None:
                 self._chain.append(connection, rows, row.dataset, row.run, kind, payload)
@@ -157,6 +194,18 @@ class Ledger:
                 raise LedgerError(f"reservation={reservation.id}: cannot {kind} after an earlier {state}")
 
         self._chain.transact(write)
+
+
+def content_tag(place: str, fingerprint: bytes, folder: str | os.PathLike[str]) -> str:
+    """A digest of the rows under a secret key: it recognises rows that are known, and confirms no guess of them.
+
+    A bare hash of a small table would tell anyone with a guess of it whether it is right. The key lies beside a SQLite
+    ledger, or in ``folder``; whoever shares it (a team, with a ledger on a server) shares what it recognises.
+    """
+    path = place.partition(":///")[2] if place.startswith("sqlite:") else place
+    file = Path(folder) / "ledger.key" if "://" in path or path in ("", ":memory:") else Path(f"{path}.key")
+    key = SecretKey.shared(file)
+    return f"{key.tag(b'name')[:16]}:{key.tag(b'data' + fingerprint)}"
 
 
 def _cap(rows: Sequence[Row], dataset: str) -> dict[str, Any] | None:
@@ -179,11 +228,24 @@ def _events(row: Row) -> list[Event]:
     return [from_dict(event) for event in row.content["events"]]
 
 
+def _known(rows: Sequence[Row], ask: Ask) -> Row | None:
+    return next((row for row in _standing(rows, ask.dataset) if row.run == ask.run), None)
+
+
+def _one_name(rows: Sequence[Row], asks: Iterable[Ask]) -> None:
+    """The same rows under a second name would be a second budget for the same people."""
+    names = {row.content["content"]: row.dataset for row in rows if row.kind == "reserve" and "content" in row.content}
+    for ask in asks:
+        if ask.content and names.setdefault(ask.content, ask.dataset) != ask.dataset:
+            raise LedgerError(f"ledger.dataset={ask.dataset!r}: these rows are booked as {names[ask.content]!r} already; "
+                              f"say ledger.dataset={names[ask.content]}, so that they have one budget")
+
+
 def _resumed(row: Row, payload: dict[str, Any]) -> Reservation:
     """The standing reservation, if it is the same in every respect."""
     known, asked = row.content, json.loads(canonical(payload))
     for key, value in asked.items():
-        if known[key] != value:
+        if known.get(key) != value:
             raise LedgerError(
                 f"run={row.run!r}: already booked on {row.dataset!r} with different {key} (row {row.seq}); "
                 "a new spend needs a new run.name"
@@ -191,30 +253,36 @@ def _resumed(row: Row, payload: dict[str, Any]) -> Reservation:
     return Reservation(row.seq, row.dataset, row.run, tuple(_events(row)))
 
 
-def _spent(rows: Sequence[Row], dataset: str, more: Sequence[Event], delta: float, neighbouring: str) -> Epsilon:
+def _spent(
+    rows: Sequence[Row], dataset: str, more: Sequence[Event], delta: float, neighbouring: Iterable[str] = ()
+) -> Epsilon:
     standing = _standing(rows, dataset)
-    relations = {neighbouring, *(row.content["neighbouring"] for row in standing)}
+    relations = {NEIGHBOURS[0], *neighbouring, *(row.content["neighbouring"] for row in standing)}
     strictest = max(relations, key=NEIGHBOURS.index)  # replace_one costs more, for the same events
     cap = _cap(rows, dataset)
     events = [event for row in standing for event in _events(row)]
     return price([*events, *more], delta=delta, neighbouring=strictest, unit=cap["unit"] if cap else "row")
 
 
-def _afford(
-    rows: Sequence[Row], dataset: str, run: str, events: Sequence[Event], neighbouring: str, cap: dict[str, Any]
-) -> None:
-    """Raises :class:`BudgetError` unless all spends and ``events`` together stay within ``cap``."""
+def _afford(rows: Sequence[Row], asks: Sequence[Ask]) -> None:
+    """Raises :class:`BudgetError` unless all spends on one data set and ``asks`` together stay within its cap."""
+    dataset = asks[0].dataset
+    cap = _cap(rows, dataset)
+    if cap is None:
+        return
+    who = f"run {asks[0].run!r}" if len(asks) == 1 else f"a sweep of {len(asks)} runs"
+    events, relations = [event for ask in asks for event in ask.events], {ask.neighbouring for ask in asks}
     delta, most = cap["delta"], cap["epsilon"]
     try:
-        total = _spent(rows, dataset, events, delta, neighbouring).upper
+        total = _spent(rows, dataset, events, delta, relations).upper
         if total <= most:
             return
-        asked = price(events, delta=delta, neighbouring=neighbouring).upper
-        spent = _spent(rows, dataset, (), delta, neighbouring).upper
+        asked = price(events, delta=delta, neighbouring=max(relations, key=NEIGHBOURS.index)).upper
+        spent = _spent(rows, dataset, (), delta).upper
     except ConfigError as error:
-        raise BudgetError(f"run={run!r}: dataset {dataset!r} has no delta left under its cap ({error})") from None
+        raise BudgetError(f"{who}: dataset {dataset!r} has no delta left under its cap ({error})") from None
     raise BudgetError(
-        f"epsilon={asked:.4g} asked by run {run!r}: expected at most {max(0.0, most - spent):.4g}, which is left of "
+        f"epsilon={asked:.4g} asked by {who}: expected at most {max(0.0, most - spent):.4g}, which is left of "
         f"dataset {dataset!r} (spent {spent:.4g}, cap {most:.4g} at delta={delta:g}; together {total:.4g}); "
         "lower privacy.epsilon, or raise the cap with a reason"
     )

@@ -17,6 +17,7 @@ True
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import os
@@ -87,6 +88,23 @@ class SecretKey:
         if len(master) != KEY_BYTES:
             raise RunError(f"key={str(path)!r}: expected {KEY_BYTES} bytes, found {len(master)}; start a new run")
         return cls(master)
+
+    @classmethod
+    def shared(cls, path: Path) -> SecretKey:
+        """The key in a file that is made on first use; of several processes that make it, the first one's holds."""
+        if not path.exists():
+            draft = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}")
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                cls.generate().save(draft)
+                with contextlib.suppress(FileExistsError):
+                    os.link(draft, path)
+            except OSError as error:
+                raise RunError(f"key={str(path)!r}: cannot be made ({error.strerror}); choose a place you may write to"
+                               ) from None
+            finally:
+                draft.unlink(missing_ok=True)
+        return cls.load(path)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the key, readable by its owner only; an existing file is never overwritten."""

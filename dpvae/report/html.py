@@ -144,7 +144,21 @@ def _training(numbers: dict[str, Any]) -> str:
     spending = [(label, m["epsilon_spent"], 0.0) for label, m in zip(labels, metrics, strict=True)]
     spent = _figure(charts.series(spending, "spent", "Epsilon spent", "epsilon"),
                     "Epsilon spent by the time of each release.", "")
-    return _section(2, "How it trained", f'<div class="two">{elbo}{spent}</div>')
+    return _section(2, "How it trained", f'<div class="two">{elbo}{spent}</div>{_collapse(numbers)}')
+
+
+def _collapse(numbers: dict[str, Any]) -> str:
+    """Whether the latent is in use: the normal failure of a private VAE is that it is not."""
+    found = numbers.get("diagnostics")
+    if not found:
+        return ""
+    gain = numbers["metrics"][-1]["noisy_elbo"] - found["independent_elbo"]
+    verdict = "the model has learned how columns go together" if gain > 2 * numbers["metrics"][-1]["sd"] else (
+        "the latent has collapsed: the model is no better than independent columns")
+    unit = escape(found["unit"])
+    return (f'<p>Independent columns would reach {found["independent_elbo"]:.2f} {unit}; the last noisy ELBO is '
+            f'{abs(gain):.2f} {"better" if gain > 0 else "worse"}: {verdict}. {found["rate"]:.2f} {unit} pass through '
+            f'the latent, and {found["active_units"]:.0f} of its {found["latent_dim"]:.0f} units are active.</p>')
 
 
 def _step_labels(metrics: Sequence[dict[str, Any]]) -> list[str]:

@@ -52,6 +52,7 @@ def gather(source: Source, check: Prices, *, subject: str, sentence: str | None 
         "phases": phases(source.events, claim, epsilon.upper),
         "accesses": [to_dict(event) for event in source.events],
         "metrics": records.plain(source.metrics),
+        "diagnostics": records.plain(source.diagnostics) if source.diagnostics else None,
         "marginals": marginals(source, histograms, rows),
         "rows_released": rows,
         "sample": [{str(key): cell(value) for key, value in row.items()} for row in list(sample)[:SAMPLE_ROWS]],

@@ -65,6 +65,17 @@ class Metric:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Diagnostics:
+    """``public/diagnostics.json``: did the latent learn anything? See :mod:`dpvae.evaluate.collapse`."""
+
+    independent_elbo: float
+    rate: float
+    active_units: float
+    latent_dim: float
+    unit: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Anchor:
     """A released noisy 1-way marginal: counts per label, each with noise of standard deviation ``sd``."""
 
@@ -86,6 +97,7 @@ class Source:
     schema_bytes: bytes
     plan_bytes: bytes
     metrics: tuple[Metric, ...]
+    diagnostics: Diagnostics | None
     anchors: dict[str, Anchor]
     model_sha256: str
 
@@ -118,7 +130,7 @@ def _read(run: Path) -> Source:
         schema=_mapping(public / "schema.json", "public/schema.json"),
         config=_optional(public / "config.json", "public/config.json"),
         schema_bytes=(public / "schema.json").read_bytes(), plan_bytes=(public / "plan.json").read_bytes(),
-        metrics=_metrics(public / "metrics.jsonl"),
+        metrics=_metrics(public / "metrics.jsonl"), diagnostics=_diagnostics(public / "diagnostics.json"),
         anchors=_anchors(_optional(public / "reference.json", "public/reference.json")),
         model_sha256=_digest(public / "model.safetensors"),
     )
@@ -168,6 +180,12 @@ def _metrics(path: Path) -> tuple[Metric, ...]:
     names = [field.name for field in dataclasses.fields(Metric)]
     return tuple(records.read(Metric, {name: line.get(name) for name in names}, f"public/metrics.jsonl[{i}]")
                  for i, line in enumerate(wanted))
+
+
+def _diagnostics(path: Path) -> Diagnostics | None:
+    if not path.is_file():
+        return None
+    return records.read(Diagnostics, _mapping(path, "public/diagnostics.json"), "diagnostics")
 
 
 def _anchors(value: dict[str, Any]) -> dict[str, Anchor]:

@@ -80,7 +80,7 @@ def measure(codes: NDArray[np.integer], cardinalities: Sequence[int], target: in
         events.append(event)
         sds[name] = cell_sd(multiplier, len(exact))
     with_target = dict(zip(features, released.get("with-target", []), strict=False))
-    pairs = {columns[-2:]: table if by_target else table[None]
+    pairs = {(columns[-2], columns[-1]): table if by_target else table[None]
              for columns, table in zip(names["pairs"], released.get("pairs", []), strict=False)}
     return Anchors(tuple(released["one-way"]), with_target, pairs, sds, target), tuple(events)
 
@@ -180,7 +180,8 @@ class _Targets:
         if self.pairs_LWW is None or self.columns.width <= WIDTH_AT_ONCE:
             return None
         features = [j for j in range(len(self.columns.sizes)) if j != self.anchors.target]
-        kept, width = [], 0
+        kept: list[int] = []
+        width = 0
         for pick in torch.randperm(len(features), generator=generator).tolist():
             if width + self.columns.sizes[features[pick]] <= WIDTH_AT_ONCE or len(kept) < 2:
                 kept.append(features[pick])

@@ -115,7 +115,7 @@ def unflatten(tensors: dict[str, Tensor], structure: dict[str, Any], prefix: str
         if isinstance(value, dict):
             tree[key] = unflatten(tensors, value, f"{path}/")
         else:
-            tree[key] = tensors[path] if path in tensors else value
+            tree[key] = tensors.get(path, value)
     return tree
 
 

@@ -80,6 +80,15 @@ class RunFolder:
             raise RunError(f"run={self.path.name}: the data changed since this run was started; "
                            "its noise must not be used on other rows. Start a new run with another run.name")
 
+    @property
+    def begun(self) -> bool:
+        """Whether noise may have been drawn."""
+        return (self.private / "begun").exists()
+
+    def begin(self) -> None:
+        """From here on noise is drawn: what is booked for this run stays booked."""
+        write_bytes(self.private / "begun", b"")
+
     def finish(self) -> None:
         """Mark the run finished, then destroy the noise key: from here on no step can be replayed."""
         write_json(self.path / "run.json", {**self.record, "status": "finished"})

@@ -1,8 +1,8 @@
-"""Instruments of the laws' tests: what a trainer would release before its noise, on two tables that differ in a person.
+"""Instruments of the laws' tests: what a trainer would release before its noise, on two tables one person apart.
 
-The comparison is the one that differential privacy makes. Both runs see the *same released past*: the anchors are given,
-the noise is silent, the masks agree on the records they share, and the second run's released gradients are overwritten
-with the first run's. What is left is how far one record moves what is about to be released.
+The comparison is the one that differential privacy makes. Both runs see the *same released past*: the anchors are
+given, the noise is silent, the masks agree on the records they share, and the second run's released gradients are
+overwritten with the first run's. What is left is how far one record moves what is about to be released.
 """
 
 from __future__ import annotations

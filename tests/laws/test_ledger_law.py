@@ -182,7 +182,7 @@ def test_the_events_of_the_run_are_the_events_of_the_ledger(tmp_path: Path, monk
     assert list(read_run(tmp_path / "watched").events) == events
 
 
-# -- mutants ------------------------------------------------------------------------------------------------------------
+# -- mutants ---------------------------------------------------------------------------------------------------------
 
 
 def books_every_second_step(patch: pytest.MonkeyPatch) -> None:

@@ -110,7 +110,7 @@ def test_the_size_of_a_microbatch_changes_nothing_but_rounding(clipping: str, mi
     torch.testing.assert_close(parts, whole, atol=2e-6, rtol=1e-6)
 
 
-# -- mutants: the streams a broken trainer would have ------------------------------------------------------------------
+# -- mutants: the streams a broken trainer would have ----------------------------------------------------------------
 
 
 def uniform(names: Any, real: np.ndarray) -> np.ndarray:

@@ -84,7 +84,7 @@ def test_a_further_record_leaves_the_coins_of_the_others_alone() -> None:
     assert np.array_equal(one_more[:, :ROWS], batches(ScriptedKey(), steps=5))
 
 
-# -- mutants: samplers that do not match the accountant -----------------------------------------------------------------
+# -- mutants: samplers that do not match the accountant --------------------------------------------------------------
 
 
 def fixed_size(names: Any, real: np.ndarray) -> np.ndarray:

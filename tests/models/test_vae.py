@@ -90,7 +90,7 @@ def test_the_rate_and_the_distortion_of_a_codebook_are_expectations_under_its_po
     torch.testing.assert_close(elbo.rate.detach().double(), rate_B, rtol=1e-3, atol=1e-5)
 
 
-# -- the standard normal prior: a bound, tighter with every sample -----------------------------------------------------
+# -- the standard normal prior: a bound, tighter with every sample ---------------------------------------------------
 
 
 def by_quadrature(vae: VAE, rows_BD: Tensor) -> Tensor:
@@ -138,7 +138,7 @@ def test_more_latent_samples_leave_the_elbo_where_it_is() -> None:
     torch.testing.assert_close(many.rate.detach(), kl_to_standard_normal(*vae.encode(rows_BD)).detach())
 
 
-# -- what both priors promise ------------------------------------------------------------------------------------------
+# -- what both priors promise ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("components", [None, 6])
