@@ -21,7 +21,7 @@ from dpvae.config import DataConfig, ReleaseConfig, TrainConfig
 from dpvae.data import builtin, lake
 from dpvae.data.lake import Table
 from dpvae.data.schema import Schema
-from dpvae.data.survey import Survey, survey, survey_steps
+from dpvae.data.survey import survey, survey_steps
 from dpvae.data.table import TableCodec, validate
 from dpvae.errors import AccountingError, ConfigError, DPVAEError
 from dpvae.privacy.accountant import Epsilon
@@ -75,9 +75,11 @@ def train(config: TrainConfig, table: Any = None) -> Run:
     with ExitStack() as stack:
         stack.enter_context(run.lock())
         if run.finished:
+            run.bind_data(_fingerprint(rows), schema.digest())
             if not run.complete:
                 report_run(run.path)
             return _finished(run, planned, "this run is finished already; nothing was spent")
+        run.bind_data(_fingerprint(rows), schema.digest())
         ledger, reservation = _reserve(config, planned, rows, run)
         run.begin()
         with Progress(config.report.progress, planned) as progress:
@@ -124,9 +126,8 @@ def prepare(config: TrainConfig, table: Any = None) -> tuple[Schema, Plan, Table
 
 
 def ask(config: TrainConfig, planned: Plan, rows: Table, run: Any) -> Ask:
-    """What ``run`` wants booked; refuses other rows than those it was started on."""
+    """What ``run`` wants booked."""
     print_ = _fingerprint(rows)
-    run.bind_data(run.key().tag(print_))
     return Ask(_dataset(config), run.record["ledger_run"], planned.events(), planned.delta, planned.neighbouring,
                noise=run.key().tag(b"noise"), content=content_tag(ledger_place(config), print_, config.run.root))
 
@@ -203,9 +204,8 @@ def _reserve(config: TrainConfig, planned: Plan, rows: Table, run: Any) -> tuple
     Where the ledger refuses, a run that was made a moment ago is removed again: nothing is booked for it.
     """
     try:
-        asked = ask(config, planned, rows, run)
         ledger = open_ledger(config, planned)
-        reservation = ledger.reserve_all([asked])[0]
+        reservation = ledger.reserve_all([ask(config, planned, rows, run)])[0]
     except (DPVAEError, OSError):
         if run.fresh:
             run.discard()
@@ -236,10 +236,11 @@ def _spend(config: TrainConfig, planned: Plan, table: Table, schema: Schema, run
     from dpvae.train.trainer import Trainer
 
     key = run.key()
+    progress.begin("survey")
     surveyed = survey(table, schema, noise=planned.survey_noise, delta=planned.survey_delta or 1e-9, key=key,
-                      rows=config.data.rows, outside=config.data.outside) if planned.survey_noise else (
-        Survey(schema, float(config.data.rows or 0), ()))
+                      rows=config.data.rows, outside=config.data.outside)
     progress.phase("survey", 1)
+    progress.begin("anchor")
     resolved = surveyed.schema
     codes = TableCodec(resolved).encode(table, config.data.outside)
     target = resolved.names.index(resolved.target) if resolved.target is not None else None

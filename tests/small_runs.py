@@ -26,7 +26,7 @@ from dpvae.config import (
 )
 from dpvae.models.vae import VAE
 from dpvae.privacy.noise import SecretKey
-from dpvae.privacy.plan import Plan, PublicFacts, SgdPlan, capacity
+from dpvae.privacy.plan import Plan, PublicFacts, SgdPlan
 from dpvae.train import anchor
 from dpvae.train.anchor import Anchors
 from dpvae.train.checkpoint import save_state
@@ -121,7 +121,8 @@ def small_plan(config: TrainConfig, *, rows: int, columns: int = 3, metric_relea
                   clip_norm=trainer.clip_norm, latent_samples=trainer.latent_samples)
     return Plan(target_epsilon=8.0, delta=1e-5, neighbouring="add_remove", trainer=trainer.name,
                 facts=PublicFacts(columns=columns, rows=rows), shares={}, anchor_noise={"one-way": 2.0},
-                metric_noise=5.0, metric_releases=metric_releases, sgd=sgd, **capacity(config))
+                metric_noise=5.0, metric_releases=metric_releases, sgd=sgd,
+                components=config.model.components or 0, fit_steps=trainer.fit_steps or 4)
 
 
 def small_vae(name: str, seed: int = 0) -> VAE:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -42,6 +42,7 @@ class Verbs:
     """Stands in for the layers below: remembers the configs that arrived, and does what it is told."""
 
     seen: list[Any] = field(default_factory=list)
+    returned: list[int] = field(default_factory=list)  # sizes of the sweeps that were booked and given back
     act: Callable[[Any], Any] = lambda config: "done"
 
     def __call__(self, config: Any) -> Any:
@@ -58,6 +59,10 @@ def verbs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Verbs:
         for member in members:
             setattr(module, member, fake)
         monkeypatch.setitem(sys.modules, name, module)
+    sweep = ModuleType("dpvae.sweep")
+    for member in ("book", "preview"):
+        setattr(sweep, member, lambda configs: SimpleNamespace(give_back=lambda: fake.returned.append(len(configs))))
+    monkeypatch.setitem(sys.modules, "dpvae.sweep", sweep)
     monkeypatch.chdir(tmp_path)
     return fake
 

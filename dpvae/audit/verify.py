@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 
 from dpvae.errors import AccountingError, ConfigError, DPVAEError, ReleaseError
 from dpvae.privacy.accountant import CrossCheck, Epsilon, crosscheck
+from dpvae.privacy.consequences import Consequences, consequences
 from dpvae.privacy.events import Event
 from dpvae.release import signing
 from dpvae.release.bundle import ENVELOPE, SUMS, UNSIGNED, digest, files, sums
@@ -198,7 +199,7 @@ def _derived(review: _Review, certificate: Certificate, events: tuple[Event, ...
     stated = CrossCheck(
         Epsilon(**dataclasses.asdict(certificate.claim.epsilon), delta=certificate.claim.delta),
         **dataclasses.asdict(certificate.claim.accountants))
-    expected = certify(certificate.facts, events=events, schema=schema, check=stated)
+    expected = certify(certificate.facts, events=events, schema=schema, check=stated, found=certificate.consequences)
     for line in differences(certificate.to_dict(), expected.to_dict(), "certificate.json"):
         review.note(line.replace("certificate.json.", "certificate.json: ", 1))
 
@@ -214,10 +215,30 @@ def _priced(review: _Review, certificate: Certificate, events: tuple[Event, ...]
              for name in ("lower", "estimate", "upper")]
     pairs += [(f"claim.accountants.{name}", getattr(claim.accountants, name), getattr(check, name))
               for name in ("pld", "prv_lower", "prv_upper", "rdp")]
+    pairs += _beyond(review, certificate, consequences(events, claim.delta, claim.neighbouring))
     for name, stated, priced in pairs:
         if not math.isclose(stated, priced, rel_tol=REPRICED, abs_tol=1e-6):
             review.note(f"certificate.json: {name} says {stated:.6g}, but the events of events.jsonl cost {priced:.6g}")
     return check
+
+
+def _beyond(review: _Review, certificate: Certificate, found: Consequences) -> list[tuple[str, float, float]]:
+    """Stated against derived numbers of the curve and of the groups; notes where their forms differ."""
+    stated = certificate.consequences
+    pairs = []
+    for part, have, want in (("profile", stated.profile, found.profile), ("groups", stated.groups, found.groups)):
+        if len(have) != len(want):
+            review.note(f"certificate.json: claim.{part} holds {len(have)} entries, but {len(want)} follow from the "
+                        "events")
+    for i, (claimed, derived) in enumerate(zip(stated.profile, found.profile, strict=False)):
+        pairs += [(f"claim.profile[{i}].{name}", a, b)
+                  for name, a, b in zip(("epsilon", "delta"), claimed, derived, strict=True)]
+    for i, (group, true) in enumerate(zip(stated.groups, found.groups, strict=False)):
+        if (group.records, group.how, group.epsilon is None) != (true.records, true.how, true.epsilon is None):
+            review.note(f"certificate.json: claim.groups[{i}] is not the one that follows from the events")
+        elif group.epsilon is not None and true.epsilon is not None:
+            pairs.append((f"claim.groups[{i}].epsilon", group.epsilon, true.epsilon))
+    return pairs
 
 
 def _verdict(review: _Review, certificate: Certificate | None, check: CrossCheck | None,

@@ -164,11 +164,13 @@ def _existing(source: str | os.PathLike[str]) -> Path:
 def _csv_header(path: Path) -> tuple[list[str], str]:
     """Column names, and the separator: the one of ``, ; tab |`` that the header line holds most of."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            line = next(iter(file), "")
-            separator = max(",;\t|", key=line.count)
-            file.seek(0)
-            names = [name.strip() for name in next(csv.reader(file, delimiter=separator), [])]
+        with path.open("rb") as file:
+            header = file.readline()
+            while header.count(b'"') % 2 and (more := file.readline()):  # a quoted name may hold line breaks
+                header += more
+        line = header.decode("utf-8-sig")
+        separator = max(",;\t|", key=line.count)
+        names = [name.strip() for name in next(csv.reader([line], delimiter=separator), [])]
     except UnicodeDecodeError as error:
         raise DataError(f"data={str(path)!r}: not UTF-8 (byte {error.start}); save the file as UTF-8") from error
     except csv.Error as error:
@@ -278,6 +280,8 @@ def _from_arrow(name: str, column: pa.ChunkedArray, dtype: str | None) -> Cells:
     if isinstance(array, pa.ChunkedArray):  # what combine_chunks leaves of a column without chunks
         array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], column.type)
     if pa.types.is_dictionary(array.type):
+        if pa.types.is_string_view(array.type.value_type):  # which Arrow cannot decode
+            array = array.cast(pa.dictionary(array.type.index_type, pa.large_string()))
         array = array.dictionary_decode()
     missing = array.is_null().to_numpy(zero_copy_only=False)
     values, t = array.type, pa.types

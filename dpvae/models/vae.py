@@ -108,20 +108,22 @@ class VAE(nn.Module):
     @torch.no_grad()
     def log_prob(self, codes_BD: Tensor, *, samples: int, generator: torch.Generator) -> Tensor:
         """log p(x), (B,) nats: exact for a codebook, else the IWAE bound with ``samples`` draws of q (Burda 2015)."""
-        return torch.cat([self._log_prob(part, samples, generator) for part in codes_BD.split(_ROWS_AT_ONCE)])
+        # one set of draws for all rows, so that a row's score does not depend on the rows beside it
+        noise_KZ = torch.randn(samples, self.prior.dim, generator=generator, device=codes_BD.device)
+        return torch.cat([self._log_prob(part, noise_KZ) for part in codes_BD.split(_ROWS_AT_ONCE)])
 
-    def _log_prob(self, codes_BD: Tensor, samples: int, generator: torch.Generator) -> Tensor:
+    def _log_prob(self, codes_BD: Tensor, noise_KZ: Tensor) -> Tensor:
         if self.codebook is not None:
             return self._joint(codes_BD).logsumexp(-1)
         mean_BZ, log_std_BZ = self.encode(codes_BD)
         weights = []
-        for _ in range(samples):
-            noise_BZ = torch.randn(mean_BZ.shape, generator=generator, device=mean_BZ.device)
+        for noise_Z in noise_KZ:
+            noise_BZ = noise_Z.expand_as(mean_BZ)
             z_BZ = mean_BZ + log_std_BZ.exp() * noise_BZ
             log_q_B = -(0.5 * (noise_BZ**2 + math.log(2 * math.pi)) + log_std_BZ).sum(-1)
             log_x_B = self.likelihood.log_prob(self.decode(z_BZ), codes_BD)
             weights.append(log_x_B + self.prior.log_prob(z_BZ) - log_q_B)
-        return torch.stack(weights).logsumexp(0) - math.log(samples)
+        return torch.stack(weights).logsumexp(0) - math.log(len(noise_KZ))
 
     @torch.no_grad()
     def latent(self, codes_BD: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.pool import NullPool, StaticPool
@@ -119,9 +119,9 @@ class Chain:
 
     def _patience(self, error: Exception) -> float:
         """Seconds that this failure is worth; 0 for one that trying again cannot mend."""
-        if _is_gone(error):
-            return RETURN_SECONDS if self._reached else 0.0
         state = getattr(getattr(error, "orig", None), "sqlstate", None)
+        if _is_gone(error):
+            return RETURN_SECONDS if self._reached or error.connection_invalidated or state else 0.0
         again = isinstance(error, sa.exc.IntegrityError) or "locked" in str(error) or state in _STALE
         return WAIT_SECONDS if again else 0.0
 
@@ -208,7 +208,7 @@ def _queue(connection: sa.Connection) -> None:
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_WRITERS)))
 
 
-def _is_gone(error: Exception) -> bool:
+def _is_gone(error: Exception) -> TypeGuard[sa.exc.DBAPIError]:
     """Whether the server, not the statement, is the trouble."""
     if not isinstance(error, sa.exc.DBAPIError) or isinstance(error.orig, sqlite3.Error):
         return False
@@ -230,4 +230,5 @@ def _begin(connection: sa.Connection) -> None:
 
 
 def _reason(error: Exception) -> str:
-    return str(getattr(error, "orig", None) or error).splitlines()[0]
+    text = str(getattr(error, "orig", None) or error).splitlines()[0]
+    return f"{text}: is there space left?" if text == "disk I/O error" else text

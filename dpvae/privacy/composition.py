@@ -25,8 +25,9 @@ from dataclasses import dataclass
 from dpvae import checks
 from dpvae.config import NEIGHBOURS
 from dpvae.errors import AccountingError
-from dpvae.privacy.events import Event, Gaussian, PureDP, SampledGaussian, Threshold
+from dpvae.privacy.events import Event, Gaussian, PureDP, RepeatAndSelect, SampledGaussian, Threshold
 
+MANY = 8  # distinct sampled mechanisms; above, bounds are a little wider and much faster
 MOST_NOISE = 1e9  # more counts as this much, which costs nothing that double precision could show
 
 
@@ -39,11 +40,17 @@ class Composition:
     pure: tuple[tuple[float, int], ...]  # (epsilon, count)
     delta: float  # what thresholds add
     replace: bool = False
+    selected: tuple[tuple[Composition, float, float], ...] = ()  # (one run, mean number of runs, shape of their law)
 
     @property
     def empty(self) -> bool:
         """Whether nothing was spent, apart from ``delta``."""
-        return self.gaussian is None and not self.sampled and not self.pure
+        return not (self.gaussian is not None or self.sampled or self.pure or self.selected)
+
+    @property
+    def many(self) -> bool:
+        """Whether there are so many distinct sampled mechanisms that accountants have to hurry."""
+        return len(self.sampled) > MANY
 
     @property
     def terms(self) -> int:
@@ -58,6 +65,7 @@ def merge(events: Sequence[Event], neighbouring: str = "add_remove") -> Composit
     precision = log_kept = 0.0
     sampled: Counter[tuple[float, float]] = Counter()
     pure: Counter[float] = Counter()
+    selected = []
     for event in events:
         match event:
             case Gaussian():
@@ -71,6 +79,8 @@ def merge(events: Sequence[Event], neighbouring: str = "add_remove") -> Composit
             case Threshold():
                 precision += _precision(event.noise_multiplier, 1)
                 log_kept += math.log1p(event.delta)
+            case RepeatAndSelect():
+                selected.append((merge(event.trial, neighbouring), event.runs, event.shape))
             case _:
                 raise AccountingError(f"event={event!r}: no accountant can price it; expected one of privacy/events.py")
     return Composition(
@@ -79,6 +89,7 @@ def merge(events: Sequence[Event], neighbouring: str = "add_remove") -> Composit
         pure=tuple(sorted(pure.items())),
         delta=math.expm1(log_kept),  # prod(1 + delta_i) - 1: see mechanisms.frequent_values
         replace=factor == 2,
+        selected=tuple(selected),
     )
 
 

@@ -27,6 +27,7 @@ from dpvae.errors import ConfigError
 
 MOST_REPEATS = 10**9
 LONGEST_TEXT = 1000
+MOST_IN_TRIAL = 100
 
 
 @dataclass(frozen=True)
@@ -122,14 +123,46 @@ class Threshold(_Fact):
         self._float("noise_multiplier", "delta")
 
 
-Event: TypeAlias = Gaussian | SampledGaussian | PureDP | Threshold
+Leaf: TypeAlias = Gaussian | SampledGaussian | PureDP
 
-_TYPES: dict[str, type[Event]] = {kind.__name__: kind for kind in (Gaussian, SampledGaussian, PureDP, Threshold)}
+
+@dataclass(frozen=True)
+class RepeatAndSelect(_Fact):
+    """The best of a random number of runs, each costing ``trial``, chosen by a score that a run itself pays for.
+
+    The number of runs is *drawn* from a truncated negative binomial law of mean ``runs`` and shape ``shape`` (0: the
+    logarithmic law, 1: the geometric one), by :func:`dpvae.privacy.mechanisms.number_of_runs`, and only the best run
+    is shown (Papernot and Steinke 2022, arXiv 2110.03620). A number of runs that somebody chose is not this event.
+    """
+
+    trial: tuple[Leaf, ...]
+    runs: float
+    shape: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.trial, tuple) or not self.trial or len(self.trial) > MOST_IN_TRIAL or not all(
+                isinstance(event, (Gaussian, SampledGaussian, PureDP)) for event in self.trial):
+            raise ConfigError(f"trial: expected 1 to {MOST_IN_TRIAL} events, each Gaussian, SampledGaussian or PureDP")
+        checks.at_least(1, runs=self.runs)
+        checks.at_least(0, shape=self.shape)
+        if self.runs > MOST_REPEATS or self.shape > 10:
+            raise ConfigError(f"runs={self.runs:g}, shape={self.shape:g}: expected at most {MOST_REPEATS:g} and 10")
+        self._float("runs", "shape")
+
+
+Event: TypeAlias = Gaussian | SampledGaussian | PureDP | Threshold | RepeatAndSelect
+
+_TYPES: dict[str, type[Event]] = {
+    kind.__name__: kind for kind in (Gaussian, SampledGaussian, PureDP, Threshold, RepeatAndSelect)}
 
 
 def to_dict(event: Event) -> dict[str, Any]:
     """The event as a JSON object; ``type`` names its class."""
-    return {"type": type(event).__name__, **dataclasses.asdict(event)}
+    fields = {field.name: getattr(event, field.name) for field in dataclasses.fields(event)}
+    if isinstance(event, RepeatAndSelect):
+        fields["trial"] = [to_dict(part) for part in event.trial]
+    return {"type": type(event).__name__, **fields}
 
 
 def from_dict(mapping: Mapping[str, Any]) -> Event:
@@ -149,7 +182,22 @@ def from_dict(mapping: Mapping[str, Any]) -> Event:
             raise ConfigError(f"{name}.{key}: missing; expected {field.type}")
         if key in fields and field.type == "float":
             fields[key] = _as_float(key, fields[key])
+    if kind is RepeatAndSelect:
+        fields["trial"] = tuple(_leaf(part) for part in _as_list("trial", fields["trial"]))
     return kind(**fields)
+
+
+def _leaf(part: Any) -> Event:
+    """An event of one run; what is no plain mechanism is refused before anything nests."""
+    if isinstance(part, Mapping) and part.get("type") == RepeatAndSelect.__name__:
+        raise ConfigError("trial: a selection inside a selection cannot be priced")
+    return from_dict(part)
+
+
+def _as_list(name: str, value: object) -> list[Any]:
+    if not isinstance(value, list):
+        raise ConfigError(f"{name}: expected a list of events")
+    return value
 
 
 def _as_float(name: str, value: object) -> float:

@@ -237,8 +237,8 @@ def _one_name(rows: Sequence[Row], asks: Iterable[Ask]) -> None:
     names = {row.content["content"]: row.dataset for row in rows if row.kind == "reserve" and "content" in row.content}
     for ask in asks:
         if ask.content and names.setdefault(ask.content, ask.dataset) != ask.dataset:
-            raise LedgerError(f"ledger.dataset={ask.dataset!r}: these rows are booked as {names[ask.content]!r} already; "
-                              f"say ledger.dataset={names[ask.content]}, so that they have one budget")
+            raise LedgerError(f"ledger.dataset={ask.dataset!r}: these rows are booked as {names[ask.content]!r} "
+                              f"already; say ledger.dataset={names[ask.content]}, so that they have one budget")
 
 
 def _resumed(row: Row, payload: dict[str, Any]) -> Reservation:

@@ -49,7 +49,8 @@ def act(config: LedgerVerbConfig) -> str:
         return f"{config.file}: {len(rows)} rows, all as they were written; head {rows[-1].hash if rows else GENESIS}"
     url = config.ledger.url or str(Path(config.root) / "ledger.db")
     if config.action != "cap" and _absent(url):
-        raise LedgerError(f"ledger.url={url}: no ledger there; name one with ledger.url=..., or its folder with root=...")
+        raise LedgerError(f"ledger.url={url}: no ledger there; name one with ledger.url=..., or its "
+                          "folder with root=...")
     ledger = Ledger.open(url)
     if config.action == "show":
         return show(ledger, config.ledger.dataset, as_json=config.format == "json")
@@ -121,7 +122,8 @@ def read_export(file: Path) -> list[Row]:
     try:
         lines = file.read_bytes().decode("utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise LedgerError(f"file={file}: cannot be read ({type(error).__name__}); expected an exported ledger") from None
+        raise LedgerError(f"file={file}: cannot be read ({type(error).__name__}); expected an exported ledger"
+                          ) from None
     if lines.pop() != "" or not lines:
         raise LedgerError(f"file={file}: cut short; expected whole lines")
     end = _object(file, len(lines), lines.pop())
@@ -129,7 +131,8 @@ def read_export(file: Path) -> list[Row]:
     for number, line in enumerate(lines, start=1):
         row = _row(file, number, line)
         if row.seq != number or row.previous != (rows[-1].hash if rows else GENESIS) or row.hash != row.seal():
-            raise LedgerError(f"file={file} line {number}: does not continue the chain; it was edited, moved or removed")
+            raise LedgerError(f"file={file} line {number}: does not continue the chain; it was edited, moved or "
+                              "removed")
         rows.append(row)
     if end != {"head": rows[-1].hash if rows else GENESIS, "rows": len(rows)}:
         raise LedgerError(f"file={file} line {len(rows) + 1}: is not the end of these rows; some were cut off")

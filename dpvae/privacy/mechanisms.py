@@ -27,6 +27,7 @@ from dpvae import checks
 from dpvae.errors import ConfigError
 from dpvae.privacy.events import Gaussian, Threshold
 from dpvae.privacy.noise import SecretStream
+from dpvae.privacy.rdp import log_of_stopping
 
 V = TypeVar("V", bound=Hashable)
 
@@ -110,6 +111,25 @@ def publication_threshold(noise_multiplier: float, columns: int, delta: float) -
     while math.erfc((threshold - 1.5) / sd / math.sqrt(2)) / 2 > p:
         threshold += 1
     return threshold
+
+
+def number_of_runs(mean: float, shape: float, stream: SecretStream) -> int:
+    """How many runs a :class:`~dpvae.privacy.events.RepeatAndSelect` makes; drawn in secret, never chosen.
+
+    The truncated negative binomial law: P(K = k + 1) / P(K = k) = (1 - gamma) (k + shape) / (k + 1).
+    """
+    log_gamma = log_of_stopping(mean, shape)
+    stay = -math.expm1(log_gamma)
+    if shape < 1e-9:
+        chance = stay / -log_gamma
+    else:
+        chance = stay * shape / math.expm1(-shape * log_gamma)
+    left, k = float(stream.uniform(1)[0]), 1
+    while left > chance and chance > 0.0:
+        left -= chance
+        chance *= stay * (k + shape) / (k + 1)
+        k += 1
+    return k
 
 
 def frequent_values(

@@ -26,6 +26,7 @@ from typing import Any
 from dpvae import checks
 from dpvae.errors import ReleaseError, RunError
 from dpvae.privacy.accountant import CrossCheck, crosscheck
+from dpvae.privacy.consequences import consequences
 from dpvae.release.card import card
 from dpvae.release.certificate import Certificate, Evidence, Facts, Lineage, Version
 from dpvae.release.certify import certify
@@ -60,9 +61,11 @@ def write_release(run: Path, table_writer: TableWriter, *, rows: int, to: Path, 
     source = read_run(run)
     _refuse_unreleasable(source)
     check = crosscheck(source.events, source.claim.delta, source.claim.neighbouring)
+    found = consequences(source.events, source.claim.delta, source.claim.neighbouring)
     _refuse_target(to, source)
     key = SigningKey.at(run.resolve().parent)
-    certificate = certify(_facts(source, key, rows, seed), events=source.events, schema=source.schema, check=check)
+    certificate = certify(_facts(source, key, rows, seed), events=source.events, schema=source.schema, check=check,
+                          found=found)
     with _beside(to) as folder:
         _fill(folder, source, check, certificate, key, table_writer)
     return to
@@ -143,6 +146,7 @@ def _fill(folder: Path, source: Source, check: CrossCheck, certificate: Certific
     rows = certificate.scope.rows_released
     table = _write_table(folder, table_writer, rows)
     numbers = gather(source, check, subject="This release", sentence=certificate.sentence,
+                     pairs=certificate.consequences.profile,
                      histograms=table["histograms"], rows=rows, sample=table["sample"],
                      reproduce=_reproduce(certificate))
     data = {name: (digest(folder / name), (folder / name).stat().st_size) for name in files(folder)}
@@ -214,7 +218,7 @@ def _told(error: OSError, to: Path) -> ReleaseError:
     """What the operating system refused, and what to do; nothing was left behind."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return ReleaseError(f"to={to}: no space left there; nothing was written. Free some, or pick another folder")
-    if error.errno == errno.ENOTDIR or (error.errno == errno.EEXIST and Path(error.filename or to) in to.parents):
+    if error.errno == errno.ENOTDIR or (error.errno == errno.EEXIST and Path(error.filename or to) in to.absolute().parents):
         return ReleaseError(f"to={to}: a part of that path is a file; pick another folder")
     if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
         return ReleaseError(f"to={to}: somebody else wrote there meanwhile; pick another folder")

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dpvae.errors import ReleaseError
+from dpvae.privacy.consequences import Consequences, Group
 from dpvae.report import meaning, records
-from dpvae.report.source import Absent
+from dpvae.report.source import NONE, Absent
 
 EXACT = 1e-6  # what follows from stated numbers by arithmetic; leaves room for another machine's exp()
 
@@ -48,6 +49,23 @@ class Accountants:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pair:
+    """One more (epsilon, delta) that the same events guarantee."""
+
+    epsilon: float
+    delta: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupEpsilon:
+    """Epsilon at the claim's delta for a person who has this many records."""
+
+    records: int
+    epsilon: float | Absent
+    how: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Claim:
     """The guarantee, and what it means in odds."""
 
@@ -59,6 +77,8 @@ class Claim:
     neighbouring: Literal["add_remove", "replace_one"]
     private: Literal[True]
     accountants: Accountants
+    profile: tuple[Pair, ...]
+    groups: tuple[GroupEpsilon, ...]
     risk: meaning.Risk
 
     def __post_init__(self) -> None:
@@ -204,6 +224,13 @@ class Certificate:
         """The certificate as JSON objects and lists."""
         result: dict[str, Any] = records.plain(self)
         return result
+
+    @property
+    def consequences(self) -> Consequences:
+        """The curve and the groups as they are stated."""
+        return Consequences(
+            tuple((pair.epsilon, pair.delta) for pair in self.claim.profile),
+            tuple(Group(g.records, None if g.epsilon == NONE else float(g.epsilon), g.how) for g in self.claim.groups))
 
     @property
     def facts(self) -> Facts:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from dpvae.errors import ReleaseError
 from dpvae.privacy import events as facts_of_access
+from dpvae.privacy.consequences import Consequences
 from dpvae.privacy.events import Event
 from dpvae.release.certificate import (
     Access,
@@ -19,13 +20,17 @@ from dpvae.release.certificate import (
     Certificate,
     Claim,
     Facts,
+    GroupEpsilon,
     Interval,
     Mechanism,
+    Pair,
     Scope,
     Training,
 )
 from dpvae.report import meaning
 from dpvae.report.source import NONE, schema_columns
+
+UNKNOWN = Consequences((), ())  # then the odds follow from (epsilon, delta) alone
 
 
 class _Epsilon(Protocol):
@@ -52,8 +57,13 @@ class Check(Protocol):
     def rdp(self) -> float: ...
 
 
-def certify(facts: Facts, *, events: Sequence[Event], schema: Mapping[str, Any], check: Check) -> Certificate:
-    """The certificate that follows from these facts and events; refuses (``ReleaseError``) what must not be claimed."""
+def certify(facts: Facts, *, events: Sequence[Event], schema: Mapping[str, Any], check: Check,
+            found: Consequences = UNKNOWN) -> Certificate:
+    """The certificate that follows from these facts and events; refuses (``ReleaseError``) what must not be claimed.
+
+    ``found`` (:func:`dpvae.privacy.consequences.consequences`) is the curve that the odds follow from; without it they
+    follow from the one pair (epsilon, delta), which is looser.
+    """
     upper = check.epsilon.upper
     if not facts.delta * facts.rows < 1:
         raise ReleaseError(f"delta={facts.delta:g}: expected less than 1/rows = {1 / facts.rows:g}; "
@@ -64,20 +74,28 @@ def certify(facts: Facts, *, events: Sequence[Event], schema: Mapping[str, Any],
     return Certificate(
         format="dpvae-certificate/1",
         sentence=meaning.sentence(lower=check.epsilon.lower, upper=upper, delta=facts.delta, unit=facts.unit,
-                                  neighbouring=facts.neighbouring, subject="This release"),
-        claim=_claim(facts, check), scope=_scope(facts, events, schema), mechanism=_mechanism(facts, events),
+                                  neighbouring=facts.neighbouring, subject="This release",
+                                  pairs=_pairs(facts, check, found)),
+        claim=_claim(facts, check, found), scope=_scope(facts, events, schema), mechanism=_mechanism(facts, events),
         evidence=facts.evidence, not_covered=meaning.NOT_COVERED, lineage=facts.lineage,
     )
 
 
-def _claim(facts: Facts, check: Check) -> Claim:
+def _pairs(facts: Facts, check: Check, found: Consequences) -> tuple[tuple[float, float], ...]:
+    return (*found.profile, (check.epsilon.upper, facts.delta))
+
+
+def _claim(facts: Facts, check: Check, found: Consequences) -> Claim:
     epsilon = check.epsilon
     return Claim(
         epsilon=Interval(lower=epsilon.lower, estimate=epsilon.estimate, upper=epsilon.upper),
         epsilon_target=facts.epsilon_target, delta=facts.delta, delta_times_rows=facts.delta * facts.rows,
         unit=facts.unit, neighbouring=facts.neighbouring, private=True,
         accountants=Accountants(pld=check.pld, prv_lower=check.prv_lower, prv_upper=check.prv_upper, rdp=check.rdp),
-        risk=meaning.risk([(epsilon.upper, facts.delta)]),
+        profile=tuple(Pair(epsilon=e, delta=d) for e, d in found.profile),
+        groups=tuple(GroupEpsilon(records=group.records, epsilon=NONE if group.epsilon is None else group.epsilon,
+                                  how=group.how) for group in found.groups),
+        risk=meaning.risk(_pairs(facts, check, found)),
     )
 
 
@@ -111,6 +129,9 @@ def how(event: Event) -> str:
                     f"noise, multiplier {event.noise_multiplier:.6g}")
         case facts_of_access.PureDP():
             return f"pure DP, epsilon {event.epsilon:.6g}, {event.count} time(s)"
+        case facts_of_access.RepeatAndSelect():
+            return (f"the best of a random number of runs (mean {event.runs:.6g}, shape {event.shape:.6g}), each: "
+                    + "; ".join(how(part) for part in event.trial))
         case facts_of_access.Threshold():
             return (f"Gaussian noise, multiplier {event.noise_multiplier:.6g}, published above a threshold "
                     f"that costs delta {event.delta:.3g}")

@@ -122,8 +122,9 @@ def _meaning(numbers: dict[str, Any]) -> str:
     floor = risk["posterior_evidence_at_least"]
     rows = [(words, meaning.percent(risk[name], places)) for words, name, places in ODDS]
     odds = _table(("an attacker who knows all but one row", "reaches at most"), rows)
-    text = (f'<p>These follow from epsilon {meaning.decimals(claim["upper"], up=True)} and delta {claim["delta"]:.3g} '
-            "alone; the noise itself protects more than this worst case. Certainty is stated for evidence that would "
+    text = (f'<p>These follow from the whole curve of (epsilon, delta) through '
+            f'{meaning.decimals(claim["upper"], up=True)} and {claim["delta"]:.3g}, against an attacker who '
+            "sees every noisy number. Certainty is stated for evidence that would "
             f"turn up at least {meaning.percent(floor)} of the time without the person.</p>")
     return _section(1, "What it means", f'<div class="two">{chart}<div>{odds}{text}</div></div>')
 

@@ -120,10 +120,11 @@ def risk(pairs: Pairs) -> Risk:
     )
 
 
-def sentence(*, lower: float, upper: float, delta: float, unit: str, neighbouring: str, subject: str) -> str:
+def sentence(*, lower: float, upper: float, delta: float, unit: str, neighbouring: str, subject: str,
+             pairs: Pairs = ()) -> str:
     """The guarantee as one plain sentence; ``subject`` is what was published ("This release", "This run")."""
     relation = RELATIONS.get(neighbouring, neighbouring)
-    pairs = [(upper, delta)]
+    pairs = [*pairs, (upper, delta)]
     return (
         f"{subject} is differentially private with epsilon <= {decimals(upper, up=True)} "
         f"(between {decimals(lower, up=False)} and {decimals(upper, up=True)}) at delta = {delta:.3g}, "

@@ -36,19 +36,23 @@ class Prices(Protocol):
 
 def gather(source: Source, check: Prices, *, subject: str, sentence: str | None = None,
            histograms: Mapping[str, Sequence[int]] | None = None, rows: int | None = None,
-           sample: Sequence[Mapping[str, Any]] = (), reproduce: Sequence[str] = ()) -> dict[str, Any]:
-    """Everything a report says, as JSON; ``histograms`` count the synthetic ``rows`` per label of each anchor."""
+           sample: Sequence[Mapping[str, Any]] = (), reproduce: Sequence[str] = (),
+           pairs: meaning.Pairs = ()) -> dict[str, Any]:
+    """Everything a report says, as JSON; ``histograms`` count the synthetic ``rows`` per label of each anchor.
+
+    ``pairs`` are more (epsilon, delta) that hold: odds follow from all of them.
+    """
     claim, epsilon = source.claim, check.epsilon
     return {
         "format": "dpvae-report/1", "title": f"{source.name}: {subject.removeprefix('This ').lower()} report",
         "private": claim.private,
-        "sentence": sentence or plain_sentence(claim, check, subject),
+        "sentence": sentence or plain_sentence(claim, check, subject, pairs),
         "claim": {"lower": epsilon.lower, "estimate": epsilon.estimate, "upper": epsilon.upper,
                   "target": claim.epsilon_target, "delta": claim.delta, "unit": claim.unit,
                   "neighbouring": claim.neighbouring, "rows": claim.n_ref, "rows_source": claim.n_ref_source},
         "accountants": {"pld": check.pld, "prv_lower": check.prv_lower, "prv_upper": check.prv_upper,
                         "rdp": check.rdp},
-        "risk": records.plain(meaning.risk([(epsilon.upper, claim.delta)])),
+        "risk": records.plain(meaning.risk([*pairs, (epsilon.upper, claim.delta)])),
         "phases": phases(source.events, claim, epsilon.upper),
         "accesses": [to_dict(event) for event in source.events],
         "metrics": records.plain(source.metrics),
@@ -61,13 +65,13 @@ def gather(source: Source, check: Prices, *, subject: str, sentence: str | None 
     }
 
 
-def plain_sentence(claim: RunClaim, check: Prices, subject: str) -> str:
+def plain_sentence(claim: RunClaim, check: Prices, subject: str, pairs: meaning.Pairs = ()) -> str:
     """The guarantee in words, or its plain absence."""
     if not claim.private:
         return (f"{subject} is NOT PRIVATE: its secret randomness was fixed (privacy.secret_seed), so whoever knows "
                 "the seed can undo the noise. It is for tests and must not be published.")
     return meaning.sentence(lower=check.epsilon.lower, upper=check.epsilon.upper, delta=claim.delta, unit=claim.unit,
-                            neighbouring=claim.neighbouring, subject=subject)
+                            neighbouring=claim.neighbouring, subject=subject, pairs=pairs)
 
 
 def phases(events: Sequence[Event], claim: RunClaim, total: float) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ Every file is written beside its target and renamed, so that a crash leaves the 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -72,17 +73,20 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> VAE:
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
-    """A nested dictionary of tensors and JSON values, in one file."""
+    """A nested dictionary of tensors and JSON values, in one file behind its own checksum."""
     tensors, structure = flatten(state)
-    write_bytes(path, save(tensors or {"_": torch.zeros(1)}, metadata={"structure": json.dumps(structure)}))
+    data = save(tensors or {"_": torch.zeros(1)}, metadata={"structure": json.dumps(structure)})
+    write_bytes(path, hashlib.sha256(data).digest() + data)
 
 
 def load_state(path: Path) -> dict[str, Any] | None:
     """What :func:`save_state` wrote, or ``None`` where there is no such file."""
     if not path.is_file():
         return None
-    data = path.read_bytes()
+    digest, data = path.read_bytes()[:32], path.read_bytes()[32:]
     try:
+        if hashlib.sha256(data).digest() != digest:
+            raise ValueError("checksum")
         header = json.loads(data[8:8 + int.from_bytes(data[:8], "little")])
         structure = json.loads(header["__metadata__"]["structure"])
         return unflatten(load(data), structure)

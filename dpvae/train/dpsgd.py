@@ -32,7 +32,7 @@ from dpvae.train.clipping import Recorder, supports
 
 STABILISER = 0.01  # gamma of AUTO-S
 
-Loss = Callable[[nn.Module, Tensor, torch.Generator], Tensor]
+Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
 def autos(norms_B: Tensor, clip_norm: float) -> Tensor:
@@ -100,14 +100,15 @@ class PrivateSteps:
     Args:
         module: what learns. Every layer must treat rows alone; Opacus' validator refuses the others by name.
         codes: all private rows, (rows, D). Never leaves this object except through clipped, noised sums.
-        loss: (wrapped module, codes (B, D), generator) -> one loss per record, (B,), a function of that record, of
-            the module and of the generator, and of nothing else.
+        loss: (wrapped module, codes (B, D), latents (B, *latents)) -> one loss per record, (B,), a function of that
+            record, its latents and the module, and of nothing else.
+        latents: shape of the standard normal numbers each record of a batch gets for itself.
         plan, rows: the noise, the rate, and the public row count behind the divisor.
         clipping: ``fast`` (book-keeping), ``hooks`` (Opacus, the reference), or ``auto``: the same numbers.
     """
 
     def __init__(self, module: nn.Module, codes: Tensor, loss: Loss, *, plan: SgdPlan, rows: int, key: SecretKey,
-                 learning_rate: float, microbatch: int, clipping: str = "auto") -> None:
+                 learning_rate: float, microbatch: int, clipping: str = "auto", latents: tuple[int, ...] = ()) -> None:
         if clipping == "auto":
             clipping = "fast" if supports(module) else "hooks"
         elif clipping == "fast" and not supports(module):
@@ -115,7 +116,8 @@ class PrivateSteps:
                               "expected performance.clipping=auto or hooks")
         recorder = Recorder(module) if clipping == "fast" else None
         self.module = recorder or GradSampleModule(module, batch_first=True, loss_reduction="sum")
-        self.codes, self.loss, self.plan, self.key, self.microbatch = codes, loss, plan, key, microbatch
+        self.codes, self.loss, self.plan, self.key = codes, loss, plan, key
+        self.microbatch, self.latents = microbatch, latents
         inner = torch.optim.Adam(list(self.module.parameters()), lr=learning_rate, betas=(0.9, 0.99))
         self.optimizer = SecretOptimizer(inner, plan=plan, expected_batch=plan.sampling_rate * rows, recorder=recorder)
         self.device = codes.device
@@ -129,15 +131,16 @@ class PrivateSteps:
         batch = self.codes[torch.as_tensor(mask.nonzero()[0], device=self.device)]
         self.optimizer.draw = lambda size: self._noise(number, size)
         parts = list(self._parts(batch))
+        latents = self._latents(number, len(batch)).split(self.microbatch)
         for index, part in enumerate(parts):
             self.optimizer.signal_skip_step(do_skip=index < len(parts) - 1)
             self.optimizer.records = len(part)
             if len(part):
-                self.loss(self.module, part, self._generator(number, index)).sum().backward()
+                self.loss(self.module, part, latents[index]).sum().backward()
             self.optimizer.step()
             if index < len(parts) - 1:
                 self.optimizer.zero_grad(set_to_none=True)
-        del batch, parts
+        del batch, parts, latents
 
     def _parts(self, batch: Tensor) -> Iterator[Tensor]:
         yield from batch.split(self.microbatch) if len(batch) else [batch]
@@ -149,10 +152,11 @@ class PrivateSteps:
         normal = self.key.stream("dpsgd", number, "noise").normal(size)
         return torch.as_tensor(normal, dtype=torch.float32, device=self.device)
 
-    def _generator(self, number: int, part: int) -> torch.Generator:
-        """Latent samples inside a record: any randomness will do, so torch's, keyed per step."""
-        seed = int.from_bytes(self.key.stream("dpsgd", number, "latent", part).bytes(8), "big") >> 1
-        return torch.Generator(device=self.device).manual_seed(seed)
+    def _latents(self, number: int, records: int) -> Tensor:
+        """Fresh standard normal numbers for every record, (B, *latents): independent, secret, and drawn on the CPU for
+        the whole batch, so that neither the device nor the size of its parts changes a result."""
+        uniform = self.key.stream("dpsgd", number, "latent").uniform((records, *self.latents))
+        return torch.special.ndtri(torch.as_tensor(uniform)).float().to(self.device)
 
     def close(self) -> None:
         """Remove Opacus' hooks from the module."""

@@ -9,12 +9,14 @@
 
 Every loss is a function of one record, of released parameters and of fresh randomness: K latent samples are averaged
 inside the record before the clip, and no record sees another. The samples lie on the second axis, so that Opacus sums
-them into one gradient per record.
+them into one gradient per record. The normal numbers behind the samples, (B, K, Z) or (B, K, 1), come from the caller.
 
 Shapes: B records, K samples, Z latent, D columns, W one-hot width.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor, nn
@@ -39,11 +41,10 @@ class EncoderAndDecoder(nn.Module):
         return self.decoder(z_BKZ), mean_BZ, log_std_BZ
 
 
-def joint(vae: VAE, samples: int) -> Loss:
+def joint(vae: VAE) -> Loss:
     """-ELBO of each record."""
 
-    def loss(module: nn.Module, codes_BD: Tensor, generator: torch.Generator) -> Tensor:
-        noise_BKZ = torch.randn(len(codes_BD), samples, vae.prior.dim, generator=generator, device=codes_BD.device)
+    def loss(module: nn.Module, codes_BD: Tensor, noise_BKZ: Tensor) -> Tensor:
         logits_BKW, mean_BZ, log_std_BZ = module(vae.likelihood.one_hot(codes_BD), noise_BKZ)
         distortion_B = -_log_prob(vae, logits_BKW, codes_BD).mean(1)
         return distortion_B + kl_to_standard_normal(mean_BZ, log_std_BZ)
@@ -51,17 +52,15 @@ def joint(vae: VAE, samples: int) -> Loss:
     return loss
 
 
-def decoder_only(vae: VAE, samples: int) -> Loss:
+def decoder_only(vae: VAE) -> Loss:
     """-sum_k w_k log p(x | z_k), z_k ~ q(z | x), w_k proportional to p(x, z_k) / q(z_k | x) and held fixed."""
 
-    def loss(module: nn.Module, codes_BD: Tensor, generator: torch.Generator) -> Tensor:
+    def loss(module: nn.Module, codes_BD: Tensor, noise_BKZ: Tensor) -> Tensor:
         with torch.no_grad():
             mean_BZ, log_std_BZ = vae.encode(codes_BD)
-            shape = (len(codes_BD), samples, vae.prior.dim)
-            noise_BKZ = torch.randn(shape, generator=generator, device=codes_BD.device)
             z_BKZ = mean_BZ[:, None] + log_std_BZ.exp()[:, None] * noise_BKZ
-            log_q_BK = torch.stack([log_q(vae, codes_BD, z_BKZ[:, k]) for k in range(samples)], 1)
-            log_z_BK = torch.stack([vae.prior.log_prob(z_BKZ[:, k]) for k in range(samples)], 1)
+            log_q_BK = torch.stack([log_q(vae, codes_BD, z_BKZ[:, k]) for k in range(z_BKZ.shape[1])], 1)
+            log_z_BK = torch.stack([vae.prior.log_prob(z_BKZ[:, k]) for k in range(z_BKZ.shape[1])], 1)
         log_x_BK = _log_prob(vae, module(z_BKZ), codes_BD)
         weights_BK = (log_x_BK.detach() + log_z_BK - log_q_BK).softmax(1)
         return -(weights_BK * log_x_BK).sum(1)
@@ -69,15 +68,16 @@ def decoder_only(vae: VAE, samples: int) -> Loss:
     return loss
 
 
-def posterior(vae: VAE, samples: int) -> Loss:
+def posterior(vae: VAE) -> Loss:
     """-mean_k log p(x | z_k), z_k from the codebook's exact posterior given x."""
 
-    def loss(module: nn.Module, codes_BD: Tensor, generator: torch.Generator) -> Tensor:
+    def loss(module: nn.Module, codes_BD: Tensor, noise_BK1: Tensor) -> Tensor:
         codebook = vae.codebook
         assert codebook is not None
         with torch.no_grad():
-            picks_BK = torch.multinomial(vae.posterior(codes_BD), samples, replacement=True, generator=generator)
-            z_BKZ = codebook.points[picks_BK]
+            cumulated_BK = vae.posterior(codes_BD).cumsum(1)
+            uniform_BK = 0.5 * torch.erfc(-noise_BK1[..., 0] / math.sqrt(2)) * cumulated_BK[:, -1:]
+            z_BKZ = codebook.points[torch.searchsorted(cumulated_BK, uniform_BK).clamp_max(len(codebook.points) - 1)]
         return -_log_prob(vae, module(z_BKZ), codes_BD).mean(1)
 
     return loss

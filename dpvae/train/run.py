@@ -12,6 +12,7 @@ import datetime
 import errno
 import fcntl
 import hashlib
+import hmac
 import json
 import os
 import shutil
@@ -71,13 +72,18 @@ class RunFolder:
         """The secret key of this run's noise; it exists until the run is finished."""
         return SecretKey.load(self.private / "key")
 
-    def bind_data(self, fingerprint: str) -> None:
-        """Remember the data's keyed fingerprint; on resumption, refuse other data."""
+    def bind_data(self, content: bytes, declared: str) -> None:
+        """Remember a salted fingerprint of the rows and of what is declared about them; refuse others later.
+
+        It outlives the noise key, so that a finished run is not mistaken for one on other rows.
+        """
         path = self.private / "fingerprint"
         if not path.is_file():
-            write_bytes(path, fingerprint.encode())
-        elif path.read_text() != fingerprint:
-            raise RunError(f"run={self.path.name}: the data changed since this run was started; "
+            salt = os.urandom(32)
+            write_bytes(path, salt + hmac.digest(salt, content + declared.encode(), "sha256"))
+        known = path.read_bytes()
+        if not hmac.compare_digest(known[32:], hmac.digest(known[:32], content + declared.encode(), "sha256")):
+            raise RunError(f"run={self.path.name}: the data or its schema changed since this run was started; "
                            "its noise must not be used on other rows. Start a new run with another run.name")
 
     @property

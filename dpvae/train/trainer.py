@@ -110,7 +110,8 @@ class Trainer:
     def _fit(self, state: TrainState, saved: dict[str, Any]) -> None:
         """Post-processing: decoder and prior fitted to the anchors."""
         self._anchor("fit", self.plan.fit_steps, anchor.LEARNING_RATE)
-        self._release_metric(state, "fit", self.plan.fit_steps, 0)
+        steps = self.plan.fit_steps
+        self.listen(Moment("fit", steps, steps, self._release_metric(state, "fit", steps, 0)))
 
     def _refit(self, state: TrainState, saved: dict[str, Any]) -> None:
         """Post-processing: back to the anchors after DP-SGD, gently; what they leave open stays as DP-SGD left it."""
@@ -168,16 +169,17 @@ class Trainer:
         assert self.plan.sgd is not None
         trainer, samples = self.config.trainer, self.plan.sgd.latent_samples
         module: nn.Module = self.vae.decoder
-        loss = objectives.posterior(self.vae, samples) if self.vae.codebook is not None else (
-            objectives.decoder_only(self.vae, samples))
+        loss, latents = objectives.decoder_only(self.vae), (samples, self.vae.prior.dim)
+        if self.vae.codebook is not None:
+            loss, latents = objectives.posterior(self.vae), (samples, 1)
         rate = trainer.learning_rate
         if trainer.name == "joint":
-            module, loss = objectives.EncoderAndDecoder(self.vae), objectives.joint(self.vae, samples)
+            module, loss = objectives.EncoderAndDecoder(self.vae), objectives.joint(self.vae)
         elif trainer.name == "anchored":
             rate *= REFINING
         return PrivateSteps(module, self.codes, loss, plan=self.plan.sgd, rows=self.rows, key=self.key,
                             learning_rate=rate, microbatch=self.config.performance.microbatch,
-                            clipping=self.config.performance.clipping)
+                            clipping=self.config.performance.clipping, latents=latents)
 
     # -- the noisy ELBO ----------------------------------------------------------------------------------------------
 
@@ -206,17 +208,17 @@ class Trainer:
         metric = {"phase": phase, "step": step, "noisy_elbo": value, "sd": sd, "unit": "nats per row", "rate": None,
                   "epsilon_spent": spent}
         state.metrics.append(metric)
-        self.listen(Moment(phase, step, step, metric))
         return metric
 
     def _elbos(self, number: int) -> np.ndarray:
         """One ELBO per record, (rows,); private."""
         values = []
-        generator = self._generator("metric", number)
+        # The same latents for every record: were they dealt out by position, one record would move the others'.
+        noise_11Z = torch.randn(1, 1, self.vae.prior.dim, generator=self._generator("metric", number),
+                                device=self.codes.device)
         with torch.no_grad():
             for part in self.codes.split(4096):
-                noise = torch.randn(1, len(part), self.vae.prior.dim, generator=generator, device=part.device)
-                values.append(self.vae.elbo(part, noise).value.cpu())
+                values.append(self.vae.elbo(part, noise_11Z.expand(1, len(part), -1)).value.cpu())
         return torch.cat(values).double().numpy()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Callable
@@ -103,8 +104,10 @@ def drawn(book: Book, config: TrainConfig) -> Counter[Booked]:
 def steps_drawn(book: Book, config: TrainConfig) -> tuple[int, float]:
     """How many steps of DP-SGD were released, and the noise multiplier that their gradients show."""
     assert len(book.tape.sums) == len(book.normals)
-    assert config.trainer.sampling_rate is not None
-    scale = config.trainer.sampling_rate * ROWS / config.trainer.clip_norm / LOUD
+    if not book.normals:
+        return 0, 0.0
+    claim = json.loads((Path(config.run.root) / "watched" / "public" / "claim.json").read_text())
+    scale = claim["divisor"] / config.trainer.clip_norm / LOUD
     seen = {round(float(np.median(released.numpy() / normal)) * scale, 4)
             for released, normal in zip(book.tape.sums, book.normals.values(), strict=True)}
     assert len(seen) == 1, "every step has the same noise"
@@ -139,10 +142,20 @@ def train_watched(patch: pytest.MonkeyPatch, config: TrainConfig) -> tuple[Book,
     return book, Ledger.open(Path(config.run.root) / "ledger.db").events("people")
 
 
-@pytest.mark.parametrize("name", TRAINERS)
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name: (name, {"trainer": {"steps": 7, "metric_releases": 3}}) for name in TRAINERS},
+    "rows measured": ("decoder_only", {"data": {"rows": None}}),
+    "no target": ("anchored", {"data": {"target": None}}),
+    "anchors alone": ("anchored", {"trainer": {"anchor_share": 1.0}}),
+    "gradients alone": ("joint", {"trainer": {"anchor_share": 0.01, "clip_norm": 0.3}}),
+    "more ELBOs than steps": ("joint", {"trainer": {"steps": 3, "metric_releases": 9}}),
+}
+
+
+@pytest.mark.parametrize(("name", "changes"), CASES.values(), ids=CASES.keys())
 def test_every_draw_is_booked_and_every_booking_is_drawn_with_its_noise_multiplier(
-        name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = config_of(name, tmp_path, trainer={"steps": 7, "metric_releases": 3})
+        name: str, changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(name, tmp_path, **changes)
     book, events = train_watched(monkeypatch, config)
     assert drawn(book, config) == booked(events)
     assert len(events) >= 5

@@ -150,9 +150,6 @@ def trained_weights(name: str, folder: Path, **changes: Any) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in trainer.vae.decoder.parameters()])
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="each part of a batch has a latent stream of its own, so "
-                   "the latents depend on the size of the parts: a run resumed with another performance.microbatch (or "
-                   "device) adds the same noise to another gradient, and shows another noisy ELBO with the same noise")
 @pytest.mark.parametrize("microbatch", [1, 7])
 @pytest.mark.parametrize("name", TRAINERS)
 def test_the_size_of_a_microbatch_does_not_change_the_result(name: str, microbatch: int, tmp_path: Path) -> None:

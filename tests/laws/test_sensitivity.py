@@ -83,8 +83,6 @@ def test_a_record_whose_gradient_is_nan_contributes_nothing(
     assert max(distances) <= ROUNDING
 
 
-@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="objectives.posterior lets torch.multinomial raise where "
-                   "one record has no finite log-likelihood: the run's success then depends on one record")
 def test_a_record_that_no_point_of_the_codebook_explains_contributes_nothing(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def impossible(vae: VAE) -> None:
@@ -116,9 +114,7 @@ def contribution(clipping: str, inputs_TD: Tensor, coefficients_TP: Tensor) -> f
 
 
 @pytest.mark.parametrize("clipping", [
-    pytest.param("fast", marks=pytest.mark.xfail(
-        strict=True, raises=AssertionError, reason="squared norms through Gram matrices in single precision cancel: a "
-        "record adds 1.006 C where inputs are near 100, and 281 C near 1000")),
+    "fast",
     "hooks"])
 def test_samples_that_cancel_inside_a_record_do_not_slip_through_the_clip(clipping: str) -> None:
     """Two nearly equal inputs with opposite coefficients: the true gradient is small, its terms are not."""
@@ -159,10 +155,7 @@ def start_from_here(trainer: Any) -> None:
 
 @pytest.mark.parametrize("name", [
     "anchored",
-    *(pytest.param(n, marks=pytest.mark.xfail(
-        strict=True, raises=AssertionError, reason="latents of the noisy ELBO come from the public seed by position: a "
-        "record at the front moves everybody's (measured: 17 times the claimed sensitivity at 3000 rows)"))
-      for n in ("decoder_only", "joint"))])
+    "decoder_only", "joint"])
 def test_one_record_moves_the_sum_of_elbos_by_at_most_half_its_range_wherever_it_stands(
         name: str, tmp_path: Path) -> None:
     codes = some_codes(1000)

@@ -391,9 +391,12 @@ def test_accounting_needs_no_torch_and_loads_dp_accounting_only_to_price() -> No
     assert json.loads(done.stdout) == [False, False, False, False]
 
 
-@pytest.mark.slow
-def test_a_hundred_noise_levels_are_priced_in_a_minute() -> None:
+def test_a_hundred_noise_levels_are_priced_in_three_seconds_to_a_width_of_two_hundredths() -> None:
+    """Measured 1.3 s; dp_accounting alone takes 6 s and more for the same claim. 1.4840: dp_accounting 0.6."""
+    price([sampled(1.01, 0.01, 30)], delta=1e-5)  # imports are not what is measured
     start = time.process_time()
     check = crosscheck([sampled(1 + i / 50, 0.01, 30) for i in range(100)], 1e-5)
-    assert check.pld == pytest.approx(1.484, rel=0.005)
-    assert time.process_time() - start < 60
+    took = time.process_time() - start
+    assert check.pld == pytest.approx(1.48403, rel=0.001)
+    assert 0 < check.pld - check.prv_lower < 0.02
+    assert took < 3

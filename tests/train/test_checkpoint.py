@@ -91,8 +91,6 @@ def test_garbage_in_place_of_a_checkpoint_is_a_run_error(garbage: bytes,
         load_state(path)
 
 
-@pytest.mark.xfail(strict=True, raises=pytest.fail.Exception, reason="safetensors has no checksum: a flipped byte in a "
-                   "weight, or in the number of a step, is loaded as if it had been saved")
 def test_a_checkpoint_with_one_flipped_byte_is_a_run_error(tmp_path: Path) -> None:
     path = tmp_path / "state.safetensors"
     save_state(path, STATE)
@@ -118,7 +116,7 @@ def test_a_crash_while_saving_leaves_the_old_checkpoint(tmp_path: Path, monkeypa
 
 def test_a_checkpoint_holds_no_pickle(tmp_path: Path) -> None:
     save_state(tmp_path / "state.safetensors", STATE)
-    data = (tmp_path / "state.safetensors").read_bytes()
+    data = (tmp_path / "state.safetensors").read_bytes()[32:]  # behind the checksum
     header = json.loads(data[8:8 + int.from_bytes(data[:8], "little")])
     assert set(header) == {"__metadata__", "vae/w", "vae/b", "extra/adam/state/0/step"}
 

@@ -1,0 +1,101 @@
+"""The clipped, noised step against sums worked out record by record."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from small_runs import SIZES, TRAINERS, ScriptedKey, silent, small_trainer, small_vae, some_codes
+from torch import Tensor, nn
+
+from dpvae.errors import ConfigError
+from dpvae.privacy.plan import SgdPlan
+from dpvae.train.dpsgd import STABILISER, PrivateSteps, autos
+
+pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing:UserWarning")
+
+CODES = some_codes(20)
+KEY = ScriptedKey(normal=silent, mask=lambda names, real: np.ones_like(real))
+
+
+@given(norm=st.floats(0, 2.0**100, width=32), clip=st.floats(2.0**-10, 1024, width=32))
+def test_a_clipped_gradient_never_exceeds_the_bound(norm: float, clip: float) -> None:
+    factor = float(autos(torch.tensor([norm]), clip)[0])
+    assert 0 <= norm * factor <= clip * (1 + 1e-6)
+
+
+def test_the_factor_is_that_of_auto_s_and_zero_where_the_norm_is_not_finite() -> None:
+    factors = autos(torch.tensor([0.0, 0.99, torch.inf, torch.nan]), 2.0)
+    assert factors.tolist() == pytest.approx([2 / STABILISER, 2.0, 0.0, 0.0])
+
+
+def loss(module: nn.Module, codes_BD: Tensor, generator: torch.Generator) -> Tensor:
+    z_BKZ = torch.stack([torch.sin(codes_BD.float() @ torch.tensor([[1.0], [2.0], [0.5]]) * k) for k in (1, 2)], 1)
+    z_BKZ = z_BKZ.expand(-1, -1, 4)
+    likelihood = small_vae("joint").likelihood
+    return -likelihood.log_prob(module(z_BKZ), codes_BD[:, None].expand(-1, 2, -1)).mean(1)
+
+
+def one_step(clipping: str, clip_norm: float, *, microbatch: int = 100) -> tuple[nn.Module, Tensor]:
+    """The decoder before the step, and the gradient that the optimiser gets; no noise, everybody in the batch."""
+    plan = SgdPlan(noise_multiplier=1.0, sampling_rate=0.5, steps=1, clip_norm=clip_norm, latent_samples=2)
+    decoder = small_vae("decoder_only").decoder
+    private = PrivateSteps(decoder, torch.as_tensor(CODES).long(), loss, plan=plan, rows=30, key=KEY,
+                           learning_rate=0.0, microbatch=microbatch, clipping=clipping)
+    private.step(0, 1.0)
+    released = torch.cat([p.grad.flatten() for p in decoder.parameters() if p.grad is not None])
+    private.close()
+    return decoder, released
+
+
+@pytest.mark.parametrize("microbatch", [1, 6, 100])
+@pytest.mark.parametrize("clip_norm", [0.05, 1.0, 20.0])
+@pytest.mark.parametrize("clipping", ["fast", "hooks"])
+def test_what_is_released_is_the_sum_of_clipped_records_over_the_public_divisor(
+        clipping: str, clip_norm: float, microbatch: int) -> None:
+    decoder, released = one_step(clipping, clip_norm, microbatch=microbatch)
+    total = torch.zeros(sum(p.numel() for p in decoder.parameters()))
+    for row in torch.as_tensor(CODES).long():
+        own = loss(decoder, row[None], torch.Generator())
+        gradient = torch.cat([g.flatten() for g in torch.autograd.grad(own.sum(), list(decoder.parameters()))])
+        total += gradient * clip_norm / (gradient.norm() + STABILISER)
+    torch.testing.assert_close(released, total / (0.5 * 30), atol=1e-5 * clip_norm, rtol=1e-4)
+
+
+@pytest.mark.parametrize("clipping", ["fast", "hooks"])
+def test_closing_gives_the_module_back_as_it_was(clipping: str) -> None:
+    decoder, _ = one_step(clipping, 1.0)
+    z_BZ = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    fresh = small_vae("decoder_only").decoder
+    torch.testing.assert_close(decoder(z_BZ), fresh(z_BZ))
+    decoder(z_BZ).sum().backward()
+    assert all("forward" not in vars(layer) for layer in decoder)
+
+
+def test_fast_clipping_of_a_layer_it_does_not_know_is_refused_by_name() -> None:
+    plan = SgdPlan(noise_multiplier=1.0, sampling_rate=0.5, steps=1, clip_norm=1.0, latent_samples=1)
+    with pytest.raises(ConfigError, match=r"performance\.clipping"):
+        PrivateSteps(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)), torch.zeros(2, 3).long(), loss, plan=plan, rows=2,
+                     key=KEY, learning_rate=0.1, microbatch=10, clipping="fast")
+
+
+def test_a_layer_that_mixes_records_is_refused() -> None:
+    plan = SgdPlan(noise_multiplier=1.0, sampling_rate=0.5, steps=1, clip_norm=1.0, latent_samples=1)
+    mixing = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, sum(SIZES)))
+    for clipping in ("auto", "hooks", "fast"):
+        with pytest.raises((ConfigError, NotImplementedError, ValueError)):
+            PrivateSteps(mixing, torch.as_tensor(CODES).long(), loss, plan=plan, rows=20, key=KEY, learning_rate=0.1,
+                         microbatch=10, clipping=clipping)
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_training_changes_the_decoder_and_leaves_the_rows_alone(name: str, tmp_path: Path) -> None:
+    trainer = small_trainer(name, CODES, tmp_path)
+    before, rows = small_vae(name).decoder[-1].weight.clone(), trainer.codes.clone()
+    trainer.fit()
+    assert not torch.equal(trainer.vae.decoder[-1].weight, before)
+    assert torch.equal(trainer.codes, rows)
