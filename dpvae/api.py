@@ -291,8 +291,9 @@ def _publish(config: TrainConfig, planned: Plan, run: Any, ledger: Ledger, resul
     save_model(result.vae, run.public)
     write_json(run.public / "schema.json", result.schema.to_dict())
     write_json(run.public / "plan.json", planned.to_dict())
-    write_json(run.public / "config.json", asdict(
-        replace(config, data=replace(config.data, path=None), ledger=replace(config.ledger, url=None))))
+    shown = replace(config, ledger=replace(config.ledger, url=None), run=replace(config.run, root=""),  # no places
+                    data=replace(config.data, path=None, schema=config.data.schema and Path(config.data.schema).name))
+    write_json(run.public / "config.json", asdict(shown))
     write_bytes(run.public / "events.jsonl", write_events(result.events))
     lines = [json.dumps(metric, sort_keys=True) for metric in result.metrics]
     write_bytes(run.public / "metrics.jsonl", "".join(f"{line}\n" for line in lines).encode())

@@ -15,13 +15,13 @@ dpvae 0.1.0
 from __future__ import annotations
 
 import contextlib
-import errno
 import importlib
 import json
 import os
-import re
+import signal
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -32,20 +32,10 @@ import dpvae
 from dpvae import arguments as typed
 from dpvae.checks import did_you_mean
 from dpvae.config import LedgerVerbConfig, ReleaseConfig, TrainConfig, VerifyConfig, build
-from dpvae.errors import ConfigError, DPVAEError, ReleaseError
+from dpvae.errors import ConfigError, ReleaseError
+from dpvae.explain import MISTAKE, explain
 
-LONGEST_SHOWN = 80  # characters of a file's name in an error
-DOES_NOT_HOLD, MISTAKE, BUG, INTERRUPTED, NO_READER = 1, 2, 70, 130, 141
-_NO_MEMORY = ("can't allocate memory", "out of memory")  # how torch tells it
-_REMEDIES = {
-    errno.ENOSPC: "; free some space and run the same command again",
-    errno.EDQUOT: "; free some space and run the same command again",
-    errno.EACCES: "; choose a place you may use",
-    errno.EPERM: "; choose a place you may use",
-    errno.EROFS: "; choose a place you may write to",
-    errno.ENAMETOOLONG: "; choose a shorter name",
-    errno.ENOTDIR: "; a part of that path is a file, choose another place",
-}
+DOES_NOT_HOLD, INTERRUPTED, NO_READER = 1, 130, 141
 
 
 def _plan(config: TrainConfig) -> int:
@@ -300,41 +290,6 @@ def _dispatch(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _explain_hydra(error: BaseException) -> str:
-    """Hydra's and OmegaConf's own complaints in one line each, with what to type instead."""
-    missing, options = getattr(error, "missing_cfg_file", None), getattr(error, "options", None)
-    if missing and options is not None:
-        group, _, name = str(missing).rpartition("/")
-        file = f"; a file is named with its ending or as ./{name}" if group == "data" else ""
-        hint = did_you_mean(name, options)
-        return f"{group}={name}: expected one of {', '.join(options)}{hint}{file}"
-    text = str(error).strip() or str(error.__cause__ or type(error).__name__).strip()
-    if several := re.search(r"(?:Ambiguous value for argument|Sweep parameters) '(.*)'", text):
-        return f"{several[1]}: expected one value; add -m for one run per value"
-    if override := getattr(error, "override", None):
-        return f"{override}: a value that cannot be read; expected a number, a word or a quoted text"
-    if text.startswith("Missing mandatory value") and (key := getattr(error, "full_key", None)):
-        return f"{key}: expected a value; say {key}=..."
-    return text.splitlines()[0]
-
-
-def _explain(error: BaseException, verb: Verb | None) -> tuple[int, str]:
-    """The exit code and the one line for an error."""
-    if isinstance(error, DPVAEError):
-        return MISTAKE, f"error: {error}"
-    if type(error).__module__.partition(".")[0] in ("hydra", "omegaconf"):
-        return MISTAKE, f"error: {_explain_hydra(error)}"
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and
-                                          any(text in str(error) for text in _NO_MEMORY)):
-        return MISTAKE, f"error: out of memory; {verb.memory if verb else Verb.memory}"
-    if isinstance(error, OSError):
-        name = str(error.filename or "")
-        where = f": {name if len(name) <= LONGEST_SHOWN else name[:LONGEST_SHOWN] + '...'}" if name else ""
-        return MISTAKE, f"error: {error.strerror or error}{where}{_REMEDIES.get(error.errno or 0, '')}"
-    return BUG, (f"bug: {type(error).__name__}: {error}; this is a mistake in dpvae, not in your input: "
-                 "DPVAE_DEBUG=1 shows where")
-
-
 def _release_output() -> None:
     """Flush what was printed; where that fails (closed pipe, full disk) drop it, or Python complains at its exit."""
     try:
@@ -354,7 +309,7 @@ def _stopped(verb: Verb | None, arguments: Sequence[str]) -> str:
     return verb.stopped
 
 
-def _report(error: BaseException, arguments: Sequence[str]) -> int:
+def _report(error: BaseException, arguments: Sequence[str], *, interrupted: bool = False) -> int:
     """Say in one line on stderr what ended the command, and give its exit code."""
     if isinstance(error, _Carried) and error.__cause__ is not None:
         error = error.__cause__
@@ -366,20 +321,41 @@ def _report(error: BaseException, arguments: Sequence[str]) -> int:
     if os.environ.get("DPVAE_DEBUG") == "1":
         traceback.print_exception(error)
     verb = VERBS.get(arguments[0]) if arguments else None
-    if isinstance(error, KeyboardInterrupt):
+    if interrupted or isinstance(error, KeyboardInterrupt):
         code, line = INTERRUPTED, f"stopped: {_stopped(verb, arguments)}"
     else:
-        code, line = _explain(error, verb)
+        code, line = explain(error, verb.memory if verb else Verb.memory)
     print("dpvae: " + " ".join(line.split()), file=sys.stderr)
     return code
+
+
+@contextlib.contextmanager
+def _listening() -> Iterator[list[int]]:
+    """Notes Ctrl-C itself: inside an import or a C library its KeyboardInterrupt may come out as another error."""
+    heard: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        heard.append(number)
+        raise KeyboardInterrupt
+
+    ours = threading.current_thread() is threading.main_thread() and (
+        signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+    if ours:
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield heard
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; the entry point of the ``dpvae`` script."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    try:
-        code = _dispatch(arguments)
-        sys.stdout.flush()
-        return code
-    except BaseException as error:  # every way out ends in one line and one code
-        return _report(error, arguments)
+    with _listening() as heard:
+        try:
+            code = _dispatch(arguments)
+            sys.stdout.flush()
+            return code
+        except BaseException as error:  # every way out ends in one line and one code
+            return _report(error, arguments, interrupted=bool(heard))

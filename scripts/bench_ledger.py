@@ -34,6 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 REPORT = ROOT / "reports" / "ledger.json"
 DATASET, CAP, DELTA = "census", 1.0, 1e-5
 SPEND = Gaussian("anchor", "counts", noise_multiplier=100.0)  # about 700 of them fit under the cap
+REPEATS = 1  # of the paired trainings
 PATIENCE = 300.0  # seconds for a process to end by itself, before it counts as hanging
 
 
@@ -244,7 +245,7 @@ def overhead() -> dict[str, Any]:
     walls: dict[str, list[float]] = {"on": [], "off": []}
     inside = []
     with tempfile.TemporaryDirectory() as folder:
-        for i in range(2):
+        for i in range(REPEATS):
             api.open_ledger = lambda config, planned: Nothing()  # type: ignore[assignment]
             walls["off"].append(train(folder, f"off{i}"))
             opened = timed(originals[0])

@@ -264,7 +264,7 @@ def test_other_rows_may_not_finish_an_interrupted_run(home: Path, killed_in_dpsg
     killed_in_dpsgd()
     other = frame()
     other.loc[0, "age"] += 1
-    with pytest.raises(RunError, match="the data changed"):
+    with pytest.raises(RunError, match="changed since"):
         train(other, run={"name": "one"})
     assert reservations(home) == 1
     assert train(frame(), run={"name": "one"}).epsilon.upper <= 1.0  # the right rows still can

@@ -15,6 +15,7 @@ measured with noise like everything else (:mod:`dpvae.data.survey`).
 
 from __future__ import annotations
 
+import codecs
 import csv
 import os
 import re
@@ -183,6 +184,7 @@ def _csv_header(path: Path) -> tuple[list[str], str]:
 
 def _read_csv(path: Path) -> pa.Table:
     names, separator = _csv_header(path)
+    _check_encoding(path)
     ragged: list[Any] = []
 
     def refuse(row: Any) -> str:
@@ -201,10 +203,25 @@ def _read_csv(path: Path) -> pa.Table:
             raise DataError(f"data={str(path)!r}: line {_ragged_line(path, separator) or row.number} has "
                             f"{row.actual_columns} cells; expected {row.expected_columns} as in the header; "
                             "repair that line") from None
-        problem = "not UTF-8; save it as UTF-8" if "UTF8" in str(error) else _first_line(error)
-        raise DataError(f"data={str(path)!r}: {problem}; repair the file") from error
+        raise DataError(f"data={str(path)!r}: {_first_line(error)}; repair the file") from error
     _check_last_quote(path, table)
     return table
+
+
+def _check_encoding(path: Path) -> None:
+    """Arrow checks only the cells that it keeps, and cannot show a ragged row that is no text."""
+    decoder, done = codecs.getincrementaldecoder("utf-8")(), 0
+    with path.open("rb") as file:
+        while True:
+            block = file.read(2**20)
+            try:
+                decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                raise DataError(f"data={str(path)!r}: not UTF-8 near byte {done + error.start}; save the file as "
+                                "UTF-8") from None
+            if not block:
+                return
+            done += len(block)
 
 
 def _ragged_line(path: Path, separator: str) -> int | None:

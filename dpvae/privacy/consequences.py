@@ -61,7 +61,7 @@ def consequences(events: Sequence[Event], delta: float, neighbouring: str = "add
     epsilons = upper * np.array(SHARES)
     curve = _deltas(composition, epsilons, left, mesh) + composition.delta
     profile = tuple((float(e), float(min(1.0, d))) for e, d in zip(epsilons, curve, strict=True) if e != upper)
-    groups = tuple(_group(composition, k, delta, left, upper, mesh) for k in GROUPS)
+    groups = _groups(composition, delta, left, upper, mesh)
     return _checked(Consequences((*profile, (upper, delta)), groups))
 
 
@@ -71,13 +71,19 @@ def _deltas(composition: Composition, epsilons: Floats, delta: float, mesh: floa
     return dots.deltas(composition, epsilons, delta, mesh)
 
 
-def _group(composition: Composition, records: int, delta: float, left: float, upper: float, mesh: float) -> Group:
+def _groups(composition: Composition, delta: float, left: float, upper: float, mesh: float) -> tuple[Group, ...]:
     if not composition.replace and composition.delta == 0:
-        coarser = mesh * records  # the losses are that much larger
-        return Group(records, dots.epsilon(composition, left, coarser, people=records), MIXTURE)
+        # the losses of k records are about k times as large, and so may the grid be
+        return tuple(Group(k, dots.epsilon(composition, left, k * mesh, people=k), MIXTURE) for k in GROUPS)
     epsilons = upper * np.linspace(0.02, 3.0, 300)
     curve = _deltas(composition, epsilons, left, mesh) + composition.delta
-    grown = curve * np.expm1(records * epsilons) / np.expm1(epsilons)
+    return tuple(_generic(k, epsilons, curve, delta) for k in GROUPS)
+
+
+def _generic(records: int, epsilons: Floats, curve: Floats, delta: float) -> Group:
+    """(epsilon, d) for one record is (k epsilon, d (e^(k epsilon) - 1) / (e^epsilon - 1)) for k of them."""
+    with np.errstate(over="ignore"):
+        grown = curve * np.expm1(records * epsilons) / np.expm1(epsilons)
     holds = np.flatnonzero(grown <= delta)
     if not holds.size:
         return Group(records, None, NO_BOUND)

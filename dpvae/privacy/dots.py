@@ -44,12 +44,15 @@ def epsilon(composition: Composition, delta: float, mesh: float, people: int = 1
 
 
 def deltas(composition: Composition, epsilons: Floats, delta: float, mesh: float) -> Floats:
-    """Upper bounds on delta at each of ``epsilons``; tails are cut as for a claim at ``delta``."""
+    """Upper bounds on delta at each of ``epsilons`` (none negative); tails are cut as for a claim at ``delta``."""
     worst = np.zeros_like(epsilons)
     for way in rdp.directions(composition):
         losses, sums, lost = _added_up(composition, way, delta, mesh, 1)
-        found = [lost + float(sums @ -np.expm1(np.minimum(epsilon - losses, 0.0))) for epsilon in epsilons]
-        worst = np.maximum(worst, found)
+        losses, sums = losses[losses > 0], sums[losses > 0]
+        above = np.append(np.cumsum(sums[::-1])[::-1], 0.0)
+        weighted = np.append(np.cumsum((sums * np.exp(-losses))[::-1])[::-1], 0.0)
+        at = np.searchsorted(losses, epsilons, side="right")
+        worst = np.maximum(worst, lost + np.maximum(above[at] - np.exp(epsilons) * weighted[at], 0.0))
     return np.minimum(worst, 1.0)
 
 

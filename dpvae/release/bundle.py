@@ -218,7 +218,8 @@ def _told(error: OSError, to: Path) -> ReleaseError:
     """What the operating system refused, and what to do; nothing was left behind."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return ReleaseError(f"to={to}: no space left there; nothing was written. Free some, or pick another folder")
-    if error.errno == errno.ENOTDIR or (error.errno == errno.EEXIST and Path(error.filename or to) in to.absolute().parents):
+    above = Path(error.filename or to) in to.absolute().parents
+    if error.errno == errno.ENOTDIR or (error.errno == errno.EEXIST and above):
         return ReleaseError(f"to={to}: a part of that path is a file; pick another folder")
     if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
         return ReleaseError(f"to={to}: somebody else wrote there meanwhile; pick another folder")

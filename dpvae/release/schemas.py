@@ -80,10 +80,11 @@ def registry(certificate: Certificate, *, curator: str, kind: str = "Industry", 
             "privacy_unit_details": f"Neighbouring tables differ by the {relation[claim.neighbouring]}. "
                                     f"{scope.records_per_unit}. Epsilon for several rows of one person: {groups}",
             "privacy_parameters": {"epsilon": claim.epsilon.upper, "delta": claim.delta},
-            "privacy_parameters_details": f"Priced by privacy loss distributions; between {claim.epsilon.lower:.6g} and "
-                                          f"{claim.epsilon.upper:.6g}."},
+            "privacy_parameters_details": "Priced by privacy loss distributions; between "
+                                          f"{claim.epsilon.lower:.6g} and {claim.epsilon.upper:.6g}."},
         "deployment_model": {
-            "model_name": "Central", "trust_assumptions": scope.threat_model, "data_source_type": "Static", "actors": f"- {curator} -- holds the data, trains, releases",
+            "model_name": "Central", "trust_assumptions": scope.threat_model, "data_source_type": "Static",
+            "actors": f"- {curator} -- holds the data, trains, releases",
             "release_type": "One release", "release_type_details": f"{scope.rows_released} synthetic rows",
             "access_type": "Non-interactive"},
         "implementation": {

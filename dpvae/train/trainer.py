@@ -84,10 +84,12 @@ class Trainer:
         state, saved = self._restore()
         names = PHASES[self.config.trainer.name]
         for index in range(state.phase, len(names)):
-            getattr(self, f"_{names[index]}")(state, saved)
+            moment = getattr(self, f"_{names[index]}")(state, saved)
             saved = {}
             state.phase, state.step = index + 1, 0
             self._save(state)
+            if moment is not None:
+                self.listen(moment)  # a number is saved before it is shown
         return state
 
     def _restore(self) -> tuple[TrainState, dict[str, Any]]:
@@ -107,11 +109,11 @@ class Trainer:
 
     # -- phases ------------------------------------------------------------------------------------------------------
 
-    def _fit(self, state: TrainState, saved: dict[str, Any]) -> None:
+    def _fit(self, state: TrainState, saved: dict[str, Any]) -> Moment:
         """Post-processing: decoder and prior fitted to the anchors."""
         self._anchor("fit", self.plan.fit_steps, anchor.LEARNING_RATE)
         steps = self.plan.fit_steps
-        self.listen(Moment("fit", steps, steps, self._release_metric(state, "fit", steps, 0)))
+        return Moment("fit", steps, steps, self._release_metric(state, "fit", steps, 0))
 
     def _refit(self, state: TrainState, saved: dict[str, Any]) -> None:
         """Post-processing: back to the anchors after DP-SGD, gently; what they leave open stays as DP-SGD left it."""
@@ -154,12 +156,13 @@ class Trainer:
             private.step(step, 0.5 * (1 + math.cos(math.pi * step / steps)))
             _average(average, private.optimizer.params, step)
             state.step = step + 1
-            self._after_step(state, steps, average, private)
-            if state.step % CHECKPOINT_EVERY == 0 and state.step < steps:
+            metric = self._metric_of(state, steps, average, private)
+            if metric is not None or (state.step % CHECKPOINT_EVERY == 0 and state.step < steps):
                 extra = {"adam": optimiser_state(private.optimizer.original_optimizer),
                          "average": dict(enumerate(average))}
                 extra |= {"sleep": optimiser_state(sleep.optimiser)} if sleep is not None else {}
                 self._save(state, extra)
+            self.listen(Moment("dpsgd", state.step, steps, metric))  # a number is saved before it is shown
         with torch.no_grad():
             for parameter, mean in zip(private.optimizer.params, average, strict=True):
                 parameter.copy_(mean)
@@ -183,16 +186,18 @@ class Trainer:
 
     # -- the noisy ELBO ----------------------------------------------------------------------------------------------
 
-    def _after_step(self, state: TrainState, steps: int, average: list[Tensor], private: PrivateSteps) -> None:
-        metric = None
+    def _metric_of(self, state: TrainState, steps: int, average: list[Tensor],
+                   private: PrivateSteps) -> dict[str, Any] | None:
+        """The noisy ELBO of the averaged weights, if one is due after this step."""
         due = _due(steps, self.plan.metric_releases, fitted=self.config.trainer.name == "anchored")
-        if state.step in due:
-            current = [p.detach().clone() for p in private.optimizer.params]
-            with torch.no_grad():
-                _copy(average, private.optimizer.params)
-                metric = self._release_metric(state, "dpsgd", state.step, due[state.step])
-                _copy(current, private.optimizer.params)
-        self.listen(Moment("dpsgd", state.step, steps, metric))
+        if state.step not in due:
+            return None
+        current = [p.detach().clone() for p in private.optimizer.params]
+        with torch.no_grad():
+            _copy(average, private.optimizer.params)
+            metric = self._release_metric(state, "dpsgd", state.step, due[state.step])
+            _copy(current, private.optimizer.params)
+        return metric
 
     def _release_metric(self, state: TrainState, phase: str, step: int, number: int) -> dict[str, Any] | None:
         """Release number ``number`` of the plan's noisy ELBOs: the mean over all records, clipped and noised."""

@@ -168,7 +168,7 @@ def test_nothing_else_is_drawn_from_secret_randomness(name: str, tmp_path: Path,
     normals = [draw for draw in book.draws if draw.kind == "normal"]
     one_shot = [draw for draw in normals if draw.names[0] != "dpsgd"]
     assert [(draw.names, draw.size) for draw in one_shot] == [(names, size) for names, _, size in book.integers]
-    assert {draw.kind for draw in book.draws} == {"normal", "mask", "bytes"}
+    assert {draw.kind for draw in book.draws} == {"normal", "mask", "uniform"}
     assert {draw.names[0] for draw in book.draws} == {"survey", "anchor", "dpsgd", "metric"}
     assert all(draw.names[2] in ("latent", "mask") for draw in book.draws if draw.kind != "normal")
 

@@ -11,7 +11,16 @@ from scipy.stats import norm
 from dpvae.errors import ConfigError
 from dpvae.privacy.accountant import crosscheck, price
 from dpvae.privacy.consequences import GENERIC, MIXTURE, consequences
-from dpvae.privacy.events import Event, Gaussian, PureDP, RepeatAndSelect, SampledGaussian, Threshold, from_dict, to_dict
+from dpvae.privacy.events import (
+    Event,
+    Gaussian,
+    PureDP,
+    RepeatAndSelect,
+    SampledGaussian,
+    Threshold,
+    from_dict,
+    to_dict,
+)
 from dpvae.privacy.mechanisms import number_of_runs
 from dpvae.privacy.noise import SecretKey
 from dpvae.report import meaning

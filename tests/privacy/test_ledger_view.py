@@ -100,7 +100,7 @@ def test_the_same_rows_under_a_second_name_are_refused(tmp_path: Path) -> None:
     ledger = Ledger.open(tmp_path / "ledger.db")
     tag = content_tag(str(tmp_path / "ledger.db"), b"fingerprint", tmp_path)
     ledger.reserve("census", "one", HALF, delta=1e-5, content=tag)
-    with pytest.raises(LedgerError, match="booked as 'census' already; say ledger.dataset=census"):
+    with pytest.raises(LedgerError, match=r"booked as 'census' already; say ledger\.dataset=census"):
         ledger.reserve("census2", "two", HALF, delta=1e-5, content=tag)
     ledger.reserve("census", "three", HALF, delta=1e-5, content=content_tag("x://", b"grown", tmp_path))
 

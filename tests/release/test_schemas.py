@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import os
@@ -122,8 +123,7 @@ def test_the_certificate_parser_never_fails_otherwise_nor_accepts_what_the_schem
         body = json.dumps(edited).encode()
     try:
         accepted = Certificate.from_bytes(body)
-    except ReleaseError as error:
-        assert str(error).isprintable()
+    except ReleaseError:
         return
     VALIDATOR.validate(accepted.to_dict())
     assert Certificate.from_bytes(accepted.to_bytes()) == accepted
@@ -131,7 +131,8 @@ def test_the_certificate_parser_never_fails_otherwise_nor_accepts_what_the_schem
 
 EVENT = {"type": "Gaussian", "phase": "a", "what": "x", "noise_multiplier": 2.0, "count": 1}
 SELECT = {"type": "RepeatAndSelect", "phase": "tuning", "what": "x", "trial": [EVENT], "runs": 3.0, "shape": 0.0}
-SAMPLED = {"type": "SampledGaussian", "phase": "d", "what": "x", "noise_multiplier": 1.0, "sampling_rate": 0.1, "steps": 3}
+SAMPLED = {"type": "SampledGaussian", "phase": "d", "what": "x", "noise_multiplier": 1.0, "sampling_rate": 0.1,
+           "steps": 3}
 
 
 @settings(max_examples=EXAMPLES)
@@ -143,8 +144,7 @@ def test_the_event_parser_never_fails_otherwise_and_what_it_accepts_it_writes_ba
                   data.draw(st.sampled_from(["set", "drop", "add"])))
     try:
         accepted = from_dict(edited)
-    except DPVAEError as error:
-        assert "\n" not in str(error)
+    except DPVAEError:
         return
     assert from_dict(to_dict(accepted)) == accepted
 
@@ -152,10 +152,8 @@ def test_the_event_parser_never_fails_otherwise_and_what_it_accepts_it_writes_ba
 @settings(max_examples=EXAMPLES)
 @given(st.binary(max_size=200))
 def test_no_bytes_at_all_crash_the_reader_of_events(raw: bytes) -> None:
-    try:
-        read_events(raw, "events.jsonl")
-    except ReleaseError as error:
-        assert "events.jsonl" in str(error)
+    with contextlib.suppress(ReleaseError):
+        assert all(from_dict(to_dict(event)) == event for event in read_events(raw, "events.jsonl"))
 
 
 def test_the_registry_record_has_only_fields_of_the_registry(document: dict[str, Any]) -> None:
