@@ -111,5 +111,5 @@ def _reserve(jobs: Sequence[_Job], booking: Booking) -> str:
     booking.jobs += [(job.run, ledger, reservation)
                      for job, reservation in zip(jobs, reservations, strict=True) if job.run.fresh]
     accounts = [account(ledger, ledger.rows(), name) for name in dict.fromkeys(job.ask.dataset for job in jobs)]
-    return "; ".join(f"data set {each.dataset!r} has then spent {each.spent:.3f}"
+    return "; ".join(f"data set {each.dataset!r} has then spent {'no bound' if each.spent is None else f'{each.spent:.3f}'}"
                      + (" (no cap)" if each.cap is None else f" of its cap {each.cap:g}") for each in accounts)

@@ -22,6 +22,7 @@ epsilon <= 0.726 (between 0.723 and 0.726) at delta=1e-05, unit row, add_remove
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -162,8 +163,17 @@ class Ledger:
         return [event for row in _standing(self._chain.rows(), dataset) for event in _events(row)]
 
     def spent(self, dataset: str, delta: float) -> Epsilon:
-        """What :meth:`events` cost together; under replace-one as soon as one reservation asked for it."""
-        return _spent(self._chain.rows(), dataset, (), delta)
+        """What :meth:`events` cost together; under replace-one as soon as one reservation asked for it.
+
+        Infinite where published thresholds alone have used up ``delta``.
+        """
+        checks.fraction(delta=delta)
+        rows = self._chain.rows()
+        try:
+            return _spent(rows, dataset, (), delta)
+        except ConfigError:
+            cap = _cap(rows, dataset)
+            return Epsilon(0.0, math.inf, math.inf, delta, cap["unit"] if cap else "row")
 
     def rows(self, run: str | None = None) -> list[Row]:
         """The rows of ``run``, or all; the chain was checked on the way."""

@@ -11,6 +11,7 @@ An export ends in a line with its head and its number of rows, so that a copy th
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -34,7 +35,7 @@ class Account:
     cap: float | None
     delta: float | None
     unit: str
-    spent: float
+    spent: float | None  # None: no bound is left at this delta
     left: float | None
     committed: int
     reserved: int
@@ -83,7 +84,8 @@ def show(ledger: Ledger, dataset: str | None = None, *, as_json: bool = False) -
         left = "-" if each.left is None else f"{each.left:.3f}"
         cap = "none" if each.cap is None else f"{each.cap:g}"
         runs = [f"{each.committed} finished", f"{each.reserved} open", f"{each.aborted} given back"]
-        lines.append(f"  {each.dataset:24}{each.spent:>10.3f}{cap:>10}{left:>10}{each.delta or 0:>10.0e}  "
+        spent = "no bound" if each.spent is None else f"{each.spent:.3f}"
+        lines.append(f"  {each.dataset:24}{spent:>10}{cap:>10}{left:>10}{each.delta or 0:>10.0e}  "
                      f"{', '.join(runs)}")
     return "\n".join(lines)
 
@@ -98,7 +100,7 @@ def account(ledger: Ledger, rows: Sequence[Row], dataset: str) -> Account:
     spent = ledger.spent(dataset, delta)
     states = [ended.get(row.seq, "open") for row in reserved]
     return Account(dataset=dataset, cap=cap["epsilon"] if cap else None, delta=delta, unit=spent.unit,
-                   spent=spent.upper, left=max(0.0, cap["epsilon"] - spent.upper) if cap else None,
+                   spent=spent.upper if math.isfinite(spent.upper) else None, left=max(0.0, cap["epsilon"] - spent.upper) if cap else None,
                    committed=states.count("commit"), reserved=states.count("open"), aborted=states.count("abort"))
 
 

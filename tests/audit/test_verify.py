@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from fake_run import make_run, table_writer
 
+from dpvae import cli
 from dpvae.audit import verify as module
 from dpvae.audit.verify import Verdict, verify
 from dpvae.errors import AccountingError
@@ -221,6 +222,30 @@ def test_key_given_must_be_the_one_that_signed(original: Path, folder: Path, tmp
     resign(folder, tmp_path)
     assert verify(folder).ok  # an honest re-signing changes who vouches, not what is true
     assert named(verify(folder, key=key), "not the key this release was signed with")
+
+
+def test_the_command_line_takes_the_issuers_key_and_answers_in_json(
+        original: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    key = original.parent / "runs" / PUBLIC_NAME
+    assert cli.main(["verify", str(folder), f"key={key}", "format=json"]) == 0
+    assert json.loads(capsys.readouterr().out)["key_given"] is True
+    assert cli.main(["verify", str(folder), f"key={tmp_path / 'nothing.pem'}"]) == 2
+    resign(folder, tmp_path)
+    assert cli.main(["verify", str(folder), f"key={key}", "format=json"]) == 1
+    assert "not the key" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("part", "change"), [
+    ("profile", lambda claim: claim["profile"][1].update(delta=1e-9)),
+    ("profile", lambda claim: claim["profile"].pop()),
+    ("groups", lambda claim: claim["groups"][0].update(epsilon=0.1)),
+    ("groups", lambda claim: claim["groups"].pop()),
+])
+def test_a_curve_or_a_group_that_does_not_follow_is_named_even_when_signed_anew(
+        folder: Path, tmp_path: Path, part: str, change: Callable[[dict[str, Any]], object]) -> None:
+    edit(folder, lambda document: change(document["claim"]))
+    resign(folder, tmp_path)
+    assert named(verify(folder), f"claim.{part}")
 
 
 @pytest.mark.parametrize("content", [None, "hello", "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import sqlite3
@@ -109,6 +110,14 @@ def test_a_cap_is_exact_and_its_delta_counts(ledger: Ledger) -> None:
     ledger.cap("delta", 50.0, 1e-6)
     with pytest.raises(BudgetError, match="no delta left"):
         ledger.reserve("delta", "one", [Threshold("survey", "values", 20.0, 2e-6)], delta=1e-5)
+
+
+def test_thresholds_that_used_up_delta_leave_no_bound_and_no_failure(ledger: Ledger) -> None:
+    """Each of twenty runs publishes categories for a twentieth of delta: their sum is no error of the last one."""
+    for run in range(21):
+        ledger.reserve("adult", str(run), [Threshold("survey", "values", 300.0, 5e-7)], delta=1e-5)
+    assert ledger.spent("adult", 1e-5).upper == math.inf
+    assert ledger.spent("adult", 2e-5).upper < 1
 
 
 def test_one_replace_one_run_prices_the_whole_data_set_as_replace_one(ledger: Ledger) -> None:
