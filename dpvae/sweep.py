@@ -23,7 +23,7 @@ from dpvae.config import NEIGHBOURS, TrainConfig
 from dpvae.errors import RunError
 from dpvae.privacy.accountant import Epsilon, price
 from dpvae.privacy.ledger import Ask, Ledger, Reservation
-from dpvae.privacy.ledger_view import account
+from dpvae.privacy.ledger_view import Account, account
 from dpvae.privacy.plan import Plan
 
 
@@ -111,5 +111,9 @@ def _reserve(jobs: Sequence[_Job], booking: Booking) -> str:
     booking.jobs += [(job.run, ledger, reservation)
                      for job, reservation in zip(jobs, reservations, strict=True) if job.run.fresh]
     accounts = [account(ledger, ledger.rows(), name) for name in dict.fromkeys(job.ask.dataset for job in jobs)]
-    return "; ".join(f"data set {each.dataset!r} has then spent {'no bound' if each.spent is None else f'{each.spent:.3f}'}"
-                     + (" (no cap)" if each.cap is None else f" of its cap {each.cap:g}") for each in accounts)
+    return "; ".join(map(_state, accounts))
+
+
+def _state(each: Account) -> str:
+    spent = "no bound" if each.spent is None else f"{each.spent:.3f}"
+    return f"data set {each.dataset!r} has then spent {spent}{' (no cap)' if each.cap is None else f' of {each.cap:g}'}"

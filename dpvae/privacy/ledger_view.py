@@ -100,7 +100,8 @@ def account(ledger: Ledger, rows: Sequence[Row], dataset: str) -> Account:
     spent = ledger.spent(dataset, delta)
     states = [ended.get(row.seq, "open") for row in reserved]
     return Account(dataset=dataset, cap=cap["epsilon"] if cap else None, delta=delta, unit=spent.unit,
-                   spent=spent.upper if math.isfinite(spent.upper) else None, left=max(0.0, cap["epsilon"] - spent.upper) if cap else None,
+                   spent=spent.upper if math.isfinite(spent.upper) else None,
+                   left=max(0.0, cap["epsilon"] - spent.upper) if cap else None,
                    committed=states.count("commit"), reserved=states.count("open"), aborted=states.count("abort"))
 
 

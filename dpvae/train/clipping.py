@@ -20,10 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-# Samples that cancel inside a record leave a small gradient of large terms. The clipped sum is taken in single precision,
-# so its rounding follows the terms and would be scaled up with the small gradient: the norm is never taken for less than
-# 0.14 % of its terms. What a record adds stays below C (1 + 1e-4), and elsewhere norms change by about 1e-6.
+# Samples that cancel inside a record leave a small gradient of large terms. The clipped sum is taken in single
+# precision, so its rounding follows the terms and would be scaled up with the small gradient: the norm is never taken
+# for less than 0.14 % of its terms. A record then adds at most C (1 + 1e-4); elsewhere norms change by about 1e-6.
 CANCELLATION = 16 * torch.finfo(torch.float32).eps
 
 
