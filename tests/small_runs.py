@@ -70,11 +70,15 @@ class _ScriptedStream:
     def __getattr__(self, kind: str) -> Any:
         def draw(*args: Any) -> Any:
             drawn = getattr(self.real, kind)(*args)
-            self.script.draws.append(Draw(self.names, kind, len(drawn) if kind == "bytes" else int(np.size(drawn))))
-            change = getattr(self.script, kind, None)
-            return drawn if change is None else change(self.names, drawn)
+            return self._logged("normal" if kind == "summed_normal" else kind, drawn)
 
         return draw
+
+    def _logged(self, kind: str, drawn: Any) -> Any:
+        """Summed or single, a normal is a normal to the scripts."""
+        self.script.draws.append(Draw(self.names, kind, len(drawn) if kind == "bytes" else int(np.size(drawn))))
+        change = getattr(self.script, kind, None)
+        return drawn if change is None else change(self.names, drawn)
 
 
 def silent(names: Names, real: np.ndarray) -> np.ndarray:

@@ -69,7 +69,7 @@ NOT_COVERED = (
         "How long a run took, its memory and its files under private/ are not part of the guarantee.")),
     Gap(topic="floating point", statement=(
         "Noisy counts and the noisy ELBO are whole numbers of steps, which closes the known attack on the lowest bits. "
-        "The noise of DP-SGD is added in floating point; there the attack is not ruled out by a proof.")),
+        "The noise of DP-SGD is half the sum of four draws, which blunts that attack; a proof does not rule it out.")),
     Gap(topic="the operator", statement=(
         "The certificate proves that its events cost what it says. That the run did what its events say rests on the "
         "code and on whoever ran it; evidence.audit tells whether it was tested.")),

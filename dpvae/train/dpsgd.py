@@ -149,7 +149,7 @@ class PrivateSteps:
         return [group.setdefault("initial_lr", group["lr"]) for group in self.optimizer.param_groups]
 
     def _noise(self, number: int, size: int) -> Tensor:
-        normal = self.key.stream("dpsgd", number, "noise").normal(size)
+        normal = self.key.stream("dpsgd", number, "noise").summed_normal(size)
         return torch.as_tensor(normal, dtype=torch.float32, device=self.device)
 
     def _latents(self, number: int, records: int) -> Tensor:

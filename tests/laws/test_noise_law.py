@@ -87,7 +87,7 @@ def test_noise_is_sigma_c_times_the_steps_own_stream_once_whatever_the_batch(cli
     noisy = released(key, steps=6, microbatch=microbatch, clipping=clipping)
     exact = released(quiet, steps=6, microbatch=microbatch, clipping=clipping)
     for number in range(6):
-        normal = key.key.stream("dpsgd", number, "noise").normal(noisy.shape[1])
+        normal = key.key.stream("dpsgd", number, "noise").summed_normal(noisy.shape[1])
         wanted = torch.as_tensor(SIGMA * CLIP * normal, dtype=torch.float32)
         torch.testing.assert_close(noisy[number] - exact[number], wanted, atol=1e-5, rtol=1e-4)
     draws = [draw for draw in key.draws if draw.kind == "normal"]

@@ -236,3 +236,11 @@ def test_normals_come_at_more_than_a_million_and_a_half_per_second() -> None:
         stream.normal(1_000_000)
         best = min(best, time.process_time() - start)
     assert best < 1 / 1.5
+
+
+def test_summed_normals_are_standard_normal_and_half_the_sum_of_four() -> None:
+    summed = SecretKey.from_seed(11).stream("sum").summed_normal(200_000)
+    draws = SecretKey.from_seed(11).stream("sum").normal((4, 200_000))
+    assert np.array_equal(summed, draws.sum(0) / 2)
+    assert abs(summed.mean()) < 5 / 200_000**0.5
+    assert abs(summed.var() - 1) < 5 * (2 / 200_000) ** 0.5
