@@ -369,7 +369,7 @@ def test_a_named_run_is_found_again_and_not_spent_twice(tmp_path: Path) -> None:
 
 def test_a_named_run_of_other_columns_is_not_taken_for_this_one(tmp_path: Path) -> None:
     model = DPVAE(runs=tmp_path, run_name="one", options=TINY).fit(small())
-    with pytest.raises(RunError, match="other columns"):
+    with pytest.raises(RunError, match="schema changed since"):
         clone(model).fit(small().rename(columns={"age": "years"}))
 
 

@@ -141,6 +141,8 @@ def hockey_stick(epsilons: Floats, noise: float, rate: float, way: str) -> Float
     large numbers are subtracted.
     """
     sign = -1.0 if way == ADD else 1.0
+    # exp overflows beyond; delta falls with epsilon, so the upper end errs upwards, and at the lower one delta is 1.0
+    epsilons = np.clip(epsilons, -700.0, 700.0)
     ratio = np.expm1(sign * epsilons) + rate  # q exp((x - 1/2) / s^2) at the end x of the half line
     inside = ratio > 0
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -202,8 +202,11 @@ def _epsilon(losses: Floats, masses: Floats, delta: float) -> float:
     tail, weighted = np.cumsum(masses[::-1])[::-1], np.cumsum((masses * np.exp(-losses))[::-1])[::-1]
     if losses.size == 0 or delta <= 0:
         return 0.0 if delta > 0 else math.inf
-    over = np.flatnonzero(tail - np.exp(losses) * weighted > delta)
+    with np.errstate(over="ignore", invalid="ignore"):  # losses above 709: what is not a number counts as over delta
+        over = np.flatnonzero(~(tail - np.exp(losses) * weighted <= delta))
     at = int(over[-1]) + 1 if over.size else 0  # epsilon lies between losses[at - 1] and losses[at]
     if at >= losses.size or tail[at] <= delta:
         return float(losses[at - 1]) if at else 0.0
+    if weighted[at] <= 0:
+        return float(losses[at])
     return max(0.0, math.log((tail[at] - delta) / weighted[at]))
