@@ -96,8 +96,8 @@ class Plan:
         columns, targets = self.facts.columns, self.facts.has_target
         features = columns - targets
         tables = {"one-way": columns, "with-target": features, "pairs": features * (features - 1) // 2}
-        noise = {f"survey/{step}": nm * math.sqrt(columns if step != "rows" else 1)
-                 for step, nm in self.survey_noise.items()}
+        held = {"rows": 1, "bins": 3 * columns}  # bins: up to three tables of different width for a column
+        noise = {f"survey/{step}": nm * math.sqrt(held.get(step, columns)) for step, nm in self.survey_noise.items()}
         noise |= {f"anchor/{name}": nm * math.sqrt(max(tables[name], 1)) for name, nm in self.anchor_noise.items()}
         noise["metric/elbo"] = self.metric_noise * ELBO_RANGE_PER_COLUMN * columns / 2 / self.rows
         if self.sgd is not None:

@@ -1,0 +1,128 @@
+"""The plan: what it promises is what its events cost, and nothing private can steer it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dpvae.config import TrainConfig, build
+from dpvae.errors import ConfigError
+from dpvae.privacy.accountant import price
+from dpvae.privacy.events import Gaussian, SampledGaussian, Threshold
+from dpvae.privacy.plan import SURVEY_WEIGHTS, Plan, PublicFacts, default_delta, make_plan, split
+
+STEPS = tuple(SURVEY_WEIGHTS)
+TRAINERS = ("anchored", "decoder_only", "joint")
+
+
+def plan(facts: PublicFacts, **groups: dict[str, Any]) -> Plan:
+    return make_plan(build(TrainConfig, groups), facts)
+
+
+def facts(rows: int | None = 40_000, steps: tuple[str, ...] = (), target: bool = True,
+          columns: int = 15) -> PublicFacts:
+    return PublicFacts(columns=columns, survey_steps=steps, rows=rows, has_target=target)
+
+
+@settings(max_examples=40)
+@given(st.sampled_from(TRAINERS), st.sets(st.sampled_from(STEPS)), st.booleans(), st.integers(1, 200),
+       st.floats(0.01, 1.0))
+def test_shares_are_positive_and_add_up_to_one(trainer: str, steps: set[str], target: bool, columns: int,
+                                               anchor: float) -> None:
+    config = build(TrainConfig, {"trainer": {"name": trainer, "anchor_share": anchor}})
+    shares = split(config.trainer, facts(steps=tuple(s for s in STEPS if s in steps), target=target, columns=columns))
+    assert math.isclose(sum(shares.values()), 1.0)
+    assert min(shares.values()) > 0
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+@pytest.mark.parametrize("epsilon", [0.1, 1.0, 10.0])
+@pytest.mark.parametrize("steps", [(), ("bins",), STEPS])
+def test_a_plan_costs_its_target_and_not_more(trainer: str, epsilon: float, steps: tuple[str, ...]) -> None:
+    made = plan(facts(steps=steps), privacy={"epsilon": epsilon, "delta": 1e-5}, trainer={"name": trainer})
+    spent = price(made.events(), delta=1e-5).upper
+    assert made.epsilon is not None
+    assert 0.99 * epsilon <= spent <= epsilon
+    assert spent == made.epsilon.upper
+
+
+def test_squared_signals_of_a_plan_without_dpsgd_add_up_to_one_gaussian() -> None:
+    made = plan(facts(), trainer={"anchor_share": 1.0}, privacy={"delta": 1e-5})
+    events = made.events()
+    assert all(isinstance(event, Gaussian) for event in events)
+    signal = math.sqrt(sum(event.count / event.noise_multiplier**2 for event in events if isinstance(event, Gaussian)))
+    at_once = price([Gaussian("x", "all at once", 1 / signal)], delta=1e-5)
+    assert at_once.upper == pytest.approx(price(events, delta=1e-5).upper, rel=1e-3)
+    for event, (_, share) in zip(events, made.shares.items(), strict=True):
+        assert isinstance(event, Gaussian)
+        assert event.count / event.noise_multiplier**2 == pytest.approx(share * signal**2)
+
+
+def test_a_plan_with_five_percent_less_noise_would_break_its_promise() -> None:
+    """The mutant: scale every noise down a little, and the price is over the target."""
+    made = plan(facts(), privacy={"epsilon": 1.0, "delta": 1e-5})
+
+    def quieter(event: Any) -> Any:
+        return type(event)(**{**vars(event), "noise_multiplier": event.noise_multiplier * 0.95})
+
+    assert price([quieter(event) for event in made.events()], delta=1e-5).upper > 1.0
+
+
+def test_the_threshold_pays_with_a_twentieth_of_delta() -> None:
+    made = plan(facts(steps=("values",)), privacy={"delta": 1e-5})
+    (threshold,) = [event for event in made.events() if isinstance(event, Threshold)]
+    assert threshold.delta == pytest.approx(5e-7)
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_what_is_drawn_grows_with_every_step_up_to_the_whole_plan(trainer: str) -> None:
+    made = plan(facts(), trainer={"name": trainer}, privacy={"delta": 1e-5})
+    assert made.sgd is not None
+    costs = [price(made.events_until(done, number), delta=1e-5).upper
+             for done, number in ((0, 0), (1, 1), (made.sgd.steps // 2, 2), (made.sgd.steps, made.metric_releases))]
+    assert costs == sorted(costs)
+    assert made.events_until(made.sgd.steps, made.metric_releases) == made.events()
+
+
+def test_steps_and_rate_follow_from_public_rows_or_from_nothing() -> None:
+    known, unknown = plan(facts(rows=100_000)).sgd, plan(facts(rows=None, steps=("rows",))).sgd
+    assert known is not None
+    assert unknown is not None
+    assert known.sampling_rate == unknown.sampling_rate == 1 / 16
+    assert known.steps == unknown.steps
+    small = plan(facts(rows=1000)).sgd
+    assert small is not None
+    assert small.sampling_rate == 0.25
+
+
+def test_dpsgd_gets_the_share_the_plan_names() -> None:
+    events = plan(facts(), trainer={"name": "joint"}).events()
+    (sampled,) = [event for event in events if isinstance(event, SampledGaussian)]
+    assert sampled.steps == 400
+    assert sampled.noise_multiplier > 0
+
+
+@given(st.integers(2, 10**10))
+def test_the_default_delta_is_below_one_over_the_rows(rows: int) -> None:
+    assert 0 < default_delta(rows) < 1 / rows
+
+
+@pytest.mark.parametrize("rows", [100, 40_000])
+def test_a_delta_that_would_allow_publishing_a_row_is_refused(rows: int) -> None:
+    with pytest.raises(ConfigError, match=r"privacy\.delta"):
+        plan(facts(rows=rows), privacy={"delta": 1 / rows})
+
+
+def test_a_survey_and_metrics_that_leave_nothing_are_refused() -> None:
+    with pytest.raises(ConfigError, match="survey_share"):
+        plan(facts(steps=("bins",)), trainer={"survey_share": 0.995, "metric_share": 0.01})
+
+
+def test_the_printed_plan_names_every_release_and_says_that_nothing_was_opened() -> None:
+    text = str(plan(facts(steps=("bins",))))
+    assert all(name in text for name in ("survey/bins", "anchor/pairs", "metric/elbo", "dpsgd", "sampling rate"))
+    assert "Nothing was opened" in text
