@@ -8,10 +8,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from dpvae.errors import ReleaseError
 from dpvae.privacy import events as facts_of_access
+from dpvae.privacy.accountant import CrossCheck
 from dpvae.privacy.consequences import Consequences
 from dpvae.privacy.events import Event
 from dpvae.release.certificate import (
@@ -33,31 +34,7 @@ from dpvae.report.source import NONE, schema_columns
 UNKNOWN = Consequences((), ())  # then the odds follow from (epsilon, delta) alone
 
 
-class _Epsilon(Protocol):
-    @property
-    def lower(self) -> float: ...
-    @property
-    def estimate(self) -> float: ...
-    @property
-    def upper(self) -> float: ...
-
-
-class Check(Protocol):
-    """What :func:`dpvae.privacy.accountant.crosscheck` returns."""
-
-    @property
-    def epsilon(self) -> _Epsilon: ...
-    @property
-    def pld(self) -> float: ...
-    @property
-    def prv_lower(self) -> float: ...
-    @property
-    def prv_upper(self) -> float: ...
-    @property
-    def rdp(self) -> float: ...
-
-
-def certify(facts: Facts, *, events: Sequence[Event], schema: Mapping[str, Any], check: Check,
+def certify(facts: Facts, *, events: Sequence[Event], schema: Mapping[str, Any], check: CrossCheck,
             found: Consequences = UNKNOWN) -> Certificate:
     """The certificate that follows from these facts and events; refuses (``ReleaseError``) what must not be claimed.
 
@@ -81,11 +58,11 @@ def certify(facts: Facts, *, events: Sequence[Event], schema: Mapping[str, Any],
     )
 
 
-def _pairs(facts: Facts, check: Check, found: Consequences) -> tuple[tuple[float, float], ...]:
+def _pairs(facts: Facts, check: CrossCheck, found: Consequences) -> tuple[tuple[float, float], ...]:
     return (*found.profile, (check.epsilon.upper, facts.delta))
 
 
-def _claim(facts: Facts, check: Check, found: Consequences) -> Claim:
+def _claim(facts: Facts, check: CrossCheck, found: Consequences) -> Claim:
     epsilon = check.epsilon
     return Claim(
         epsilon=Interval(lower=epsilon.lower, estimate=epsilon.estimate, upper=epsilon.upper),

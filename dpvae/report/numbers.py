@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from dpvae.errors import ReleaseError
-from dpvae.privacy.accountant import price
+from dpvae.privacy.accountant import CrossCheck, price
 from dpvae.privacy.events import Event, to_dict
 from dpvae.report import meaning, records
 from dpvae.report.source import Anchor, RunClaim, Source, schema_columns
@@ -19,22 +19,7 @@ from dpvae.report.source import Anchor, RunClaim, Source, schema_columns
 SAMPLE_ROWS = 10
 
 
-class Prices(Protocol):
-    """What :func:`dpvae.privacy.accountant.crosscheck` returns, as far as a report needs it."""
-
-    @property
-    def epsilon(self) -> Any: ...
-    @property
-    def pld(self) -> float: ...
-    @property
-    def prv_lower(self) -> float: ...
-    @property
-    def prv_upper(self) -> float: ...
-    @property
-    def rdp(self) -> float: ...
-
-
-def gather(source: Source, check: Prices, *, subject: str, sentence: str | None = None,
+def gather(source: Source, check: CrossCheck, *, subject: str, sentence: str | None = None,
            histograms: Mapping[str, Sequence[int]] | None = None, rows: int | None = None,
            sample: Sequence[Mapping[str, Any]] = (), reproduce: Sequence[str] = (),
            pairs: meaning.Pairs = ()) -> dict[str, Any]:
@@ -65,7 +50,7 @@ def gather(source: Source, check: Prices, *, subject: str, sentence: str | None 
     }
 
 
-def plain_sentence(claim: RunClaim, check: Prices, subject: str, pairs: meaning.Pairs = ()) -> str:
+def plain_sentence(claim: RunClaim, check: CrossCheck, subject: str, pairs: meaning.Pairs = ()) -> str:
     """The guarantee in words, or its plain absence."""
     if not claim.private:
         return (f"{subject} is NOT PRIVATE: its secret randomness was fixed (privacy.secret_seed), so whoever knows "

@@ -227,7 +227,6 @@ class Trainer:
         return torch.cat(values).double().numpy()
 
 
-
 def _due(steps: int, releases: int, *, fitted: bool) -> dict[int, int]:
     """DP-SGD step -> number of the noisy ELBO released after it; the first is taken after the fit, if there was one."""
     left = releases - fitted
