@@ -22,6 +22,8 @@ from torch import Tensor
 
 from dpvae import checks
 
+_SMALLEST = 2.0**-25  # half a step of a single-precision uniform: the normal quantile of zero is not finite
+
 
 class _Product:
     """Columns side by side in the decoder's output; ``sizes[j]`` numbers for column ``j``."""
@@ -34,6 +36,15 @@ class _Product:
     def slice(self, j: int) -> slice:
         """Where column ``j`` lies in the decoder's output."""
         return slice(self.starts[j], self.starts[j + 1])
+
+    def quantile(self, outputs_BW: Tensor, uniform_BD: Tensor) -> Tensor:
+        """Inverse of each column's distribution function, (B, D)."""
+        raise NotImplementedError
+
+    def sample(self, outputs_BW: Tensor, *, generator: torch.Generator) -> Tensor:
+        """One row per row of the decoder's output, (B, D)."""
+        shape, device = (len(outputs_BW), len(self.sizes)), outputs_BW.device
+        return self.quantile(outputs_BW, torch.rand(shape, generator=generator, device=device))
 
 
 class Columns(_Product):
@@ -61,11 +72,12 @@ class Columns(_Product):
         """log p(x | z), (B,) nats."""
         return self.log_probs(logits_BW).gather(-1, self.flat(codes_BD.long())).sum(-1)
 
-    def sample(self, logits_BW: Tensor, *, generator: torch.Generator) -> Tensor:
-        """One row of codes per row of logits, (B, D): the Gumbel-max trick, column by column."""
-        uniform_BW = torch.rand(logits_BW.shape, generator=generator, device=logits_BW.device)
-        gumbel_BW = logits_BW - (-uniform_BW.clamp_min(1e-12).log()).log()
-        return torch.stack([part.argmax(-1) for part in gumbel_BW.split(self.sizes, -1)], -1)
+    def quantile(self, logits_BW: Tensor, uniform_BD: Tensor) -> Tensor:
+        """The code at which each column's distribution function passes ``uniform_BD`` in [0, 1), (B, D)."""
+        parts = zip(logits_BW.split(self.sizes, -1), uniform_BD.unbind(-1), strict=True)
+        codes = [(part.softmax(-1).cumsum(-1) <= u_B[:, None]).sum(-1) for part, u_B in parts]
+        last_D = torch.as_tensor(self.sizes, device=logits_BW.device) - 1
+        return torch.minimum(torch.stack(codes, -1), last_D)  # a sum of probabilities may round to less than one
 
 
 class GaussianColumns(_Product):
@@ -92,11 +104,10 @@ class GaussianColumns(_Product):
         return -(0.5 * ((values_BD - mean_BD) * (-log_std_BD).exp()) ** 2 + log_std_BD
                  + 0.5 * math.log(2 * math.pi)).sum(-1)
 
-    def sample(self, outputs_BW: Tensor, *, generator: torch.Generator) -> Tensor:
-        """One row of values per row of outputs, (B, D)."""
+    def quantile(self, outputs_BW: Tensor, uniform_BD: Tensor) -> Tensor:
+        """The value at which each column's distribution function reaches ``uniform_BD`` in [0, 1), (B, D)."""
         mean_BD, log_std_BD = self._moments(outputs_BW)
-        noise_BD = torch.randn(mean_BD.shape, generator=generator, device=mean_BD.device, dtype=mean_BD.dtype)
-        return mean_BD + log_std_BD.exp() * noise_BD
+        return mean_BD + log_std_BD.exp() * torch.special.ndtri(uniform_BD.clamp_min(_SMALLEST).to(mean_BD.dtype))
 
     def _moments(self, outputs_BW: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log standard deviation of each column, each (B, D)."""

@@ -64,3 +64,23 @@ class Codebook(nn.Module):
     def sample(self, rows: int, *, generator: torch.Generator) -> Tensor:
         """(rows, Z)."""
         return self.points[self.sample_index(rows, generator=generator)]
+
+
+def strata(group_B: Tensor, columns: int, *, generator: torch.Generator) -> Tensor:
+    """Uniform numbers for rows whose ``group_B`` is sorted, (B, columns) in [0, 1).
+
+    In each column the m rows of a group share out [0, 1) in m equal strata, in random order and with a common offset:
+    each number on its own is uniform and independent of the row's other numbers, and together they are spread more
+    evenly than chance would (Latin hypercube sampling, McKay et al. 1979). What is drawn with them follows the same
+    distribution, row by row, with less sampling error in every column of every group.
+    """
+    rows, device = len(group_B), group_B.device
+    sizes = torch.bincount(group_B)
+    starts_B = (sizes.cumsum(0) - sizes)[group_B]
+    place_B = torch.arange(rows, device=device) - starts_B
+    uniform_BD = torch.empty(rows, columns, device=device)
+    for j in range(columns):
+        shuffled = torch.argsort(group_B + torch.rand(rows, generator=generator, device=device, dtype=torch.float64))
+        offset = torch.rand(len(sizes), generator=generator, device=device)
+        uniform_BD[shuffled, j] = (place_B + offset[group_B]) / sizes[group_B]
+    return uniform_BD.clamp_max(1 - 2.0**-24)

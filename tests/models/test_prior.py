@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 from torch.distributions import Normal
 
-from dpvae.models.prior import Codebook, StandardNormal
+from dpvae.models.prior import Codebook, StandardNormal, strata
 
 
 def generator(seed: int) -> torch.Generator:
@@ -95,3 +97,34 @@ def test_a_point_without_weight_is_never_drawn() -> None:
     counts = np.bincount(codebook.sample_index(10_000, generator=generator(9)).numpy(), minlength=5)
     assert counts[0] == 0
     assert counts[4] == 0
+
+
+# -- strata ----------------------------------------------------------------------------------------------------------
+
+
+@given(sizes=st.lists(st.integers(0, 9), min_size=1, max_size=6).filter(any), seed=st.integers(0, 99))
+def test_every_stratum_of_a_group_holds_one_number_in_every_column(sizes: list[int], seed: int) -> None:
+    group = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    uniform = strata(group, 3, generator=generator(seed))
+    assert ((uniform >= 0) & (uniform < 1)).all()
+    for g, size in enumerate(sizes):
+        held = (uniform[group == g].double() * size + 1e-6).long().sort(0).values
+        assert torch.equal(held, torch.arange(size)[:, None].expand(size, 3))
+
+
+def test_the_numbers_of_one_row_are_uniform_and_independent() -> None:
+    group = torch.tensor([0, 0, 0, 1])
+    drawn = np.stack([strata(group, 2, generator=generator(seed)).numpy() for seed in range(3000)])
+    for row in range(4):
+        x, y = drawn[:, row].T
+        assert stats.kstest(x, "uniform").pvalue > 1e-4
+        assert stats.kstest(y, "uniform").pvalue > 1e-4
+        assert stats.chi2_contingency(np.histogram2d(x, y, 3)[0]).pvalue > 1e-4
+
+
+def test_two_rows_of_a_group_never_share_a_stratum_but_rows_of_two_groups_may() -> None:
+    group = torch.tensor([0, 0, 1])
+    drawn = np.stack([strata(group, 1, generator=generator(seed)).numpy().ravel() for seed in range(200)])
+    halves = drawn > 0.5
+    assert (halves[:, 0] != halves[:, 1]).all()
+    assert 50 < (halves[:, 0] == halves[:, 2]).sum() < 150
