@@ -6,7 +6,8 @@ named in ``declared`` and counts as public; it is never compared with private ce
 
 Every cell becomes one *code*. A categorical column has a code per category; a numeric one a code per heap (a single
 value that many rows share: 0 capital gain, 40 hours), then one per bin. After these come ``other``, the code of rare
-values that the survey's threshold folded together, and last the code of a missing cell.
+values (``rare`` holds those that were published all the same) and of what the survey's threshold hid, and last the
+code of a missing cell.
 
 Datetimes are measured in seconds since 1970 on the same axis as numbers.
 
@@ -62,6 +63,8 @@ class Column:
     heaps: tuple[float, ...] | None = None
     other: bool | None = None
     within: tuple[tuple[float, ...], tuple[float, ...]] | None = None  # a finer histogram: its edges, its weights
+    rare: tuple[tuple[Category, ...], tuple[float, ...]] | None = None  # values behind ``other``; weights, of what is
+    # unknown last
     declared: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -1,9 +1,10 @@
-"""Measure with noise what the schema leaves open, in at most six releases.
+"""Measure with noise what the schema leaves open, in at most seven releases.
 
     rows     how many there are                      where no public row count is declared
     kinds    classes of cells: integer, date, ...     CSV columns, decimals of floats, units of timestamps
     missing  missing cells per column                 where nobody said whether cells may be missing
     values   values that many records share           categories; heaps of numeric columns
+    rare     values that fewer records share          columns of which values left more than noise unpublished
     bounds   orders of magnitude                      numeric columns without declared bounds
     bins     a fine histogram between the bounds      numeric columns without declared bins
 
@@ -16,7 +17,7 @@ A category or heap that few records share is never published: see ``frequent_val
 
 >>> schema = Schema.undeclared([("age", "int64"), ("sex", "string")])
 >>> survey_steps(schema, rows_known=True)
-('kinds', 'missing', 'values', 'bounds', 'bins')
+('kinds', 'missing', 'values', 'rare', 'bounds', 'bins')
 """
 
 from __future__ import annotations
@@ -38,11 +39,12 @@ from dpvae.errors import ConfigError
 from dpvae.privacy.events import Event, Gaussian, Threshold
 from dpvae.privacy.mechanisms import cell_sd, frequent_values, noisy_counts
 from dpvae.privacy.noise import SecretKey
-from dpvae.privacy.plan import SURVEY_WHAT
+from dpvae.privacy.plan import SURVEY_WHAT, THRESHOLDED
 
 PHASE = "survey"
 STEPS = tuple(SURVEY_WHAT)
-MOST_CATEGORIES = 255  # beyond these, the rarer ones are folded into "other"
+MOST_CATEGORIES = 96  # with a code of their own; rarer ones share a code, and are told apart by their counts alone
+MOST_VALUES = 5000  # published of one column
 HEAP_SHARE = 0.01  # of the rows: the least that makes a value a heap
 FEWEST_BINS = 8  # codes kept for bins, however many heaps there are
 
@@ -72,7 +74,7 @@ def survey_events(steps: tuple[str, ...], *, noise: Mapping[str, float], delta: 
 
 
 def _event(step: str, noise_multiplier: float, delta: float) -> Event:
-    if step == "values":
+    if step in THRESHOLDED:
         return Threshold(PHASE, SURVEY_WHAT[step], noise_multiplier, delta)
     return Gaussian(PHASE, SURVEY_WHAT[step], noise_multiplier)
 
@@ -86,6 +88,8 @@ def _asked(step: str, column: Column) -> bool:
         return "nullable" in open_
     if step == "values":
         return unknown or "categories" in open_ or ("heaps" in open_ and not binning.is_small(column))
+    if step == "rare":
+        return unknown or "categories" in open_
     if step == "bounds":
         return unknown or bool({"lower", "upper"} & open_)
     return unknown or "edges" in open_
@@ -95,8 +99,8 @@ def survey(table: Table, schema: Schema, *, noise: Mapping[str, float], delta: f
            rows: int | None, outside: str = "error") -> Survey:
     """Close every open question of ``schema``; ``noise`` holds one noise multiplier per step.
 
-    ``rows`` is the public row count, or ``None`` to measure it. ``delta`` is what the threshold of the values step may
-    cost. Call :func:`dpvae.data.table.validate` first: a cell outside its declared domain is an error here too, but
+    ``rows`` is the public row count, or ``None`` to measure it. ``delta`` is what the threshold of each of the steps values
+    and rare may cost. Call :func:`dpvae.data.table.validate` first: a cell outside its declared domain is an error here too, but
     by now the ledger has booked the survey.
     """
     steps = survey_steps(schema, rows is not None)
@@ -119,6 +123,7 @@ class _Survey:
         self.measured: dict[str, Any] = {}
         self.gone: dict[int, float] = {}  # noisy counts of missing cells
         self.candidates: dict[int, dict[float, int]] = {}  # noisy counts of values that may be heaps
+        self.published: dict[int, Mapping[Category, int]] = {}  # noisy counts of the values of a discrete column
         self.scale: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # scale cells and their denoised mass
         self._read: dict[int, Any] = {}
 
@@ -144,20 +149,32 @@ class _Survey:
         self.measured["rows"] = {"noisy": self.total, "sd": sd}
 
     def values(self) -> None:
-        asked = self._which("values")
-        if not asked:
-            return
-        released, _ = frequent_values(
-            [self._histogram(j) for j in asked], noise_multiplier=self.noise["values"], delta=self.delta,
-            stream=self.key.stream(PHASE, "values"), phase=PHASE, what=SURVEY_WHAT["values"])
-        sd = cell_sd(self.noise["values"], len(asked))
-        self.measured["values"] = {"sd": sd, "columns": {}}
-        for j, counts in zip(asked, released, strict=True):
-            self.measured["values"]["columns"][self.columns[j].name] = [[v, c] for v, c in counts.items()]
+        released, sd = self._frequent("values", self._which("values"))
+        for j, counts in released.items():
             if self.columns[j].is_numeric:
                 self.candidates[j] = {float(v): c for v, c in counts.items()}
             else:
                 self._categories(j, counts, sd)
+
+    def rare(self) -> None:
+        """Once more, for few columns: the noise and the threshold fall with the square root of their number."""
+        asked = [j for j in self.published if self.columns[j].other]
+        released, sd = self._frequent("rare", asked)
+        for j, counts in released.items():
+            self._categories(j, {**self.published[j], **counts}, sd)
+
+    def _frequent(self, step: str, asked: list[int]) -> tuple[dict[int, Mapping[Any, int]], float]:
+        """Values with their noisy counts by column, and the noise's sd per count."""
+        if not asked:
+            return {}, 0.0
+        released, _ = frequent_values(
+            [self._histogram(j) for j in asked], noise_multiplier=self.noise[step], delta=self.delta,
+            stream=self.key.stream(PHASE, step), phase=PHASE, what=SURVEY_WHAT[step])
+        sd = cell_sd(self.noise[step], len(asked))
+        columns = {self.columns[j].name: [[v, c] for v, c in counts.items()]
+                   for j, counts in zip(asked, released, strict=True)}
+        self.measured[step] = {"sd": sd, "columns": columns}
+        return dict(zip(asked, released, strict=True)), sd
 
     def _histogram(self, j: int) -> Mapping[Any, int]:
         values = self._values(j)
@@ -208,13 +225,20 @@ class _Survey:
         return sum(v is None for v in values)
 
     def _categories(self, j: int, counts: Mapping[Category, int], sd: float) -> None:
-        """The published values, most frequent first; ``other`` where they leave more than noise."""
-        kept = list(counts)[:MOST_CATEGORIES]
-        rest = self.total - self.gone.get(j, 0.0) - sum(counts[v] for v in kept)
-        other = rest > 3 * sd * math.sqrt(len(kept) + 1) or (not kept and not self.columns[j].nullable)
+        """The published values, most frequent first; ``other`` for the rarest and for what is left, if it is no noise.
+
+        The rarest of the published values share the code of ``other`` and keep their counts, to be told apart by.
+        """
+        self.published[j] = counts
+        values = sorted(counts, key=lambda v: (-counts[v], repr(v)))[:MOST_VALUES]
+        kept, shared = values[:MOST_CATEGORIES], values[MOST_CATEGORIES:]
+        left = self.total - self.gone.get(j, 0.0) - sum(counts[v] for v in values)
+        unseen = left > 3 * sd * math.sqrt(len(values) + 1) or (not kept and not self.columns[j].nullable)
+        weights = *(float(max(counts[v], 0)) for v in shared), max(left, 1.0) if unseen else 0.0
         if self.columns[j].kind == "ordinal" and not any(isinstance(v, str) for v in kept):
             kept.sort()
-        self._answer(j, categories=tuple(kept), other=bool(other))
+        self._answer(j, categories=tuple(kept), other=bool(unseen or shared),
+                     rare=(tuple(shared), weights) if shared else None)
 
     def bounds(self) -> None:
         asked = self._which("bounds")

@@ -160,9 +160,12 @@ class _Discrete:
     def __init__(self, column: Column) -> None:
         self.column = column
         self.index: Mapping[Any, int] = {c: i for i, c in enumerate(column.categories or ())}
+        self.known = [*(column.categories or ()), *(column.rare[0] if column.rare else ())]
         self.missing_code = column.cardinality - 1 if column.nullable else None
         self.other_code = column.values if column.other else None
         self.widths = np.ones(column.cardinality)
+        if column.rare is not None:
+            self.widths[column.values] = len(column.rare[0])
 
     def encode(self, cells: Cells, outside: str) -> np.ndarray:
         keys = read_column(self.column, cells, outside)
@@ -175,14 +178,25 @@ class _Discrete:
 
     def decode(self, codes: np.ndarray, rng: np.random.Generator) -> Cells:
         missing = codes == self.missing_code if self.missing_code is not None else np.zeros(len(codes), dtype=bool)
-        known = list(self.column.categories or ())
-        spelled: list[Any] = [*known, OTHER, OTHER]
-        if self.other_code is not None and not is_text(self.column.dtype):
-            folded = codes == self.other_code  # no text fits: any of the known values, or none at all
-            codes = np.where(folded, rng.integers(max(len(known), 1), size=len(codes)), codes)
-            missing = missing | (folded & (not known))
-        return from_categories(self.column, [spelled[min(c, len(known))] if not gone else "" for c, gone in
+        codes = self._with_rare(codes, rng)
+        unknown = codes == len(self.known)
+        if unknown.any() and not is_text(self.column.dtype):  # no text fits: any of the known values, or none at all
+            codes = np.where(unknown, rng.integers(max(len(self.known), 1), size=len(codes)), codes)
+            missing = missing | (unknown & (not self.known))
+        spelled: list[Any] = [*self.known, OTHER]
+        return from_categories(self.column, [spelled[c] if not gone else "" for c, gone in
                                              zip(codes.tolist(), missing.tolist(), strict=True)], missing)
+
+    def _with_rare(self, codes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Positions in ``known``; one past its end for a value that nobody published."""
+        places = np.minimum(codes, self.column.values)
+        folded = codes == self.other_code
+        places[folded] = len(self.known)
+        if self.column.rare is not None and folded.any():
+            shares = np.cumsum(self.column.rare[1])
+            drawn = np.searchsorted(shares, rng.random(int(folded.sum())) * shares[-1], side="right")
+            places[folded] = self.column.values + np.minimum(drawn, len(shares) - 1)
+        return places
 
 
 class _Numeric:

@@ -23,17 +23,20 @@ from dpvae.privacy.accountant import Epsilon, calibrate, price
 from dpvae.privacy.events import Event, Gaussian, SampledGaussian, Threshold
 
 ASSUMED_ROWS = 50_000  # scales the noisy ELBO's divisor and the DP-SGD batch where no public row count is known
-THRESHOLD_SHARE = 0.05  # of delta, for categories that the survey may publish
+THRESHOLD_SHARE = 0.05  # of delta, for the categories that a thresholded step of the survey may publish
 ELBO_RANGE_PER_COLUMN = 6.0  # nats: a record's log-likelihood is clipped to [-6 D, 0]
-SURVEY_WEIGHTS = {"rows": 0.03, "kinds": 0.05, "missing": 0.10, "values": 0.35, "bounds": 0.12, "bins": 0.35}
+SURVEY_WEIGHTS = {"rows": 0.03, "kinds": 0.05, "missing": 0.10, "values": 0.15, "rare": 0.50, "bounds": 0.12,
+                  "bins": 0.35}
 SURVEY_WHAT = {
     "rows": "noisy number of rows",
     "kinds": "noisy counts of cells that parse as a number, a date, a boolean",
     "missing": "noisy counts of missing cells",
     "values": "values held by many records (thresholded noisy counts)",
+    "rare": "rarer values of the columns that have many (thresholded noisy counts)",
     "bounds": "noisy histogram of magnitudes, for bounds",
     "bins": "noisy fine histogram, for bin edges",
 }
+THRESHOLDED = ("values", "rare")  # the steps that may publish a value only because many records hold it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,7 +223,7 @@ def _scaled(draft: Plan, trainer: TrainerConfig, signal: float) -> Plan:
     sgd = _sgd(draft.facts, trainer, signal * math.sqrt(draft.shares["dpsgd"])) if "dpsgd" in noise else None
     releases = min(trainer.metric_releases, (sgd.steps if sgd else 0) + (trainer.name == "anchored"))
     return replace(
-        draft, survey_noise=survey, survey_delta=THRESHOLD_SHARE * draft.delta if "values" in survey else 0.0,
+        draft, survey_noise=survey, survey_delta=THRESHOLD_SHARE * draft.delta if {*THRESHOLDED} & {*survey} else 0.0,
         anchor_noise={n.removeprefix("anchor/"): nm for n, nm in noise.items() if n.startswith("anchor/")},
         metric_noise=noise["metric/elbo"] * math.sqrt(releases), metric_releases=releases, sgd=sgd)
 
@@ -239,7 +242,7 @@ def _events(plan: Plan) -> tuple[Event, ...]:
     events: list[Event] = []
     for step, nm in plan.survey_noise.items():
         what = SURVEY_WHAT[step]
-        events.append(Threshold("survey", what, nm, plan.survey_delta) if step == "values"
+        events.append(Threshold("survey", what, nm, plan.survey_delta) if step in THRESHOLDED
                       else Gaussian("survey", what, nm))
     events += [Gaussian("anchor", f"noisy {name} tables", nm) for name, nm in plan.anchor_noise.items()]
     if plan.sgd is not None:

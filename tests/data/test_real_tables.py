@@ -24,7 +24,8 @@ from dpvae.data.table import TableCodec, validate
 from dpvae.privacy.noise import SecretKey
 
 QUIET = dict.fromkeys(STEPS, 0.01)
-USUAL = {"rows": 60.0, "kinds": 47.0, "missing": 33.0, "values": 17.0, "bounds": 30.0, "bins": 17.0}  # epsilon near 1
+USUAL = {"rows": 60.0, "kinds": 47.0, "missing": 33.0, "values": 25.0, "rare": 14.0, "bounds": 30.0,
+         "bins": 17.0}  # epsilon near 1
 
 KEY = SecretKey.from_bytes(bytes(32))
 

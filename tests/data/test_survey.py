@@ -13,7 +13,7 @@ from dpvae.data import bins as binning
 from dpvae.data import lake
 from dpvae.data import survey as module
 from dpvae.data.declare import declare
-from dpvae.data.schema import Schema
+from dpvae.data.schema import OTHER, Schema
 from dpvae.data.survey import STEPS, Survey, survey, survey_events, survey_steps
 from dpvae.data.table import TableCodec, validate
 from dpvae.errors import ConfigError
@@ -21,7 +21,8 @@ from dpvae.privacy.events import Gaussian, Threshold
 from dpvae.privacy.noise import SecretKey
 
 QUIET = dict.fromkeys(STEPS, 0.01)
-USUAL = {"rows": 60.0, "kinds": 47.0, "missing": 33.0, "values": 17.0, "bounds": 30.0, "bins": 17.0}  # epsilon near 1
+USUAL = {"rows": 60.0, "kinds": 47.0, "missing": 33.0, "values": 25.0, "rare": 14.0, "bounds": 30.0,
+         "bins": 17.0}  # epsilon near 1
 
 
 def mixed(rows: int = 3000) -> pd.DataFrame:
@@ -85,9 +86,9 @@ def test_events_are_known_before_the_data_is_opened():
     assert steps == STEPS
     planned = survey_events(steps, noise=USUAL, delta=1e-7)
     assert run(frame, noise=USUAL, delta=1e-7).events == planned
-    assert [type(e) for e in planned] == [Gaussian] * 3 + [Threshold] + [Gaussian] * 2
+    assert [type(e) for e in planned] == [Gaussian] * 3 + [Threshold] * 2 + [Gaussian] * 2
     assert {e.phase for e in planned} == {"survey"}
-    assert planned[3].delta == 1e-7
+    assert (planned[3].delta, planned[4].delta) == (1e-7, 1e-7)
 
 
 def test_steps_follow_from_the_schema_alone():
@@ -104,7 +105,7 @@ def test_steps_follow_from_the_schema_alone():
 def test_a_planned_step_without_columns_is_paid_for_all_the_same():
     frame = pd.DataFrame({"c": ["a", "b"] * 50})  # text might have been dates: bounds and bins were planned
     result = run(frame)
-    assert len(result.events) == 6
+    assert len(result.events) == len(STEPS) == 7
     assert result.schema.resolved
 
 
@@ -209,6 +210,35 @@ def test_rare_values_are_folded_into_other():
     assert column.other
     codes = TableCodec(result.schema).encode(lake.read(frame))
     assert (codes == column.values).sum() == 270
+
+
+def test_a_second_look_at_the_columns_with_many_values_publishes_rarer_ones():
+    """Four columns share the first look's noise; the one that has a tail gets the second to itself."""
+    tail = [f"rare{i:02}" for i in range(50) for _ in range(60)]
+    frame = pd.DataFrame({"c": ["a"] * 3000 + tail, **{name: ["x", "y"] * 3000 for name in "def"}})
+    result = run(frame, noise={**dict.fromkeys(STEPS, 3.0), "values": 60.0, "rare": 5.0})
+    column = result.schema.column("c")
+    assert set(column.categories) == {"a", *tail}
+    assert set(result.measured["rare"]["columns"]) == {"c"}
+    assert set(result.schema.column("d").categories) == {"x", "y"}
+
+
+def test_values_beyond_the_codes_share_one_and_come_back_by_their_counts(monkeypatch):
+    monkeypatch.setattr(module, "MOST_CATEGORIES", 2)
+    sizes = {"a": 4000, "b": 3000, "c": 900, "d": 300}
+    frame = pd.DataFrame({"c": [name for name, size in sizes.items() for _ in range(size)] + [f"u{i}" for i in range(600)]})
+    schema = run(frame, noise=dict.fromkeys(STEPS, 3.0)).schema
+    column = schema.column("c")
+    assert column.categories == ("a", "b")
+    assert column.rare[0] == ("c", "d")
+    assert (column.other, column.cardinality) == (True, 3)
+    assert Schema.from_dict(json.loads(json.dumps(schema.to_dict()))) == schema
+    codec = TableCodec(schema)
+    codes = codec.encode(lake.read(frame))
+    assert np.bincount(codes.ravel()).tolist() == [4000, 3000, 1800]
+    back = pd.Series(codec.decode(codes, np.random.default_rng(0))["c"].values).value_counts()
+    for name, size in {**sizes, OTHER: 600}.items():
+        assert abs(back[name] - size) < 5 * np.sqrt(size) + 60
 
 
 def test_noise_multipliers_for_every_step_are_required():
