@@ -99,9 +99,9 @@ def survey(table: Table, schema: Schema, *, noise: Mapping[str, float], delta: f
            rows: int | None, outside: str = "error") -> Survey:
     """Close every open question of ``schema``; ``noise`` holds one noise multiplier per step.
 
-    ``rows`` is the public row count, or ``None`` to measure it. ``delta`` is what the threshold of each of the steps values
-    and rare may cost. Call :func:`dpvae.data.table.validate` first: a cell outside its declared domain is an error here too, but
-    by now the ledger has booked the survey.
+    ``rows`` is the public row count, or ``None`` to measure it. ``delta`` is what the threshold of each of the steps
+    values and rare may cost. Call :func:`dpvae.data.table.validate` first: a cell outside its declared domain is an
+    error here too, but by now the ledger has booked the survey.
     """
     steps = survey_steps(schema, rows is not None)
     events = survey_events(steps, noise=noise, delta=delta)

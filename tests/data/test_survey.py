@@ -226,7 +226,8 @@ def test_a_second_look_at_the_columns_with_many_values_publishes_rarer_ones():
 def test_values_beyond_the_codes_share_one_and_come_back_by_their_counts(monkeypatch):
     monkeypatch.setattr(module, "MOST_CATEGORIES", 2)
     sizes = {"a": 4000, "b": 3000, "c": 900, "d": 300}
-    frame = pd.DataFrame({"c": [name for name, size in sizes.items() for _ in range(size)] + [f"u{i}" for i in range(600)]})
+    known = [name for name, size in sizes.items() for _ in range(size)]
+    frame = pd.DataFrame({"c": known + [f"u{i}" for i in range(600)]})
     schema = run(frame, noise=dict.fromkeys(STEPS, 3.0)).schema
     column = schema.column("c")
     assert column.categories == ("a", "b")
