@@ -214,6 +214,22 @@ class ReportConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """``dpvae train -m``: every job is released and paid for, or only the best of a secret number of them."""
+
+    private: bool = False  # release the best job alone, priced as a private selection (dpvae/selection.py)
+    runs: float | None = None  # mean of the secret number of runs; None: as many as there are settings
+    shape: float = 0.0  # of its law: 0 the logarithmic (the cheapest), 1 the geometric
+
+    def __post_init__(self) -> None:
+        if self.runs is not None:
+            checks.at_least(1, **{"sweep.runs": self.runs})
+            _at_most(1e4, **{"sweep.runs": self.runs})
+        checks.at_least(0, **{"sweep.shape": self.shape})
+        _at_most(10.0, **{"sweep.shape": self.shape})
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """``dpvae train`` and ``dpvae plan``."""
 
@@ -224,6 +240,7 @@ class TrainConfig:
     performance: PerformanceConfig = field(default_factory=PerformanceConfig)
     ledger: LedgerConfig = field(default_factory=LedgerConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
 
 

@@ -251,12 +251,12 @@ def overhead() -> dict[str, Any]:
     inside = []
     with tempfile.TemporaryDirectory() as folder:
         for i in range(REPEATS):
-            api.open_ledger = lambda config, planned: Nothing()  # type: ignore[assignment]
+            api.open_ledger = lambda config: Nothing()  # type: ignore[assignment]
             walls["off"].append(train(folder, f"off{i}"))
             opened = timed(originals[0])
 
-            def open_timed(config: Any, planned: Any, opened: Any = opened) -> Any:
-                real = opened(config, planned)
+            def open_timed(config: Any, opened: Any = opened) -> Any:
+                real = opened(config)
                 for name in ("reserve_all", "commit", "head", "rows", "spent"):
                     setattr(real, name, timed(getattr(real, name)))
                 return real

@@ -30,7 +30,7 @@ from dpvae.privacy.events import Event
 from dpvae.release import signing
 from dpvae.release.bundle import ENVELOPE, SUMS, UNSIGNED, digest, files, sums
 from dpvae.release.certificate import Accountants, Certificate, differences
-from dpvae.release.certify import certify
+from dpvae.release.certify import CHOSEN, certify
 from dpvae.report import records
 from dpvae.report.source import read_events
 
@@ -268,9 +268,11 @@ def _verdict(review: _Review, certificate: Certificate | None, check: CrossCheck
         review.note(f"{review.folder}: no such folder; give the folder that dpvae release wrote")
     count = len(review.problems)
     if certificate is not None and check is not None and signed_by is not None and not count:
+        selected = certificate.mechanism.adaptive_decisions == CHOSEN
         who = "the key you gave" if review.key else "the key that came with it"
         sentence = (f"{certificate.sentence} Every file is the one that was signed with {who} ({signed_by[:16]}); "
-                    f"{len(certificate.scope.accesses)} accesses to the data were priced again by PLD, PRV and RDP.")
+                    f"{_count(len(certificate.scope.accesses))} priced again by "
+                    f"{'RDP, which alone prices a selection' if selected else 'PLD, PRV and RDP'}.")
     else:
         sentence = (f"{records.clip(str(review.folder), quote=False)} does not hold what it claims: "
                     f"{count} problem{'s' if count != 1 else ''}, and nothing in it should be relied on.")
@@ -280,3 +282,7 @@ def _verdict(review: _Review, certificate: Certificate | None, check: CrossCheck
         accountants=Accountants(pld=check.pld, prv_lower=check.prv_lower, prv_upper=check.prv_upper, rdp=check.rdp)
         if check else None,
         signed_by=signed_by, key_given=review.key is not None)
+
+
+def _count(accesses: int) -> str:
+    return "the one access to the data was" if accesses == 1 else f"{accesses} accesses to the data were"

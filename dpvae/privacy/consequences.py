@@ -31,6 +31,7 @@ SHARES = (0.0, 0.125, 0.25, 0.5, 0.75, 1.0, 1.25)  # of epsilon: where the curve
 MIXTURE = "mixture of Gaussians, exact up to its discretisation"
 UNION = f"{MIXTURE}; published thresholds by a union bound over the group's values"
 NO_BOUND = "none at this delta: the group's own values may pass a threshold with a larger chance"
+SELECTED = "none: no bound for groups is known of a private selection"
 MOST_COLUMNS = 1e12
 
 
@@ -60,7 +61,9 @@ def consequences(
     """
     composition, left = open_(events, delta, neighbouring)
     above = rdp.epsilon(composition, left)
-    if composition.empty or composition.selected or above == 0 or above > LARGEST_EPSILON:
+    if composition.selected:
+        return Consequences((), tuple(Group(records, None, SELECTED) for records in GROUPS))
+    if composition.empty or above == 0 or above > LARGEST_EPSILON:
         return Consequences((), ())
     upper = pld.epsilon(composition, left) if upper is None else upper
     mesh = min(math.sqrt(1e-3 * upper / composition.terms), upper / 400)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from dpvae.release.certificate import Certificate
+from dpvae.release.certify import CHOSEN
 from dpvae.report.source import NONE
 
 FILE = Path(__file__).with_name("certificate.schema.json")
@@ -89,7 +90,8 @@ def registry(certificate: Certificate, *, curator: str, kind: str = "Industry", 
             "access_type": "Non-interactive"},
         "implementation": {
             "preprocessing_and_hyperparameter_tuning": mechanism.adaptive_decisions, "mechanisms": accesses,
-            "composition": "All accesses are composed in one privacy loss distribution.",
+            "composition": "A private selection, priced by Renyi divergences." if mechanism.adaptive_decisions == CHOSEN
+            else "All accesses are composed in one privacy loss distribution.",
             "post_processing": "Rows are drawn from a model that was fitted to the noisy numbers.",
             "justification": NONE},
         "administrative": {"evidence_sources": {"certificate": {
