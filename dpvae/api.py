@@ -23,12 +23,12 @@ from dpvae.data.lake import Table
 from dpvae.data.schema import Schema
 from dpvae.data.survey import survey, survey_steps
 from dpvae.data.table import TableCodec, validate
-from dpvae.errors import AccountingError, ConfigError, DPVAEError
+from dpvae.errors import ConfigError, DPVAEError
 from dpvae.privacy.accountant import Epsilon
 from dpvae.privacy.chain import UnknownOutcome
 from dpvae.privacy.events import Event
 from dpvae.privacy.ledger import Ask, Cap, Ledger, Reservation, content_tag
-from dpvae.privacy.plan import Plan, PublicFacts, make_plan
+from dpvae.privacy.plan import Plan, PublicFacts, check_delta, make_plan
 from dpvae.report.progress import Progress
 from dpvae.report.run import report_run
 from dpvae.report.source import read_run, write_events
@@ -97,6 +97,7 @@ def release(config: ReleaseConfig | str | Path, model: Any = None, *, rows: int 
     ``model`` is a :class:`Run`, or anything fitted that holds one as ``run_``. Raises :class:`ReleaseError` where the
     run is not private or the folder is taken. Costs no privacy.
     """
+    from dpvae.release import schemas
     from dpvae.release.bundle import write_release
     from dpvae.release.sample import table_writer
     from dpvae.train.run import find_run
@@ -110,7 +111,13 @@ def release(config: ReleaseConfig | str | Path, model: Any = None, *, rows: int 
         run, to, count = held.path, Path(config), rows
     if count is None:
         count = _public_rows(run)
-    return write_release(run, table_writer(run / "public", count, seed=seed), rows=count, to=to, seed=seed)
+    folder = write_release(run, table_writer(run / "public", count, seed=seed), rows=count, to=to, seed=seed)
+    if isinstance(config, ReleaseConfig) and config.registry.curator is not None:
+        about = config.registry
+        schemas.export(folder, folder.with_name(f"{folder.name}.registry.json"), schemas.Deployment(
+            curator=str(about.curator), curator_kind=about.kind, intended_use=str(about.use), region=str(about.region),
+            sector=about.sector))
+    return folder
 
 
 def prepare(config: TrainConfig, table: Any = None) -> tuple[Schema, Plan, Table]:
@@ -201,11 +208,7 @@ def _plan(config: TrainConfig, schema: Schema) -> Plan:
         open_ = schema.open_questions or ("rows",)
         raise ConfigError(f"trainer.survey_share=0: {len(open_)} things are not declared ({', '.join(open_[:3])}); "
                           "declare them, or leave trainer.survey_share to the plan")
-    planned = make_plan(config, facts)
-    if planned.epsilon is None or planned.epsilon.upper > config.privacy.epsilon * (1 + 1e-9):
-        raise AccountingError(f"privacy.epsilon={config.privacy.epsilon:g}: the plan costs {planned.epsilon}; "
-                              "nothing was spent. Try a larger epsilon")
-    return planned
+    return make_plan(config, facts)
 
 
 def _limit_threads(config: TrainConfig) -> None:
@@ -254,6 +257,9 @@ def _spend(config: TrainConfig, planned: Plan, table: Table, schema: Schema, run
     progress.begin("survey")
     surveyed = survey(table, schema, noise=planned.survey_noise, delta=planned.survey_delta or 1e-9, key=key,
                       rows=config.data.rows, outside=config.data.outside)
+    if config.data.rows is None:  # the count is released: comparing it with delta is post-processing
+        check_delta(planned.delta, surveyed.rows,
+                    f" (about {surveyed.rows:.0f} rows were counted; this run stays booked)")
     progress.phase("survey", 1)
     progress.begin("anchor")
     resolved = surveyed.schema

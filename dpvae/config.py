@@ -30,6 +30,8 @@ OUTSIDE = ("error", "clip", "missing")
 TRAINERS = ("anchored", "decoder_only", "joint")
 NEIGHBOURS = ("add_remove", "replace_one")
 PROGRESS = ("auto", "rich", "plain", "quiet", "json")
+CURATORS = ("Government", "Industry", "Nonprofit")  # these two as the registry spells them
+SECTORS = ("Technology", "Healthcare", "Education", "Government", "Energy", "Finance")
 MAX_EPSILON = 20.0
 PRICEABLE = (1e-3, 100.0)  # epsilons that the accountants resolve to half a percent
 MAX_ROWS = 10**10  # a delta below 1/rows must stay above the accountants' resolution
@@ -245,6 +247,26 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RegistryConfig:
+    """What the OpenDP deployments registry asks about a release; with a curator, TO.registry.json is written."""
+
+    curator: str | None = None  # who publishes the table
+    kind: str = "Industry"
+    use: str | None = None  # what the table is meant for
+    region: str | None = None  # where its people live, or whose law applies
+    sector: str | None = None
+
+    def __post_init__(self) -> None:
+        checks.one_of(CURATORS, **{"registry.kind": self.kind})
+        if self.sector is not None:
+            checks.one_of(SECTORS, **{"registry.sector": self.sector})
+        for name in ("use", "region"):
+            if self.curator is not None and not getattr(self, name):
+                raise ConfigError(f"registry.{name}=null: expected a text, since the registry requires it; try "
+                                  f"registry.{name}=...")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReleaseConfig:
     """``dpvae release``: which run, how many rows, to which folder."""
 
@@ -253,6 +275,7 @@ class ReleaseConfig:
     to: str = "release"
     seed: int = 0  # public: decoding only
     root: str = "runs"
+    registry: RegistryConfig = field(default_factory=RegistryConfig)
 
     def __post_init__(self) -> None:
         checks.whole(0, seed=self.seed)
