@@ -27,7 +27,7 @@ from typing import Any
 from dpvae import api
 from dpvae.config import NEIGHBOURS, RunConfig, TrainConfig
 from dpvae.errors import ConfigError, RunError
-from dpvae.privacy.accountant import Epsilon, price
+from dpvae.privacy.accountant import Epsilon, price, rounded_up
 from dpvae.privacy.chain import UnknownOutcome
 from dpvae.privacy.ledger import Ask, Ledger, Reservation
 from dpvae.privacy.ledger_view import Account, account
@@ -186,5 +186,5 @@ def _reserve(jobs: Sequence[_Job], booking: Booking) -> str:
 
 
 def _state(each: Account) -> str:
-    spent = "no bound" if each.spent is None else f"{each.spent:.3f}"
+    spent = "no bound" if each.spent is None else rounded_up(each.spent)
     return f"data set {each.dataset!r} has then spent {spent}{' (no cap)' if each.cap is None else f' of {each.cap:g}'}"

@@ -40,7 +40,7 @@ class Epsilon:
     neighbouring: str = "add_remove"
 
     def __str__(self) -> str:
-        upper = _rounded_up(self.upper)
+        upper = rounded_up(self.upper)
         lower = f"{math.floor(self.lower * 1000) / 1000:.3f}" if math.isfinite(self.lower) else "inf"
         return (f"epsilon <= {upper} (between {lower} and {upper}) at delta={self.delta:g}, "
                 f"unit {self.unit}, {self.neighbouring}")
@@ -199,6 +199,6 @@ def _solve(cost: Callable[[float], float], goal: float, low: float) -> float:
     raise AccountingError(f"epsilon={goal:g}: the search for noise did not settle; build() must be smooth in its scale")
 
 
-def _rounded_up(value: float) -> str:
+def rounded_up(value: float) -> str:
     """Three decimals, never less than the value: a claim is not rounded in its own favour."""
     return f"{math.ceil(value * 1000) / 1000:.3f}" if math.isfinite(value) else "inf"
