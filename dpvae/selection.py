@@ -6,15 +6,14 @@ After Papernot and Steinke, "Hyperparameter tuning with Renyi differential priva
 the base mechanism picks one of the settings at random, trains, and scores itself by its last noisy ELBO, which it pays
 for. It is repeated K times, where K is drawn from a truncated negative binomial law by secret randomness, and only the
 best run is released (theorem 2 prices that: :class:`~dpvae.privacy.events.RepeatAndSelect`). So nothing else may leave:
-the other runs, their number and which settings they had are in ``private/`` until the end, and then destroyed.
+the other runs, their number and which settings they had are in ``private/`` until the end, and then destroyed. How long
+it took tells something of their number; the certificate lists timing among what it does not cover.
 
 All settings must cost the same events: then the base mechanism costs them too, whichever setting it picks.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import json
 import math
 import shutil
@@ -107,11 +106,13 @@ def select(configs: Sequence[TrainConfig]) -> api.Run:
 
 def _same_grid(run: Any, configs: Sequence[TrainConfig]) -> None:
     """After a crash the same settings must be chosen from, in the same order: the draws are numbers of settings."""
-    text = json.dumps([asdict(config) for config in configs], sort_keys=True).encode()
-    found, path = hashlib.sha256(text).digest(), run.private / "settings"
+    from dpvae.train.checkpoint import write_bytes
+    from dpvae.train.run import settings_digest
+
+    found, path = "\n".join(map(settings_digest, configs)).encode(), run.private / "settings"
     if not path.is_file():
-        path.write_bytes(found)
-    if not hmac.compare_digest(path.read_bytes(), found):
+        write_bytes(path, found)
+    if path.read_bytes() != found:
         raise RunError(f"run={run.path.name}: this selection was begun among other settings; give the same command to "
                        "resume it, or choose another run.name")
 
