@@ -23,11 +23,12 @@ from dpvae.data.lake import Table
 from dpvae.data.schema import Schema
 from dpvae.data.survey import survey, survey_steps
 from dpvae.data.table import TableCodec, validate
-from dpvae.errors import AccountingError, ConfigError, DPVAEError
+from dpvae.errors import ConfigError, DPVAEError
 from dpvae.privacy.accountant import Epsilon
+from dpvae.privacy.chain import UnknownOutcome
 from dpvae.privacy.events import Event
-from dpvae.privacy.ledger import Ask, Ledger, Reservation, content_tag
-from dpvae.privacy.plan import Plan, PublicFacts, make_plan
+from dpvae.privacy.ledger import Ask, Cap, Ledger, Reservation, content_tag
+from dpvae.privacy.plan import Plan, PublicFacts, check_delta, make_plan
 from dpvae.report.progress import Progress
 from dpvae.report.run import report_run
 from dpvae.report.source import read_run, write_events
@@ -68,6 +69,8 @@ def train(config: TrainConfig, table: Any = None) -> Run:
     Everything that can be refused is refused before a key is drawn or a budget is touched; then the whole plan is
     reserved on the ledger in one transaction, and only then is noise drawn.
     """
+    if config.sweep.private:
+        raise ConfigError("sweep.private=true: expected a sweep to choose from; say dpvae train -m model.hidden=64,128")
     schema, planned, rows = prepare(config, table)
     from dpvae.train.run import open_run
 
@@ -75,16 +78,13 @@ def train(config: TrainConfig, table: Any = None) -> Run:
     with ExitStack() as stack:
         stack.enter_context(run.lock())
         if run.finished:
-            run.bind_data(_fingerprint(rows), schema.digest())
+            bind(run, rows, schema)
             if not run.complete:
                 report_run(run.path)
             return _finished(run, planned, "this run is finished already; nothing was spent")
-        run.bind_data(_fingerprint(rows), schema.digest())
-        ledger, reservation = _reserve(config, planned, rows, run)
-        run.begin()
-        with Progress(config.report.progress, planned) as progress:
-            result = _spend(config, planned, rows, schema, run, progress)
-        _publish(config, planned, run, ledger, result)
+        bind(run, rows, schema)
+        ledger, reservation = reserve(config, ask(config, planned, rows, run), run)
+        fulfil(config, schema, planned, rows, run, ledger)
         ledger.commit(reservation)
         run.finish()
     report_run(run.path)
@@ -97,6 +97,7 @@ def release(config: ReleaseConfig | str | Path, model: Any = None, *, rows: int 
     ``model`` is a :class:`Run`, or anything fitted that holds one as ``run_``. Raises :class:`ReleaseError` where the
     run is not private or the folder is taken. Costs no privacy.
     """
+    from dpvae.release import schemas
     from dpvae.release.bundle import write_release
     from dpvae.release.sample import table_writer
     from dpvae.train.run import find_run
@@ -110,7 +111,13 @@ def release(config: ReleaseConfig | str | Path, model: Any = None, *, rows: int 
         run, to, count = held.path, Path(config), rows
     if count is None:
         count = _public_rows(run)
-    return write_release(run, table_writer(run / "public", count, seed=seed), rows=count, to=to, seed=seed)
+    folder = write_release(run, table_writer(run / "public", count, seed=seed), rows=count, to=to, seed=seed)
+    if isinstance(config, ReleaseConfig) and config.registry.curator is not None:
+        about = config.registry
+        schemas.export(folder, folder.with_name(f"{folder.name}.registry.json"), schemas.Deployment(
+            curator=str(about.curator), curator_kind=about.kind, intended_use=str(about.use), region=str(about.region),
+            sector=about.sector))
+    return folder
 
 
 def prepare(config: TrainConfig, table: Any = None) -> tuple[Schema, Plan, Table]:
@@ -125,11 +132,27 @@ def prepare(config: TrainConfig, table: Any = None) -> tuple[Schema, Plan, Table
     return schema, planned, rows
 
 
+def bind(run: Any, rows: Table, schema: Schema) -> None:
+    """Refuse rows, or a schema, that ``run`` was not begun with: its noise must not be used on others."""
+    run.bind_data(_fingerprint(rows), schema.digest())
+
+
+def fulfil(config: TrainConfig, schema: Schema, planned: Plan, rows: Table, run: Any, ledger: Ledger) -> None:
+    """Draw what is booked on ``ledger`` for ``run``, and write its ``public/``."""
+    bind(run, rows, schema)
+    run.begin()
+    with Progress(config.report.progress, planned) as progress:
+        result = _spend(config, planned, rows, schema, run, progress)
+    _publish(config, planned, run, ledger, result)
+
+
 def ask(config: TrainConfig, planned: Plan, rows: Table, run: Any) -> Ask:
-    """What ``run`` wants booked."""
-    print_ = _fingerprint(rows)
+    """What ``run`` wants booked, with the cap that ``config`` may set."""
+    limit = config.ledger
+    cap = None if limit.cap_epsilon is None else Cap(limit.cap_epsilon, limit.cap_delta or planned.delta)
     return Ask(_dataset(config), run.record["ledger_run"], planned.events(), planned.delta, planned.neighbouring,
-               noise=run.key().tag(b"noise"), content=content_tag(ledger_place(config), print_, config.run.root))
+               noise=run.key().tag(b"noise"), cap=cap,
+               content=content_tag(ledger_place(config), _fingerprint(rows), config.run.root))
 
 
 def ledger_place(config: TrainConfig) -> str:
@@ -137,12 +160,26 @@ def ledger_place(config: TrainConfig) -> str:
     return config.ledger.url or str(Path(config.run.root) / "ledger.db")
 
 
-def open_ledger(config: TrainConfig, planned: Plan) -> Ledger:
-    """The ledger of ``config``, with the cap that it may set."""
-    ledger = Ledger.open(ledger_place(config))
-    if config.ledger.cap_epsilon is not None:
-        ledger.cap(_dataset(config), config.ledger.cap_epsilon, config.ledger.cap_delta or planned.delta)
-    return ledger
+def open_ledger(config: TrainConfig) -> Ledger:
+    """The ledger of ``config``."""
+    return Ledger.open(ledger_place(config))
+
+
+def reserve(config: TrainConfig, wanted: Ask, run: Any) -> tuple[Ledger, Reservation]:
+    """Book what ``run`` wants, before any noise is drawn; a run that was booked already gets its reservation back.
+
+    Where the ledger refuses, a run that was made a moment ago is removed again: nothing is booked for it. Where its
+    answer was lost, the run stays, and the same command finds what is booked.
+    """
+    try:
+        ledger = open_ledger(config)
+        return ledger, ledger.reserve_all([wanted])[0]
+    except UnknownOutcome:
+        raise
+    except (DPVAEError, OSError):
+        if run.fresh:
+            run.discard()
+        raise
 
 
 # -- the steps of train ----------------------------------------------------------------------------------------------
@@ -171,11 +208,7 @@ def _plan(config: TrainConfig, schema: Schema) -> Plan:
         open_ = schema.open_questions or ("rows",)
         raise ConfigError(f"trainer.survey_share=0: {len(open_)} things are not declared ({', '.join(open_[:3])}); "
                           "declare them, or leave trainer.survey_share to the plan")
-    planned = make_plan(config, facts)
-    if planned.epsilon is None or planned.epsilon.upper > config.privacy.epsilon * (1 + 1e-9):
-        raise AccountingError(f"privacy.epsilon={config.privacy.epsilon:g}: the plan costs {planned.epsilon}; "
-                              "nothing was spent. Try a larger epsilon")
-    return planned
+    return make_plan(config, facts)
 
 
 def _limit_threads(config: TrainConfig) -> None:
@@ -196,21 +229,6 @@ def _fingerprint(table: Table) -> bytes:
         else:
             digest.update(np.ascontiguousarray(cells.values).tobytes())
     return digest.digest()
-
-
-def _reserve(config: TrainConfig, planned: Plan, rows: Table, run: Any) -> tuple[Ledger, Reservation]:
-    """Book the whole plan, before any noise is drawn; a run that was booked already gets its reservation back.
-
-    Where the ledger refuses, a run that was made a moment ago is removed again: nothing is booked for it.
-    """
-    try:
-        ledger = open_ledger(config, planned)
-        reservation = ledger.reserve_all([ask(config, planned, rows, run)])[0]
-    except (DPVAEError, OSError):
-        if run.fresh:
-            run.discard()
-        raise
-    return ledger, reservation
 
 
 def _dataset(config: TrainConfig) -> str:
@@ -239,6 +257,9 @@ def _spend(config: TrainConfig, planned: Plan, table: Table, schema: Schema, run
     progress.begin("survey")
     surveyed = survey(table, schema, noise=planned.survey_noise, delta=planned.survey_delta or 1e-9, key=key,
                       rows=config.data.rows, outside=config.data.outside)
+    if config.data.rows is None:  # the count is released: comparing it with delta is post-processing
+        check_delta(planned.delta, surveyed.rows,
+                    f" (about {surveyed.rows:.0f} rows were counted; this run stays booked)")
     progress.phase("survey", 1)
     progress.begin("anchor")
     resolved = surveyed.schema

@@ -126,6 +126,10 @@ class _Carried(BaseException):
     """An error on its way through Hydra, which would print it in its own manner."""
 
 
+class _Done(BaseException):
+    """A sweep that is finished before Hydra starts its first job."""
+
+
 def _swept(overrides: Sequence[str], job: Sequence[str]) -> list[str]:
     """What sets a job of a sweep apart from its siblings, as ``key=value``."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -144,16 +148,29 @@ def _named(config: dict[str, Any], swept: Sequence[str]) -> dict[str, Any]:
     return config
 
 
-def _name_job(config: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Say which job of a sweep begins, and name it."""
+def _begin_job(word: str, plain: dict[str, Any], overrides: Sequence[str]) -> Any:
+    """Say which job of a sweep begins, and name it; a job that the sweeper chose as it went takes its booked run."""
     from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
 
-    if HydraConfig.get().mode != RunMode.MULTIRUN:
-        return
     number, swept = HydraConfig.get().job.num, _swept(overrides, HydraConfig.get().overrides.task)
     print(f"dpvae: job {number}: {' '.join(swept)}", file=sys.stderr)
-    _named(config, swept)
+    names = _names_file(HydraConfig.get().sweep.dir)
+    if not names.is_file() or word != "train":
+        return build(VERBS[word].config, _named(plain, swept))
+    plain["run"]["name"] = json.loads(names.read_text())[number]
+    config = build(TrainConfig, plain)
+    importlib.import_module("dpvae.sweep").take(config)
+    return config
+
+
+def _names_file(folder: str) -> Path:
+    """Where the runs booked for a sweeper that chooses as it goes are named, for jobs in whatever process."""
+    return Path(folder) / "dpvae-runs.json"
+
+
+def _chooses(config: Any) -> bool:
+    """Whether the sweeper chooses its jobs as it goes."""
+    return not str(config.hydra.sweeper._target_).endswith(".BasicSweeper")
 
 
 class SweepStart:
@@ -167,36 +184,73 @@ class SweepStart:
     def on_multirun_start(self, config: Any, config_name: str, **_: Any) -> None:
         """Plan (and for ``train``: book) every job that the sweeper will start."""
         try:
-            jobs = self._jobs(config, config_name)
-            if jobs is None:
-                print("dpvae: this sweeper chooses its jobs as it goes: each is booked when it begins", file=sys.stderr)
-                return
-            sweep = importlib.import_module("dpvae.sweep")
-            done = sweep.book(jobs) if config_name == "train" else sweep.preview(jobs)
-            print(f"dpvae: {done}", file=sys.stderr)
-            if config_name == "train":
-                self.booked.append(done)
+            if config.sweep.private:
+                self._select(config, config_name)
+            elif _chooses(config):
+                self._book_trials(config, config_name)
+            else:
+                sweep, jobs = importlib.import_module("dpvae.sweep"), self._jobs(config, config_name)
+                self._say(sweep.book(jobs) if config_name == "train" else sweep.preview(jobs))
         except Exception as error:
             raise _Carried from error
 
-    def _jobs(self, config: Any, config_name: str) -> list[TrainConfig] | None:
-        """The configuration of every job, or ``None`` where only the sweeper knows."""
+    def _say(self, done: Any) -> None:
+        print(f"dpvae: {done}", file=sys.stderr)
+        if not isinstance(done, str):
+            self.booked.append(done)
+
+    def _select(self, config: Any, word: str) -> None:
+        """A private selection makes its runs itself: how many, and which, must be drawn in secret."""
+        launcher = str(config.hydra.launcher._target_)
+        if _chooses(config) or not launcher.endswith(".BasicLauncher"):
+            raise ConfigError("sweep.private=true: expected no hydra/sweeper and no hydra/launcher; which settings are "
+                              "tried, and how often, is drawn in secret")
+        selection, jobs = importlib.import_module("dpvae.selection"), self._jobs(config, word, named=False)
+        self._say(str(selection.plan(jobs)))
+        if word == "train":
+            print(selection.select(jobs))
+        raise _Done
+
+    def _book_trials(self, config: Any, word: str) -> None:
+        """Book as many equal jobs as a sweeper that chooses as it goes may start."""
+        from hydra import compose
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+
+        sweep, sweeper = importlib.import_module("dpvae.sweep"), config.hydra.sweeper
+        count, direction = sweeper.get("n_trials"), sweeper.get("direction")
+        if not isinstance(count, int) or count < 1:
+            raise ConfigError(f"hydra/sweeper: {sweeper._target_} does not say how many jobs it starts at most "
+                              "(n_trials), so it cannot be booked as a whole; try hydra/sweeper=optuna")
+        way = getattr(direction, "name", direction)
+        if way != "maximize":
+            raise ConfigError(f"hydra.sweeper.direction={way}: expected maximize; a job's result is its noisy ELBO")
+        parsed = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
+        swept = {override.key_or_group for override in parsed if override.is_sweep_override()}
+        sweep.check_free(swept | set(sweeper.get("params") or {}) | set(sweeper.get("search_space") or {}))
+        fixed = [override.input_line for override in parsed if override.key_or_group not in swept]
+        base = build(TrainConfig, _plain(compose(word, fixed)))
+        if word != "train":
+            self._say(sweep.preview_trials(base, count))
+            return
+        booking, names = sweep.book_trials(base, count)
+        self._say(booking)
+        Path(config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
+        _names_file(config.hydra.sweep.dir).write_text(json.dumps(names))
+
+    def _jobs(self, config: Any, config_name: str, *, named: bool = True) -> list[TrainConfig]:
+        """The configuration of every job of Hydra's own sweeper."""
         from hydra import compose
         from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
         from hydra.core.global_hydra import GlobalHydra
         from hydra.core.override_parser.overrides_parser import OverridesParser
-        from omegaconf import OmegaConf
 
-        if not str(config.hydra.sweeper._target_).endswith(".BasicSweeper"):
-            return None
         given = [*(f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()),
                  *config.hydra.overrides.task]
         parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
         found = []
         for job in BasicSweeper.split_arguments(parser.parse_overrides(given), None)[0]:
-            plain = OmegaConf.to_container(compose(config_name, list(job)), resolve=True, throw_on_missing=True)
-            assert isinstance(plain, dict)
-            found.append(build(TrainConfig, _named({str(k): v for k, v in plain.items()}, _swept(given, job))))
+            plain = _plain(compose(config_name, list(job)))
+            found.append(build(TrainConfig, _named(plain, _swept(given, job)) if named else plain))
         return found
 
     def __getattr__(self, name: str) -> Callable[..., None]:
@@ -204,6 +258,15 @@ class SweepStart:
         if not name.startswith("on_"):
             raise AttributeError(name)
         return lambda **_: None
+
+
+def _plain(composed: Any) -> dict[str, Any]:
+    """What Hydra composed, as plain objects."""
+    from omegaconf import OmegaConf
+
+    config = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    assert isinstance(config, dict)
+    return {str(key): value for key, value in config.items()}
 
 
 @contextlib.contextmanager
@@ -223,23 +286,29 @@ def _seen_by_hydra(command: list[str]) -> Iterator[None]:
 def _hand_over(word: str, overrides: list[str], flags: list[str]) -> int:
     """Let Hydra compose ``conf/WORD.yaml`` and run the verb, once or once per job of a sweep."""
     import hydra
-    from omegaconf import DictConfig, OmegaConf
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+    from omegaconf import DictConfig
 
     verb, codes = VERBS[word], [0]
 
-    def task(composed: DictConfig) -> None:
+    def task(composed: DictConfig) -> float | None:
         try:
-            config = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
-            assert isinstance(config, dict)
-            plain = {str(key): value for key, value in config.items()}
-            _name_job(plain, overrides)
-            codes.append(verb.run(build(verb.config, plain)))
+            if HydraConfig.get().mode != RunMode.MULTIRUN:
+                codes.append(verb.run(build(verb.config, _plain(composed))))
+                return None
+            config = _begin_job(word, _plain(composed), overrides)
+            codes.append(verb.run(config))
+            chosen = _names_file(HydraConfig.get().sweep.dir).is_file()
+            return float(importlib.import_module("dpvae.sweep").score(config)) if chosen else 0.0
         except Exception as error:
             raise _Carried from error
 
     with _seen_by_hydra(["dpvae", *flags, *overrides]):
         try:
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=word)(task)()
+        except _Done:
+            pass
         finally:
             while SweepStart.booked:
                 SweepStart.booked.pop().give_back()

@@ -30,6 +30,8 @@ OUTSIDE = ("error", "clip", "missing")
 TRAINERS = ("anchored", "decoder_only", "joint")
 NEIGHBOURS = ("add_remove", "replace_one")
 PROGRESS = ("auto", "rich", "plain", "quiet", "json")
+CURATORS = ("Government", "Industry", "Nonprofit")  # these two as the registry spells them
+SECTORS = ("Technology", "Healthcare", "Education", "Government", "Energy", "Finance")
 MAX_EPSILON = 20.0
 PRICEABLE = (1e-3, 100.0)  # epsilons that the accountants resolve to half a percent
 MAX_ROWS = 10**10  # a delta below 1/rows must stay above the accountants' resolution
@@ -214,6 +216,22 @@ class ReportConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """``dpvae train -m``: every job is released and paid for, or only the best of a secret number of them."""
+
+    private: bool = False  # release the best job alone, priced as a private selection (dpvae/selection.py)
+    runs: float | None = None  # mean of the secret number of runs; None: as many as there are settings
+    shape: float = 0.0  # of its law: 0 the logarithmic (the cheapest), 1 the geometric
+
+    def __post_init__(self) -> None:
+        if self.runs is not None:
+            checks.at_least(1, **{"sweep.runs": self.runs})
+            _at_most(1e4, **{"sweep.runs": self.runs})
+        checks.at_least(0, **{"sweep.shape": self.shape})
+        _at_most(10.0, **{"sweep.shape": self.shape})
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """``dpvae train`` and ``dpvae plan``."""
 
@@ -224,7 +242,28 @@ class TrainConfig:
     performance: PerformanceConfig = field(default_factory=PerformanceConfig)
     ledger: LedgerConfig = field(default_factory=LedgerConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegistryConfig:
+    """What the OpenDP deployments registry asks about a release; with a curator, TO.registry.json is written."""
+
+    curator: str | None = None  # who publishes the table
+    kind: str = "Industry"
+    use: str | None = None  # what the table is meant for
+    region: str | None = None  # where its people live, or whose law applies
+    sector: str | None = None
+
+    def __post_init__(self) -> None:
+        checks.one_of(CURATORS, **{"registry.kind": self.kind})
+        if self.sector is not None:
+            checks.one_of(SECTORS, **{"registry.sector": self.sector})
+        for name in ("use", "region"):
+            if self.curator is not None and not getattr(self, name):
+                raise ConfigError(f"registry.{name}=null: expected a text, since the registry requires it; try "
+                                  f"registry.{name}=...")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,6 +275,7 @@ class ReleaseConfig:
     to: str = "release"
     seed: int = 0  # public: decoding only
     root: str = "runs"
+    registry: RegistryConfig = field(default_factory=RegistryConfig)
 
     def __post_init__(self) -> None:
         checks.whole(0, seed=self.seed)

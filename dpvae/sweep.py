@@ -7,24 +7,35 @@
 
 Each job gets its run folder and its secret key here. So it is a run like any other: after a crash the same command
 goes on with what is booked, and counts nothing twice.
+
+A sweeper that chooses its jobs as it goes (Optuna) is booked by :func:`book_trials`: as many equal spends as it may
+start, each a run folder whose settings are still open, and which a job takes with :func:`take`. So it may only choose
+what leaves the plan's events as they are (:data:`FREE`); a job with other events finds nothing booked and is refused.
 """
 
 from __future__ import annotations
 
 import contextlib
+import datetime
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from dpvae import api
-from dpvae.config import NEIGHBOURS, TrainConfig
-from dpvae.errors import RunError
-from dpvae.privacy.accountant import Epsilon, price
+from dpvae.config import NEIGHBOURS, RunConfig, TrainConfig
+from dpvae.errors import ConfigError, RunError
+from dpvae.privacy.accountant import Epsilon, price, rounded_up
+from dpvae.privacy.chain import UnknownOutcome
 from dpvae.privacy.ledger import Ask, Ledger, Reservation
 from dpvae.privacy.ledger_view import Account, account
 from dpvae.privacy.plan import Plan
+
+FREE = (  # knobs, and groups of them, that no event depends on
+    "model", "performance", "report", "run.seed", "trainer.clip_norm", "trainer.fit_steps", "trainer.latent_samples",
+    "trainer.learning_rate", "trainer.sleep_steps")
 
 
 @dataclass
@@ -66,14 +77,73 @@ def book(configs: Sequence[TrainConfig]) -> Booking:
     """Reserve every job of a sweep, in one transaction per ledger; all or nothing."""
     from dpvae.train.run import open_run
 
+    return _book(configs, open_run)
+
+
+def preview_trials(config: TrainConfig, count: int) -> str:
+    """What ``dpvae plan -m`` says first of a sweeper that chooses as it goes."""
+    return f"a sweep of up to {count} jobs, together {cost([api.plan(config)] * count)}"
+
+
+def book_trials(config: TrainConfig, count: int) -> tuple[Booking, list[str]]:
+    """Reserve ``count`` equal jobs whose free settings are still open, and the names of their runs; all or nothing."""
+    base = config.run.name or datetime.datetime.now().strftime("%Y%m%d-%H%M%S-") + uuid.uuid4().hex[:6]
+    names = [f"{base}-trial{i}" for i in range(count)]
+    return _book([replace(config, run=replace(config.run, name=name)) for name in names], _open_trial), names
+
+
+def check_free(keys: Collection[str]) -> None:
+    """:class:`ConfigError` where a sweeper that chooses as it goes would choose what a job costs."""
+    for key in keys:
+        if not any(key == free or key.startswith(f"{free}.") for free in FREE):
+            raise ConfigError(f"{key}: this sweeper chooses its jobs as it goes, so what they cost must be known "
+                              f"before; expected only {', '.join(FREE)} to be swept. Sweep {key} without hydra/sweeper")
+
+
+def take(config: TrainConfig) -> None:
+    """Give the run that was booked for this job the settings that the sweeper chose."""
+    from dpvae.train.checkpoint import write_json
+    from dpvae.train.run import find_run, settings_digest
+
+    run = find_run(str(config.run.name), config.run.root)
+    with run.lock():
+        if run.record["settings"] is None:
+            write_json(run.path / "run.json", {**run.record, "settings": settings_digest(config)})
+
+
+def score(config: TrainConfig) -> float:
+    """A finished run's last noisy ELBO, in nats per row: released and paid for, so a sweeper may look at it."""
+    from dpvae.report.source import read_run
+
+    return read_run(Path(config.run.root) / str(config.run.name)).metrics[-1].noisy_elbo
+
+
+def _open_trial(config: TrainConfig) -> Any:
+    """The run of this name if it is there (from a sweep that was stopped), else a new one with open settings."""
+    from dpvae.train.checkpoint import write_json
+    from dpvae.train.run import RunFolder, open_run
+
+    path = Path(config.run.root) / str(config.run.name)
+    if (path / "run.json").is_file():
+        return RunFolder(path)
+    run = open_run(config)
+    write_json(run.path / "run.json", {**run.record, "settings": None})
+    return run
+
+
+def _book(configs: Sequence[TrainConfig], open_: Callable[[TrainConfig], Any]) -> Booking:
     booking, plans, made = Booking(""), [], []
     wanted: dict[str, list[_Job]] = {}
+    prepared: dict[TrainConfig, Any] = {}  # jobs that differ in their run alone are planned once
     with ExitStack() as held:
         try:
             seen = set()
             for config in configs:
-                _, planned, rows = api.prepare(config)
-                run = open_run(config)
+                same = replace(config, run=RunConfig())
+                if same not in prepared:
+                    prepared[same] = api.prepare(config)
+                _, planned, rows = prepared[same]
+                run = open_(config)
                 if run.fresh:
                     made.append(run)
                 if run.path in seen:  # two jobs that are the same run: the second finds it finished
@@ -85,6 +155,8 @@ def book(configs: Sequence[TrainConfig]) -> Booking:
                     wanted.setdefault(api.ledger_place(config), []).append(
                         _Job(config, planned, run, api.ask(config, planned, rows, run)))
             lines = [_reserve(jobs, booking) for jobs in wanted.values()]
+        except UnknownOutcome:
+            raise  # perhaps it is booked: the same command finds it by these runs
         except BaseException:
             for run in made:
                 run.discard()
@@ -105,8 +177,7 @@ class _Job:
 
 def _reserve(jobs: Sequence[_Job], booking: Booking) -> str:
     """Book the jobs of one ledger; says what its data sets have spent then."""
-    for job in jobs:
-        ledger = api.open_ledger(job.config, job.plan)
+    ledger = api.open_ledger(jobs[0].config)
     reservations = ledger.reserve_all([job.ask for job in jobs], sweep=uuid.uuid4().hex)
     booking.jobs += [(job.run, ledger, reservation)
                      for job, reservation in zip(jobs, reservations, strict=True) if job.run.fresh]
@@ -115,5 +186,5 @@ def _reserve(jobs: Sequence[_Job], booking: Booking) -> str:
 
 
 def _state(each: Account) -> str:
-    spent = "no bound" if each.spent is None else f"{each.spent:.3f}"
+    spent = "no bound" if each.spent is None else rounded_up(each.spent)
     return f"data set {each.dataset!r} has then spent {spent}{' (no cap)' if each.cap is None else f' of {each.cap:g}'}"

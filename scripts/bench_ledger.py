@@ -11,12 +11,15 @@ moments (and replaced); on PostgreSQL the server is killed once as well. What mu
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import json
 import multiprocessing
 import os
 import platform
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -26,6 +29,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from dpvae.config import NEIGHBOURS
 from dpvae.errors import AccountingError, BudgetError, LedgerError
 from dpvae.privacy import rdp
 from dpvae.privacy.accountant import crosscheck, price
@@ -37,7 +41,7 @@ ROOT = Path(__file__).resolve().parents[1]
 REPORT = ROOT / "reports" / "ledger.json"
 DATASET, CAP, DELTA = "census", 1.0, 1e-5
 SPEND = Gaussian("anchor", "counts", noise_multiplier=100.0)  # about 700 of them fit under the cap
-REPEATS = 1  # of the paired trainings
+PAIRS = 3  # of trainings with and without a ledger
 PATIENCE = 300.0  # seconds for a process to end by itself, before it counts as hanging
 
 
@@ -195,31 +199,56 @@ def speed() -> dict[str, Any]:
             *(Gaussian("anchor", "x", 20.0 + i) for i in range(50))],
     }
     found = {}
-    for name, events in lists.items():
+    for relation, (name, events) in itertools.product(NEIGHBOURS, lists.items()):
         wall, cpu = time.perf_counter(), time.process_time()
-        check = crosscheck(events, DELTA)
-        found[name] = {"epsilon": check.pld, "lower": check.prv_lower, "rdp": check.rdp,
+        check = crosscheck(events, DELTA, relation)
+        found[f"{name}, {relation}"] = {"epsilon": check.pld, "lower": check.prv_lower, "rdp": check.rdp,
                        "width": check.pld - check.prv_lower, "cpu_seconds": time.process_time() - cpu,
                        "wall_seconds": time.perf_counter() - wall}
     return found
 
 
+def _timed(spent: list[float], function: Any) -> Any:
+    """``function``, adding its CPU seconds to ``spent``."""
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        start = time.process_time()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            spent[0] += time.process_time() - start
+    return run
+
+
+@contextlib.contextmanager
+def _noise_timed() -> Iterator[dict[str, float]]:
+    """CPU seconds of all DP-SGD steps made inside, and of the noise in them."""
+    from dpvae.train.dpsgd import PrivateSteps
+
+    originals = {name: getattr(PrivateSteps, name) for name in ("step", "_noise")}
+    clocks: dict[str, list[float]] = {name: [0.0] for name in originals}
+    found: dict[str, float] = {}
+    for name, function in originals.items():
+        setattr(PrivateSteps, name, _timed(clocks[name], function))
+    try:
+        yield found
+    finally:
+        found |= {name: clock[0] for name, clock in clocks.items()}
+        for name, function in originals.items():
+            setattr(PrivateSteps, name, function)
+
+
 def overhead() -> dict[str, Any]:
-    """The ledger's share of the default training: time inside it, and paired with a training that books nothing."""
+    """The ledger's share of the default training, in CPU time: inside it, and in pairs with one that books nothing.
+
+    The pairs alternate, so that a machine that grows slower slows both halves; their medians are compared.
+    """
     from dpvae import api
     from dpvae.config import DataConfig, ReportConfig, RunConfig, TrainConfig
     from dpvae.privacy import ledger as module
 
     spent = [0.0]
-
-    def timed(function: Any) -> Any:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            start = time.perf_counter()
-            try:
-                return function(*args, **kwargs)
-            finally:
-                spent[0] += time.perf_counter() - start
-        return run
+    timed = functools.partial(_timed, spent)
 
     class Nothing:
         """A ledger that writes nothing and prices nothing."""
@@ -240,32 +269,39 @@ def overhead() -> dict[str, Any]:
     def train(folder: str, name: str) -> float:
         config = TrainConfig(data=DataConfig(builtin="adult", target="income", rows=48842),
                              run=RunConfig(root=folder, name=name), report=ReportConfig(progress="quiet"))
-        start = time.perf_counter()
+        start = time.process_time()
         api.train(config)
-        return time.perf_counter() - start
+        return time.process_time() - start
 
     originals = api.open_ledger, api.content_tag
-    walls: dict[str, list[float]] = {"on": [], "off": []}
+
+    def open_timed(config: Any) -> Any:
+        real = timed(originals[0])(config)
+        for name in ("reserve_all", "commit", "head", "rows", "spent"):
+            setattr(real, name, timed(getattr(real, name)))
+        return real
+
+    switches: dict[str, tuple[Any, Any]] = {
+        "off": (lambda config: Nothing(), originals[1]), "on": (open_timed, timed(originals[1]))}
+    seconds: dict[str, list[float]] = {"off": [], "on": []}
     inside = []
     with tempfile.TemporaryDirectory() as folder:
-        for i in range(REPEATS):
-            api.open_ledger = lambda config, planned: Nothing()  # type: ignore[assignment]
-            walls["off"].append(train(folder, f"off{i}"))
-            opened = timed(originals[0])
-
-            def open_timed(config: Any, planned: Any, opened: Any = opened) -> Any:
-                real = opened(config, planned)
-                for name in ("reserve_all", "commit", "head", "rows", "spent"):
-                    setattr(real, name, timed(getattr(real, name)))
-                return real
-
-            api.open_ledger, api.content_tag = open_timed, timed(originals[1])
-            spent[0] = 0.0
-            walls["on"].append(train(folder, f"on{i}"))
-            inside.append(spent[0])
-            api.open_ledger, api.content_tag = originals
-    return {"wall_seconds_on": walls["on"], "wall_seconds_off": walls["off"], "seconds_inside": inside,
-            "share": max(a / b for a, b in zip(inside, walls["on"], strict=True))}
+        with _noise_timed() as noise:
+            train(folder, "warm-up")  # imports, the table, the accountants' caches
+        for i in range(PAIRS):
+            for way in ("off", "on") if i % 2 else ("on", "off"):
+                api.open_ledger, api.content_tag = switches[way]
+                spent[0] = 0.0
+                seconds[way].append(train(folder, f"{way}{i}"))
+                inside += [spent[0]] if way == "on" else []
+    api.open_ledger, api.content_tag = originals
+    on, off = statistics.median(seconds["on"]), statistics.median(seconds["off"])
+    counts = {"cpu_seconds_on": seconds["on"], "cpu_seconds_off": seconds["off"], "cpu_seconds_inside": inside,
+              "share_inside": statistics.median(inside) / on, "paired_difference": on / off - 1,
+              "cpu_seconds_dpsgd": noise["step"], "share_of_its_noise": noise["_noise"] / noise["step"]}
+    assert counts["share_inside"] <= 0.01, counts
+    assert counts["share_of_its_noise"] <= 0.05, counts
+    return counts
 
 
 def configs() -> dict[str, Any]:
@@ -314,8 +350,9 @@ def markdown(report: dict[str, Any]) -> str:
                               for k, v in inner.items())
             lines.append(f"| {name} | {shown} |")
         lines.append("")
-    lines += ["Wall times are those of a machine that several people share; in `overhead` the share is the time inside",
-              "the ledger over the wall time of the same training. Run once besides, by hand:", "",
+    lines += ["Wall times are those of a machine that several people share; `overhead` is in CPU",
+              "seconds; its share is the time inside the ledger over that of the same training. Run besides, by hand:",
+              "",
               "- `DPVAE_FLIPS=2000 pytest tests/audit/test_verify.py -k flipped`: 2,000 one-byte changes, each named.",
               "- `DPVAE_FUZZ=10000 pytest tests/release/test_schemas.py`: three parsers, 10,000 examples each.", ""]
     return "\n".join(lines)

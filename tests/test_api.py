@@ -338,3 +338,11 @@ def test_verbs_that_share_a_subpackages_name_stay_callable(home: Path) -> None:
 
     assert callable(sample.sample_codes)
     assert callable(folder.find_run)
+
+
+def test_a_delta_too_large_for_the_counted_rows_is_refused_once_they_are_counted(home: Path) -> None:
+    """Declared, 600 rows would be refused before anything is spent; counted, only after the count was released."""
+    with pytest.raises(ConfigError, match=r"privacy\.delta=0\.01: .* rows were counted; this run stays booked\)"):
+        api.train(config(privacy={"delta": 0.01, "epsilon": 5.0}, run={"name": "a"}), arrow(600))
+    assert [row.kind for row in Ledger.open("runs/ledger.db").rows()] == ["reserve"]
+    api.train(config(privacy={"delta": 1e-4, "epsilon": 5.0}, run={"name": "b"}), arrow(600))

@@ -40,7 +40,7 @@ class Epsilon:
     neighbouring: str = "add_remove"
 
     def __str__(self) -> str:
-        upper = _rounded_up(self.upper)
+        upper = rounded_up(self.upper)
         lower = f"{math.floor(self.lower * 1000) / 1000:.3f}" if math.isfinite(self.lower) else "inf"
         return (f"epsilon <= {upper} (between {lower} and {upper}) at delta={self.delta:g}, "
                 f"unit {self.unit}, {self.neighbouring}")
@@ -65,12 +65,15 @@ def price(
 
 
 def crosscheck(
-    events: Sequence[Event], delta: float, neighbouring: str = "add_remove", *, unit: str = "row"
+    events: Sequence[Event], delta: float, neighbouring: str = "add_remove", *, unit: str = "row", library: bool = True
 ) -> CrossCheck:
-    """:func:`price` with every accountant's own figure; :class:`AccountingError` names the one out of order."""
+    """:func:`price` with every accountant's own figure; :class:`AccountingError` names the one out of order.
+
+    ``library=False`` recomputes the PLD figure without dp_accounting, to within 0.01 %, in a hundredth of the time.
+    """
     composition, left = open_(events, delta, neighbouring)
     try:
-        low, middle, high, claim, above = _ask_all(composition, left)
+        low, middle, high, claim, above = _ask_all(composition, left, library)
     except AccountingError:
         raise
     except (ArithmeticError, ValueError, MemoryError) as error:
@@ -122,7 +125,7 @@ def open_(events: Sequence[Event], delta: float, neighbouring: str) -> tuple[Com
     return composition, left
 
 
-def _ask_all(composition: Composition, delta: float) -> tuple[float, float, float, float, float]:
+def _ask_all(composition: Composition, delta: float, library: bool) -> tuple[float, float, float, float, float]:
     """PRV lower, estimate and upper, PLD, RDP; in order."""
     above = rdp.epsilon(composition, delta)
     if above > LARGEST_EPSILON:
@@ -133,7 +136,7 @@ def _ask_all(composition: Composition, delta: float) -> tuple[float, float, floa
         _in_order(low, above, above, above)
         return low, above, above, above, above
     low, middle, high = prv.bounds(composition, delta)
-    claim = pld.epsilon(composition, delta)
+    claim = pld.epsilon(composition, delta, library=library)
     _in_order(low, claim, high, above)
     return low, middle, high, claim, above
 
@@ -196,6 +199,6 @@ def _solve(cost: Callable[[float], float], goal: float, low: float) -> float:
     raise AccountingError(f"epsilon={goal:g}: the search for noise did not settle; build() must be smooth in its scale")
 
 
-def _rounded_up(value: float) -> str:
+def rounded_up(value: float) -> str:
     """Three decimals, never less than the value: a claim is not rounded in its own favour."""
     return f"{math.ceil(value * 1000) / 1000:.3f}" if math.isfinite(value) else "inf"

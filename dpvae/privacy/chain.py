@@ -56,6 +56,10 @@ _ENTRIES = sa.Table(
 )
 
 
+class UnknownOutcome(LedgerError):
+    """The server left during a commit: the row may be written. Whoever asked must keep what it would be known by."""
+
+
 @dataclass(frozen=True)
 class Row:
     """One line of the book; ``payload`` is canonical JSON."""
@@ -113,8 +117,7 @@ class Chain:
                     return action(connection)
             except (sa.exc.SQLAlchemyError, sqlite3.Error) as error:
                 if time.monotonic() > start + self._patience(error):
-                    raise LedgerError(f"ledger={self.name!r}: cannot be used ({_reason(error)}); {self._outcome(error)}"
-                                      ) from None
+                    raise self._failure(error) from None
                 time.sleep(0.5 if _is_gone(error) else 0.02)
 
     def _patience(self, error: Exception) -> float:
@@ -125,11 +128,13 @@ class Chain:
         again = isinstance(error, sa.exc.IntegrityError) or "locked" in str(error) or state in _STALE
         return WAIT_SECONDS if again else 0.0
 
-    def _outcome(self, error: Exception) -> str:
+    def _failure(self, error: Exception) -> LedgerError:
         if _is_gone(error) and self._reached:
-            return ("whether it was booked is not known; give the same command again once the server is back, "
-                    "and it finds what was booked")
-        return "nothing was booked, check ledger.url"
+            return UnknownOutcome(f"ledger={self.name!r}: cannot be used ({_reason(error)}); whether it was booked is "
+                                  "not known; give the same command again once the server is back, and it finds what "
+                                  "was booked")
+        return LedgerError(f"ledger={self.name!r}: cannot be used ({_reason(error)}); nothing was booked, check "
+                           "ledger.url")
 
     def rows(self) -> list[Row]:
         """All rows, verified."""

@@ -39,6 +39,7 @@ class Composition:
     sampled: tuple[tuple[float, float, int], ...]  # (noise multiplier, sampling rate, steps)
     pure: tuple[tuple[float, int], ...]  # (epsilon, count)
     delta: float  # what thresholds add
+    thresholds: tuple[tuple[float, float], ...] = ()  # (noise multiplier, delta) of each, for groups of records
     replace: bool = False
     selected: tuple[tuple[Composition, float, float], ...] = ()  # (one run, mean number of runs, shape of their law)
 
@@ -65,7 +66,7 @@ def merge(events: Sequence[Event], neighbouring: str = "add_remove") -> Composit
     precision = log_kept = 0.0
     sampled: Counter[tuple[float, float]] = Counter()
     pure: Counter[float] = Counter()
-    selected = []
+    selected, thresholds = [], []
     for event in events:
         match event:
             case Gaussian():
@@ -79,6 +80,7 @@ def merge(events: Sequence[Event], neighbouring: str = "add_remove") -> Composit
             case Threshold():
                 precision += _precision(event.noise_multiplier, 1)
                 log_kept += math.log1p(event.delta)
+                thresholds.append((event.noise_multiplier, event.delta))
             case RepeatAndSelect():
                 selected.append((merge(event.trial, neighbouring), event.runs, event.shape))
             case _:
@@ -88,6 +90,7 @@ def merge(events: Sequence[Event], neighbouring: str = "add_remove") -> Composit
         sampled=tuple((noise, rate, steps) for (noise, rate), steps in sorted(sampled.items())),
         pure=tuple(sorted(pure.items())),
         delta=math.expm1(log_kept),  # prod(1 + delta_i) - 1: see mechanisms.frequent_values
+        thresholds=tuple(thresholds),
         replace=factor == 2,
         selected=tuple(selected),
     )

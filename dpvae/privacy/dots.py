@@ -1,10 +1,11 @@
-"""Privacy loss distributions of many distinct mechanisms at once: the claim where dp_accounting takes a minute.
+"""Privacy loss distributions of many distinct mechanisms at once: the claim where dp_accounting takes a minute, and
+the price that `dpvae verify` recomputes, which must not wait a second for an import.
 
 The same discretisation as dp_accounting's (connect the dots: Doroshenko et al. 2022, arXiv 2207.04380, algorithm 1),
 written for whole arrays, and one product of spectra instead of a chain of convolutions. It is pessimistic step by step:
 between grid points the hockey-stick curve of each mechanism is replaced by the chord above it, losses beyond the grid
 count as infinite, and whatever the circular convolution could wrap from the top to the bottom is counted as infinite
-too. Used for more than a handful of distinct sampled mechanisms; the tests hold it against dp_accounting.
+too. The tests hold it against dp_accounting, under both neighbouring relations.
 
 >>> from dpvae.privacy.composition import merge
 >>> from dpvae.privacy.events import SampledGaussian
@@ -18,12 +19,12 @@ import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from scipy.fft import irfft, next_fast_len, rfft
-from scipy.special import log_ndtr, logsumexp, ndtr, ndtri
+from numpy.fft import irfft, rfft
 
 from dpvae.privacy import prv, rdp
 from dpvae.privacy.composition import Composition
-from dpvae.privacy.rdp import ADD, Floats
+from dpvae.privacy.normal import Floats, fast_length, log_ndtr, ndtr, ndtri
+from dpvae.privacy.rdp import ADD, REMOVE, REPLACE
 
 _CUT = 1e-4  # share of delta that goes to each kind of cut tail
 _ROUNDING = 1e-15  # of one mass, per composed mechanism
@@ -31,10 +32,11 @@ _ORDERS = np.geomspace(0.05, 200.0, 40)  # of the Chernoff bounds on the sum
 
 
 def epsilon(composition: Composition, delta: float, mesh: float, people: int = 1) -> float:
-    """An upper bound on epsilon at ``delta`` under add/remove, on a grid of this width.
+    """An upper bound on epsilon at ``delta``, on a grid of this width.
 
-    ``people`` > 1: for that many records added or removed together. A step then mixes Gaussians, one for each number
-    of them that is sampled, which is exact for the worst case (Ganesh 2024, arXiv 2401.10294).
+    ``people`` > 1: for that many records added, removed or replaced together. A step then mixes Gaussians, one for each
+    number of them that is sampled, which is exact for the worst case (Ganesh 2024, arXiv 2401.10294; under replace-one
+    by the argument in :mod:`dpvae.privacy.composition`, with mixtures of shifts in the place of one).
     """
     found = []
     for way in rdp.directions(composition):
@@ -65,12 +67,13 @@ def _added_up(
     lost = sum(count * max(0.0, 1 - float(masses.sum())) for _, masses, count in parts)  # infinite losses, at least
     low, high = _window(parts, mesh, cut)
     first, last = math.floor(low / mesh), math.ceil(high / mesh)
-    size = next_fast_len(last - first + 1, real=True)
+    size = fast_length(last - first + 1)
     spectrum = np.ones(size // 2 + 1, dtype=np.complex128)
     for start, masses, count in parts:
         spectrum *= prv._power(rfft(prv._wrapped(masses, start, size)), count)
     sums = np.maximum(np.roll(irfft(spectrum, size), -first), 0.0)
-    return (first + np.arange(size)) * mesh, sums, lost + 2 * cut + _ROUNDING * composition.terms
+    losses = (first + np.arange(size, dtype=np.float64)) * mesh
+    return losses, sums, lost + 2 * cut + _ROUNDING * composition.terms
 
 
 def _window(parts: list[tuple[int, Floats, int]], mesh: float, mass: float) -> tuple[float, float]:
@@ -106,7 +109,7 @@ def _parts(
 
 def _dots(noise: float, rate: float, way: str, mesh: float, tail: float) -> tuple[int, Floats]:
     """One step, or one unsampled Gaussian (a rate of 1)."""
-    reach = -float(ndtri(tail)) * noise
+    reach = -ndtri(tail) * noise
     if rate == 1:
         ends = np.array([-0.5 - reach, 0.5 + reach]) / noise**2
     else:
@@ -116,10 +119,9 @@ def _dots(noise: float, rate: float, way: str, mesh: float, tail: float) -> tupl
 
 def _group(noise: float, rate: float, people: int, way: str, mesh: float, tail: float) -> tuple[int, Floats]:
     """One step seen by several records at once."""
-    reach = -float(ndtri(tail)) * noise
-    losses = _mixed_ratio(np.array([-reach, reach + (people if way != ADD else 0)]), noise, _binomial(people, rate))
-    ends = losses if way != ADD else -losses[::-1]
-    return _connected(ends, mesh, lambda epsilons: group_hockey_stick(epsilons, noise, rate, people, way))
+    reach, weights = -ndtri(tail) * noise, _binomial(people, rate)
+    ends = _group_loss(np.array([-reach, reach + (people if way != ADD else 0)]), noise, weights, way)
+    return _connected(np.sort(ends), mesh, lambda epsilons: group_hockey_stick(epsilons, noise, rate, people, way))
 
 
 def _connected(ends: Floats, mesh: float, curve: Callable[[Floats], Floats]) -> tuple[int, Floats]:
@@ -135,14 +137,20 @@ def _connected(ends: Floats, mesh: float, curve: Callable[[Floats], Floats]) -> 
 
 
 def hockey_stick(epsilons: Floats, noise: float, rate: float, way: str) -> Floats:
-    """sup_S P(S) - exp(epsilon) Q(S) of one step. ``remove``: P = (1-q) N(0) + q N(1), Q = N(0); ``add``: swapped.
+    """sup_S P(S) - exp(epsilon) Q(S) of one step. ``remove``: P = (1-q) N(0) + q N(1), Q = N(0); ``add``: swapped;
+    ``replace``: Q = (1-q) N(0) + q N(-1).
 
     The best S is a half line that ends where the loss equals epsilon; its ends and tails are combined so that no two
     large numbers are subtracted.
     """
-    sign = -1.0 if way == ADD else 1.0
     # exp overflows beyond; delta falls with epsilon, so the upper end errs upwards, and at the lower one delta is 1.0
     epsilons = np.clip(epsilons, -700.0, 700.0)
+    if way == REPLACE and rate < 1:
+        x = prv._inverse(epsilons, noise, rate, way) / noise
+        outer = ndtr(-x - 1 / noise)
+        found = rate * (ndtr(1 / noise - x) - outer) - np.expm1(epsilons) * ((1 - rate) * ndtr(-x) + rate * outer)
+        return np.clip(found, 0.0, 1.0)
+    sign = -1.0 if way == ADD else 1.0
     ratio = np.expm1(sign * epsilons) + rate  # q exp((x - 1/2) / s^2) at the end x of the half line
     inside = ratio > 0
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -159,27 +167,35 @@ def group_hockey_stick(epsilons: Floats, noise: float, rate: float, people: int,
     """:func:`hockey_stick` with a mixture of N(0) to N(people) in the place of (1-q) N(0) + q N(1)."""
     weights, shifts = _binomial(people, rate), np.arange(people + 1)
     target = -epsilons if way == ADD else epsilons
-    inside = target > math.log(weights[0])  # below it no half line is best
+    inside = target > (-math.inf if way == REPLACE else math.log(weights[0]))  # below it no half line is best
     goal = np.where(inside, target, 0.0)
     low = np.full_like(goal, -40 * noise - people)
     high = np.full_like(goal, people + noise * (40 + np.abs(goal).max() * noise))
     for _ in range(100):
         x = (low + high) / 2
-        above = _mixed_ratio(x, noise, weights) > goal
+        above = _group_loss(x, noise, weights, REPLACE if way == REPLACE else REMOVE) > goal
         low, high = np.where(above, low, x), np.where(above, x, high)
-    z = (x[:, None] - shifts) / noise
+    away = ndtr((shifts - x[:, None]) / noise) @ weights  # P(S) of remove and replace
     if way == ADD:
-        found = ndtr(x / noise) - np.exp(epsilons) * (ndtr(z) @ weights)
+        found = ndtr(x / noise) - np.exp(epsilons) * (ndtr((x[:, None] - shifts) / noise) @ weights)
         return np.clip(np.where(inside, found, 0.0), 0.0, 1.0)
-    found = ndtr(-z) @ weights - np.exp(epsilons) * ndtr(-x / noise)
+    back = ndtr((-shifts - x[:, None]) / noise) @ weights if way == REPLACE else ndtr(-x / noise)
+    found = away - np.exp(epsilons) * back
     return np.clip(np.where(inside, found, -np.expm1(np.minimum(epsilons, 0.0))), 0.0, 1.0)
+
+
+def _group_loss(x: Floats, noise: float, weights: Floats, way: str) -> Floats:
+    """The loss of P against Q at ``x``."""
+    ratio = _mixed_ratio(x, noise, weights)
+    return ratio - _mixed_ratio(-x, noise, weights) if way == REPLACE else -ratio if way == ADD else ratio
 
 
 def _mixed_ratio(x: Floats, noise: float, weights: Floats) -> Floats:
     """log of the mixture's density over that of N(0), at ``x``."""
     shifts = np.arange(weights.size)
     logs = np.log(weights) + (2 * np.multiply.outer(x, shifts) - shifts**2) / (2 * noise * noise)
-    return np.asarray(logsumexp(logs, axis=-1))
+    result: Floats = np.logaddexp.reduce(logs, axis=-1)
+    return result
 
 
 def _binomial(people: int, rate: float) -> Floats:

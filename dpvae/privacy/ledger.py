@@ -25,7 +25,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,40 @@ from dpvae.privacy.noise import SecretKey
 
 
 @dataclass(frozen=True)
+class Cap:
+    """The most that a data set may ever spend."""
+
+    epsilon: float
+    delta: float
+    unit: str = "row"
+    reason: str | None = None
+
+    def __post_init__(self) -> None:
+        checks.positive(epsilon=self.epsilon)
+        checks.fraction(delta=self.delta)
+        _named(unit=self.unit)
+        object.__setattr__(self, "epsilon", float(self.epsilon))
+        object.__setattr__(self, "delta", float(self.delta))
+
+    def changes(self, old: dict[str, Any] | None, dataset: str) -> bool:
+        """Whether it differs from the cap that holds; :class:`BudgetError` where it is higher and has no reason."""
+        if old is None:
+            return True
+        raised = self.epsilon > old["epsilon"] or self.delta > old["delta"] or self.unit != old["unit"]
+        if raised and not (self.reason and self.reason.strip()):
+            raise BudgetError(
+                f"epsilon={self.epsilon:g}, delta={self.delta:g}, unit={self.unit}: dataset {dataset!r} is capped at "
+                f"{old['epsilon']:g}, {old['delta']:g}, {old['unit']}; raising a cap needs a reason"
+            )
+        return raised or (self.epsilon, self.delta) != (old["epsilon"], old["delta"])
+
+
+@dataclass(frozen=True)
 class Ask:
-    """What one run is about to spend; :meth:`Ledger.reserve` has the fields."""
+    """What one run is about to spend; :meth:`Ledger.reserve` has the fields.
+
+    ``cap`` comes with it: written with the reservation or not at all, so a run that is refused leaves none.
+    """
 
     dataset: str
     run: str
@@ -52,6 +84,7 @@ class Ask:
     neighbouring: str = "add_remove"
     noise: str = ""
     content: str = ""
+    cap: Cap | None = None
 
     def payload(self) -> dict[str, Any]:
         """The row that would be written; refuses what no accountant can price."""
@@ -93,25 +126,9 @@ class Ledger:
         self, dataset: str, epsilon: float, delta: float, unit: str = "row", reason: str | None = None
     ) -> None:
         """Sets the most that ``dataset`` may ever spend. Raising it, or another unit, needs a ``reason``."""
-        checks.positive(epsilon=epsilon)
-        checks.fraction(delta=delta)
-        _named(dataset=dataset, unit=unit)
-        wanted = {"epsilon": float(epsilon), "delta": float(delta), "unit": unit}
-
-        def write(connection: sa.Connection) -> None:
-            rows = self._chain.read(connection)
-            old = _cap(rows, dataset)
-            if old and all(old[key] == value for key, value in wanted.items()):
-                return
-            raised = old and (epsilon > old["epsilon"] or delta > old["delta"] or unit != old["unit"])
-            if old and raised and not (reason and reason.strip()):
-                raise BudgetError(
-                    f"epsilon={epsilon:g}, delta={delta:g}, unit={unit}: dataset {dataset!r} is capped at "
-                    f"{old['epsilon']:g}, {old['delta']:g}, {old['unit']}; raising a cap needs a reason"
-                )
-            self._chain.append(connection, rows, dataset, "", "cap", {**wanted, "reason": reason})
-
-        self._chain.transact(write)
+        _named(dataset=dataset)
+        cap = Cap(epsilon, delta, unit, reason)
+        self._chain.transact(lambda connection: self._limit(connection, self._chain.read(connection), dataset, cap))
 
     def reserve(
         self, dataset: str, run: str, events: Sequence[Event], *, delta: float, neighbouring: str = "add_remove",
@@ -132,6 +149,8 @@ class Ledger:
 
         def write(connection: sa.Connection) -> list[Reservation]:
             rows = self._chain.read(connection)
+            for ask in asks:
+                self._limit(connection, rows, ask.dataset, ask.cap)
             known = [_known(rows, ask) for ask in asks]
             fresh = [ask for ask, row in zip(asks, known, strict=True) if row is None]
             _one_name(rows, fresh)
@@ -190,6 +209,10 @@ class Ledger:
         """Hash of the last row: pins the whole book up to here."""
         rows = self._chain.rows()
         return rows[-1].hash if rows else GENESIS
+
+    def _limit(self, connection: sa.Connection, rows: list[Row], dataset: str, cap: Cap | None) -> None:
+        if cap is not None and cap.changes(_cap(rows, dataset), dataset):
+            rows.append(self._chain.append(connection, rows, dataset, "", "cap", asdict(cap)))
 
     def _close(self, reservation: Reservation, kind: str, payload: dict[str, Any]) -> None:
         def write(connection: sa.Connection) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 from dpvae.config import LedgerVerbConfig
 from dpvae.errors import ConfigError, LedgerError
+from dpvae.privacy.accountant import rounded_up
 from dpvae.privacy.chain import GENESIS, Row
 from dpvae.privacy.events import canonical
 from dpvae.privacy.ledger import Ledger
@@ -84,7 +85,7 @@ def show(ledger: Ledger, dataset: str | None = None, *, as_json: bool = False) -
         left = "-" if each.left is None else f"{each.left:.3f}"
         cap = "none" if each.cap is None else f"{each.cap:g}"
         runs = [f"{each.committed} finished", f"{each.reserved} open", f"{each.aborted} given back"]
-        spent = "no bound" if each.spent is None else f"{each.spent:.3f}"
+        spent = "no bound" if each.spent is None else rounded_up(each.spent)
         lines.append(f"  {each.dataset:24}{spent:>10}{cap:>10}{left:>10}{each.delta or 0:>10.0e}  "
                      f"{', '.join(runs)}")
     return "\n".join(lines)

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from dpvae.config import TrainConfig, TrainerConfig
-from dpvae.errors import ConfigError
+from dpvae.errors import AccountingError, ConfigError
 from dpvae.privacy.accountant import Epsilon, calibrate, price
 from dpvae.privacy.events import Event, Gaussian, SampledGaussian, Threshold
 
@@ -151,14 +151,14 @@ def default_delta(rows: int | None) -> float:
 
 
 def make_plan(config: TrainConfig, facts: PublicFacts) -> Plan:
-    """Resolve ``config`` over public ``facts``; raises :class:`ConfigError` where no plan can exist."""
+    """Resolve ``config`` over public ``facts``; raises :class:`ConfigError` where no plan can exist.
+
+    What it returns costs at most ``privacy.epsilon``: :class:`AccountingError` where the search for noise went wrong.
+    """
     privacy = config.privacy
     delta = privacy.delta if privacy.delta is not None else default_delta(facts.rows)
-    if facts.rows is not None and delta >= 1 / facts.rows:
-        raise ConfigError(
-            f"privacy.delta={delta:g}: expected less than 1/rows = {1 / facts.rows:.3g}; "
-            f"a larger delta would allow publishing whole records. Try privacy.delta={default_delta(facts.rows):.2g}"
-        )
+    if facts.rows is not None:
+        check_delta(delta, facts.rows)
     shares = split(config.trainer, facts)
     components, fit_steps = capacity(config)
     draft = Plan(target_epsilon=privacy.epsilon, delta=delta, neighbouring=privacy.neighbouring,
@@ -171,7 +171,22 @@ def make_plan(config: TrainConfig, facts: PublicFacts) -> Plan:
                        neighbouring=privacy.neighbouring)
     plan = at(signal)
     priced = price(plan.events(), delta=delta, neighbouring=privacy.neighbouring)
+    if not priced.upper <= privacy.epsilon:
+        raise AccountingError(f"privacy.epsilon={privacy.epsilon:g}: the plan costs {priced}; nothing was spent. "
+                              "Please report these settings")
     return replace(plan, epsilon=priced)
+
+
+def check_delta(delta: float, rows: float, note: str = "") -> None:
+    """:class:`ConfigError` where ``delta`` would allow publishing one of ``rows``: declared, or counted with noise.
+
+    ``note`` says what has been spent by then.
+    """
+    if delta * rows >= 1:
+        raise ConfigError(
+            f"privacy.delta={delta:g}: expected less than 1/rows = {1 / rows:.3g}; a larger delta would allow "
+            f"publishing whole records{note}. Try privacy.delta={default_delta(round(rows)):.2g}"
+        )
 
 
 def capacity(config: TrainConfig) -> tuple[int, int]:

@@ -2,8 +2,8 @@
 
 Its connect-the-dots discretisation is pessimistic, so every mesh gives a valid upper bound; a coarse one can be several
 times too high at small epsilons. The mesh starts where the error is expected below 0.2 % and is halved until epsilon
-moves by less than 0.5 %. Its time grows with every distinct mechanism; above a handful of them the same discretisation
-is done by :mod:`dpvae.privacy.dots`.
+moves by less than 0.5 %. Its time grows with every distinct mechanism; above a handful of them, and where the claim is
+only recomputed (``library=False``), the same discretisation on the same mesh is done by :mod:`dpvae.privacy.dots`.
 
 dp_accounting takes about a second to import, so that happens on first use.
 """
@@ -24,16 +24,16 @@ _MOST_HALVINGS = 12
 _SMALL = 1e-2  # an epsilon below it is computed to this one's precision
 
 
-def epsilon(composition: Composition, delta: float) -> float:
+def epsilon(composition: Composition, delta: float, *, library: bool = True) -> float:
     """An upper bound on epsilon at ``delta``, within about 0.2 % of the true value."""
     above = rdp.epsilon(composition, delta)
     if above == 0:
         return 0.0  # proven already, and a mesh relative to it would be endless
     mesh = _first_mesh(composition, max(above, _SMALL))
-    best = _at_mesh(composition, delta, mesh)
+    best = _at_mesh(composition, delta, mesh, library)
     for _ in range(_MOST_HALVINGS):
         mesh /= 2
-        finer = _at_mesh(composition, delta, mesh)
+        finer = _at_mesh(composition, delta, mesh, library)
         moved, best = best - finer, min(best, finer)
         if moved <= SETTLED * best + 1e-3 * _SMALL:
             return best
@@ -48,8 +48,8 @@ def _first_mesh(composition: Composition, guess: float) -> float:
     return min(mesh, _STARTING_ERROR * guess / rounded) if rounded else mesh
 
 
-def _at_mesh(composition: Composition, delta: float, mesh: float) -> float:
-    if composition.many and not composition.replace:
+def _at_mesh(composition: Composition, delta: float, mesh: float, library: bool = True) -> float:
+    if composition.many or not library:
         return dots.epsilon(composition, delta, mesh)
     return float(composed(composition, mesh).get_epsilon_for_delta(delta))
 

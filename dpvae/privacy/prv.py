@@ -23,13 +23,13 @@ import math
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.fft import irfft, rfft
 from numpy.typing import NDArray
-from scipy.fft import irfft, next_fast_len, rfft
-from scipy.special import ndtr, ndtri
 
 from dpvae.privacy import rdp
 from dpvae.privacy.composition import Composition
-from dpvae.privacy.rdp import ADD, REMOVE, REPLACE, Floats
+from dpvae.privacy.normal import Floats, fast_length, ndtr, ndtri
+from dpvae.privacy.rdp import ADD, REMOVE, REPLACE
 
 _CUT = 1e-4  # share of delta that goes to each kind of numerical loss
 _FFT_FLOOR = 1e-14
@@ -87,14 +87,14 @@ def _one_direction(
                   for noise, rate, _ in composition.sampled])
     slack = spread * mesh
     first, last = math.floor((low - slack) / mesh) - 1, math.ceil((high + slack) / mesh) + 1
-    size = next_fast_len(last - first + 1, real=True)
+    size = fast_length(last - first + 1)
     spectrum, shift = np.ones(size // 2 + 1, dtype=np.complex128), 0.0
     for start, masses, drift, count in _losses(composition, way, mesh, cut / composition.terms):
         spectrum *= _power(rfft(_wrapped(masses, start, size)), count)
         shift += count * drift
     first += round(-shift / mesh)
     sums = np.roll(irfft(spectrum, size), -first)
-    losses = (first + np.arange(size)) * mesh + shift
+    losses = (first + np.arange(size, dtype=np.float64)) * mesh + shift
     lost = 4 * cut + 3 * beta + _FFT_FLOOR
     return (max(0.0, _epsilon(losses, sums, delta + lost) - slack), _epsilon(losses, sums, delta),
             _epsilon(losses, sums, delta - lost) + slack)
@@ -117,7 +117,7 @@ def _losses(composition: Composition, way: str, mesh: float, tail: float) -> Ite
 def _gaussian(noise: float, mesh: float, tail: float) -> tuple[int, Floats, float]:
     """The loss of N(1) against N(0) is N(1 / 2s^2, 1 / s^2)."""
     mean, sd = 1 / (2 * noise * noise), 1 / noise
-    reach = -float(ndtri(tail)) * sd
+    reach = -ndtri(tail) * sd
     start, stop = math.floor((mean - reach) / mesh), math.ceil((mean + reach) / mesh)
     points = np.arange(start, stop + 1)
     z = ((np.append(points, stop + 1) - 0.5) * mesh - mean) / sd
@@ -142,7 +142,7 @@ def _sampled(noise: float, rate: float, way: str, mesh: float, tail: float) -> t
 
 def _ends(noise: float, way: str, tail: float) -> Floats:
     """The range of x that is kept; at most ``tail`` lies beyond each end."""
-    reach = -float(ndtri(tail)) * noise
+    reach = -ndtri(tail) * noise
     return np.array([-reach, reach + (way != ADD)])
 
 

@@ -18,12 +18,11 @@ import math
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dpvae.privacy.composition import Composition
+from dpvae.privacy.normal import Floats
 
 REMOVE, ADD, REPLACE = "remove", "add", "replace"
-Floats = NDArray[np.float64]
 
 _MOST_POINTS = 60_000
 _ORDERS = tuple((1 + np.geomspace(0.02, 10_000, 96)).tolist())

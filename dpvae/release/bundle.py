@@ -61,7 +61,7 @@ def write_release(run: Path, table_writer: TableWriter, *, rows: int, to: Path, 
     source = read_run(run)
     _refuse_unreleasable(source)
     check = crosscheck(source.events, source.claim.delta, source.claim.neighbouring)
-    found = consequences(source.events, source.claim.delta, source.claim.neighbouring)
+    found = consequences(source.events, source.claim.delta, source.claim.neighbouring, upper=check.pld)
     _refuse_target(to, source)
     key = SigningKey.at(run.resolve().parent)
     certificate = certify(_facts(source, key, rows, seed), events=source.events, schema=source.schema, check=check,

@@ -31,6 +31,9 @@ from dpvae.release.certificate import (
 from dpvae.report import meaning
 from dpvae.report.source import NONE, schema_columns
 
+FIXED = "none: the plan was fixed before the data was opened"
+CHOSEN = ("one: of a secret number of runs, whose plan was fixed before the data was opened, the one with the best "
+          "noisy score is released; the claim prices that choice as a private selection (Papernot and Steinke 2022)")
 UNKNOWN = Consequences((), ())  # then the odds follow from (epsilon, delta) alone
 
 
@@ -88,12 +91,14 @@ def _scope(facts: Facts, events: Sequence[Event], schema: Mapping[str, Any]) -> 
 
 
 def _mechanism(facts: Facts, events: Sequence[Event]) -> Mechanism:
+    selections = [event for event in events if isinstance(event, facts_of_access.RepeatAndSelect)]
+    drawn = [*events, *(part for event in selections for part in event.trial)]
     training = tuple(
         Training(sampler="poisson", sampling_rate=event.sampling_rate, steps=event.steps,
                  noise_multiplier=event.noise_multiplier)
-        for event in events if isinstance(event, facts_of_access.SampledGaussian))
+        for event in drawn if isinstance(event, facts_of_access.SampledGaussian))
     return Mechanism(training=training or NONE, clip_norm=facts.clip_norm, divisor=facts.divisor, noise=facts.noise,
-                     replay=facts.replay, adaptive_decisions="none: the plan was fixed before the data was opened")
+                     replay=facts.replay, adaptive_decisions=CHOSEN if selections else FIXED)
 
 
 def how(event: Event) -> str:

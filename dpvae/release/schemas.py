@@ -2,7 +2,8 @@
 
 ``certificate.schema.json`` beside this file is :func:`json_schema`, written out; a test keeps the two equal. It is made
 from the same dataclasses that :func:`dpvae.report.records.read` parses with, so that it forbids what the parser does:
-unknown, missing and mistyped fields.
+unknown, missing and mistyped fields. ``registry.schema.json`` holds what a record of the OpenDP deployments registry
+may say; :func:`registry` makes one and checks it.
 
 >>> json_schema()["required"][:3]
 ['format', 'sentence', 'claim']
@@ -15,13 +16,18 @@ import json
 import re
 import types
 import typing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dpvae.errors import ReleaseError
 from dpvae.release.certificate import Certificate
+from dpvae.release.certify import CHOSEN
+from dpvae.report import records
 from dpvae.report.source import NONE
 
 FILE = Path(__file__).with_name("certificate.schema.json")
+REGISTRY = Path(__file__).with_name("registry.schema.json")  # of the OpenDP deployments registry: facts, our words
 _SCALARS = {float: "number", int: "integer", str: "string", bool: "boolean"}
 
 
@@ -52,25 +58,68 @@ def _of(kind: Any) -> dict[str, Any]:
     return {"type": _SCALARS[kind]}
 
 
-def registry(certificate: Certificate, *, curator: str, kind: str = "Industry", intended_use: str = NONE,
-             region: str = NONE, sector: str = NONE, authors: tuple[str, ...] = ()) -> dict[str, Any]:
-    """A record for the OpenDP deployments registry; what no certificate knows is the caller's to say.
+@dataclass(frozen=True, kw_only=True)
+class Deployment:
+    """What a registry asks and no certificate knows."""
 
-    It uses only fields of the registry's template (opendp/deployments-registry-data, 2026-07).
+    curator: str
+    curator_kind: str
+    intended_use: str
+    region: str
+    sector: str | None = None
+    authors: tuple[str, ...] = ()
+
+
+def export(folder: Path, file: Path, about: Deployment) -> None:
+    """The registry's record of a release folder, as JSON (which is YAML), into a new file."""
+    certificate = Certificate.from_bytes(records.read_bytes(folder / "certificate.json", "certificate.json"))
+    record = registry(certificate, about)
+    try:
+        with file.open("x") as out:
+            out.write(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    except FileExistsError:
+        raise ReleaseError(f"{file}: is there already; a record is never overwritten, move it away") from None
+
+
+def registry(certificate: Certificate, about: Deployment) -> dict[str, Any]:
+    """A record for the OpenDP deployments registry, checked against :data:`REGISTRY`.
+
+    :class:`ReleaseError` names the field that the registry would not take.
     """
-    claim, scope, mechanism = certificate.claim, certificate.scope, certificate.mechanism
-    accesses = "\n".join(f"- {access.phase}: {access.what}; {access.how}" for access in scope.accesses)
+    record = {"url_slug": _slug(certificate), "deployment": {
+        "basic": _basic(certificate, about), **_privacy(certificate),
+        "deployment_model": {
+            "model_name": "Central", "trust_assumptions": certificate.scope.threat_model, "data_source_type": "Static",
+            "actors": f"- {about.curator} -- holds the data, trains, releases",
+            "release_type": "One release", "release_type_details": f"{certificate.scope.rows_released} synthetic rows",
+            "access_type": "Non-interactive"},
+        "implementation": _implementation(certificate), "administrative": _administrative(certificate, about)}}
+    from jsonschema import Draft202012Validator, FormatChecker
+
+    checker = Draft202012Validator(json.loads(REGISTRY.read_text()), format_checker=FormatChecker())
+    for error in checker.iter_errors(record):
+        raise ReleaseError(f"registry: {'.'.join(map(str, error.absolute_path))}: {records.clip(error.message)}")
+    return record
+
+
+def _slug(certificate: Certificate) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", f"{certificate.lineage.dataset} {certificate.lineage.run}".lower()).strip("-")
+
+
+def _basic(certificate: Certificate, about: Deployment) -> dict[str, Any]:
+    return {
+        "name": f"Synthetic table of {certificate.lineage.dataset}, run {certificate.lineage.run}",
+        "data_curators": [{"data_curator_name": about.curator, "data_curator_type": about.curator_kind}],
+        "description": certificate.sentence, "intended_use": about.intended_use, "data_product_type": "Synthetic data",
+        "data_product_region": about.region, "publication_date": certificate.lineage.issued[:10],
+        **({} if about.sector is None else {"data_product_sector": about.sector})}
+
+
+def _privacy(certificate: Certificate) -> dict[str, Any]:
+    claim, scope = certificate.claim, certificate.scope
     relation = {"add_remove": "addition or removal of one row", "replace_one": "replacement of one row"}
     groups = "; ".join(f"{group.records} rows: {group.epsilon}" for group in claim.groups) or NONE
-    evidence = f"ledger head {certificate.evidence.ledger_head}, signing key {certificate.evidence.signer.keyid}"
-    return {"url_slug": re.sub(r"[^a-z0-9]+", "-", f"{certificate.lineage.dataset} {certificate.lineage.run}".lower()),
-            "deployment": {
-        "basic": {
-            "name": f"Synthetic table of {certificate.lineage.dataset}, run {certificate.lineage.run}",
-            "data_curators": [{"data_curator_name": curator, "data_curator_type": kind}],
-            "description": certificate.sentence, "intended_use": intended_use, "data_product_type": "Synthetic data",
-            "data_product_region": region, "data_product_sector": sector,
-            "publication_date": certificate.lineage.issued[:10]},
+    return {
         "dp_variant": {
             "variant_name": "Approximate DP",
             "data_domain": f"one table, {scope.rows:.15g} rows ({scope.rows_source})",
@@ -79,23 +128,31 @@ def registry(certificate: Certificate, *, curator: str, kind: str = "Industry", 
             "privacy_unit": "Record-level" if claim.unit == "row" else f"{claim.unit}-level",
             "privacy_unit_details": f"Neighbouring tables differ by the {relation[claim.neighbouring]}. "
                                     f"{scope.records_per_unit}. Epsilon for several rows of one person: {groups}",
+            "number_of_privacy_units": round(scope.rows),
             "privacy_parameters": {"epsilon": claim.epsilon.upper, "delta": claim.delta},
-            "privacy_parameters_details": "Priced by privacy loss distributions; between "
-                                          f"{claim.epsilon.lower:.6g} and {claim.epsilon.upper:.6g}."},
-        "deployment_model": {
-            "model_name": "Central", "trust_assumptions": scope.threat_model, "data_source_type": "Static",
-            "actors": f"- {curator} -- holds the data, trains, releases",
-            "release_type": "One release", "release_type_details": f"{scope.rows_released} synthetic rows",
-            "access_type": "Non-interactive"},
-        "implementation": {
-            "preprocessing_and_hyperparameter_tuning": mechanism.adaptive_decisions, "mechanisms": accesses,
-            "composition": "All accesses are composed in one privacy loss distribution.",
-            "post_processing": "Rows are drawn from a model that was fitted to the noisy numbers.",
-            "justification": NONE},
-        "administrative": {"evidence_sources": {"certificate": {
-            "evidence_source_type": "Formal publication by the deploying organization",
-            "misc": {"title": "dpvae certificate", "note": evidence}}},
-            "status": "Pending", "registry_authors": list(authors) or [curator], "tier": 2}}}
+            "privacy_parameters_details": f"An upper bound; the true value is at least {claim.epsilon.lower:.6g}."}}
+
+
+def _implementation(certificate: Certificate) -> dict[str, Any]:
+    mechanism, accesses = certificate.mechanism, certificate.scope.accesses
+    chosen = mechanism.adaptive_decisions == CHOSEN
+    return {
+        "preprocessing_and_hyperparameter_tuning": mechanism.adaptive_decisions,
+        "mechanisms": "\n".join(f"- {access.phase}: {access.what}; {access.how}" for access in accesses)
+                      + f"\n- noise: {mechanism.noise}",
+        "composition": "A private selection, priced by Renyi divergences." if chosen
+                       else "All accesses are composed in one privacy loss distribution.",
+        "post_processing": "Rows are drawn from a model that was fitted to the noisy numbers.", "justification": NONE}
+
+
+def _administrative(certificate: Certificate, about: Deployment) -> dict[str, Any]:
+    evidence = certificate.evidence
+    return {
+        "evidence_sources": {"certificate": {
+            "evidence_source_type": "Authorized organizational attestation",
+            "misc": {"title": "dpvae certificate",
+                     "note": f"ledger head {evidence.ledger_head}, signing key {evidence.signer.keyid}"}}},
+        "status": "Draft", "registry_authors": list(about.authors) or [about.curator], "tier": 3}
 
 
 if __name__ == "__main__":

@@ -104,11 +104,15 @@ def _guarantee(numbers: dict[str, Any]) -> str:
 
 
 def _accesses(numbers: dict[str, Any]) -> str:
-    rows = [(a["phase"], a["what"], a["type"], "; ".join(
-        f"{key} {value:.6g}" for key, value in a.items() if key not in ("phase", "what", "type")))
-        for a in numbers["accesses"]]
+    rows = [(a["phase"], a["what"], a["type"], _knobs(a)) for a in numbers["accesses"]]
     return _details(f"Every access to private data ({len(rows)})",
                     _table(("phase", "what was released", "mechanism", "with"), rows, right=False))
+
+
+def _knobs(access: dict[str, Any]) -> str:
+    own = "; ".join(f"{key} {value:.6g}" for key, value in access.items() if isinstance(value, (int, float)))
+    trial = [f"{part['what']} ({_knobs(part)})" for part in access.get("trial", ())]  # one run of a private selection
+    return f"{own}; each run: {', '.join(trial)}" if trial else own
 
 
 def _meaning(numbers: dict[str, Any]) -> str:

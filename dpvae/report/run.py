@@ -20,7 +20,8 @@ def report_run(run: Path) -> Path:
     """Writes both files, each whole or not at all, and returns the page; costs no privacy."""
     source = read_run(run)
     check = crosscheck(source.events, source.claim.delta, source.claim.neighbouring)
-    found = consequences(source.events, source.claim.delta, source.claim.neighbouring)
+    found = consequences(source.events, source.claim.delta, source.claim.neighbouring,
+                         upper=check.pld)
     numbers = gather(source, check, subject="This run", pairs=found.profile, reproduce=[
         f"dpvae release run={source.name} rows={source.claim.n_ref:.0f} to=FOLDER   # a folder to publish",
         "dpvae verify FOLDER", "dpvae ledger check"])

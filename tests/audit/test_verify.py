@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,10 @@ def test_untouched_release_verifies_in_one_plain_sentence(folder: Path) -> None:
 
 def test_epsilon_of_the_verdict_is_the_price_of_the_events(folder: Path) -> None:
     events = read_events((folder / "events.jsonl").read_bytes(), "e")
-    assert verify(folder).epsilon == price(events, delta=1e-5)
+    found, claimed = verify(folder).epsilon, price(events, delta=1e-5)
+    assert found is not None
+    assert found.upper == pytest.approx(claimed.upper, rel=1e-4)
+    assert (found.lower, found.delta, found.unit) == (claimed.lower, claimed.delta, claimed.unit)
 
 
 def test_verdict_is_json(folder: Path) -> None:
@@ -309,10 +313,25 @@ def test_verifier_that_ignored_prices_would_be_caught_by_the_tests_above(
     assert verify(folder).ok
 
 
-def test_verify_takes_under_two_seconds_in_a_fresh_process_without_torch(folder: Path) -> None:
-    code = ("import sys\nfrom dpvae.audit.verify import verify\nverdict = verify(sys.argv[1])\n"
-            "heavy = {'torch', 'opacus', 'pyarrow', 'pandas', 'hydra', 'sqlalchemy'} & set(sys.modules)\n"
-            "assert not heavy, heavy\nassert verdict.ok, str(verdict)")
+def test_where_the_fast_price_differs_dp_accounting_decides(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tie in the choice of mesh may move the recomputed figure; the claim is what dp_accounting says."""
+    real = crosscheck
+    asked = []
+
+    def cautious(*args: Any, library: bool, **kwargs: Any) -> CrossCheck:
+        asked.append(library)
+        check = real(*args, library=library, **kwargs)
+        return check if library else replace(check, pld=check.pld * 1.002)
+
+    monkeypatch.setattr(module, "crosscheck", cautious)
+    assert verify(folder).ok
+    assert asked == [False, True]
+
+
+def test_verify_takes_little_more_than_a_second_in_a_fresh_process_without_torch(folder: Path) -> None:
+    code = ("import sys\nfrom dpvae import cli\nassert cli.main(['verify', sys.argv[1]]) == 0\n"
+            "heavy = {'torch', 'opacus', 'pyarrow', 'pandas', 'sqlalchemy', 'scipy', 'dp_accounting'}\n"
+            "assert not heavy & set(sys.modules), heavy & set(sys.modules)")
     seconds = []
     for _ in range(3):
         wall, used = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -321,7 +340,7 @@ def test_verify_takes_under_two_seconds_in_a_fresh_process_without_torch(folder:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds.append(after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime)
         print(f"verify in a fresh process: {time.perf_counter() - wall:.2f} s, of which {seconds[-1]:.2f} CPU-seconds")
-    assert min(seconds) < 2.0  # CPU time: the wall clock of a shared machine is not this module's to promise
+    assert min(seconds) < 1.2  # CPU time: the wall clock of a shared machine is not this module's to promise
 
 
 def test_digest_is_sha256(tmp_path: Path) -> None:

@@ -218,7 +218,7 @@ def test_an_accountant_that_crashes_is_an_accounting_error(monkeypatch: pytest.M
     """opacus#591, #601, #604: a crash deep inside must not look like anything else."""
     for crash in (OverflowError("math range error"), ValueError("x"), MemoryError(), ZeroDivisionError()):
 
-        def fail(*_: object, crash: Exception = crash) -> float:
+        def fail(*_: object, crash: Exception = crash, **__: object) -> float:
             raise crash
 
         monkeypatch.setattr(pld, "epsilon", fail)
@@ -280,7 +280,7 @@ def gdp(events: Sequence[Event]) -> float:
 def test_an_accountant_that_under_reports_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     events = [sampled(0.6, 256 / N, 500)]
     assert gdp(events) == pytest.approx(2.829, rel=0.01)
-    monkeypatch.setattr(pld, "epsilon", lambda composition, delta: gdp(events))
+    monkeypatch.setattr(pld, "epsilon", lambda *_, **__: gdp(events))
     with pytest.raises(AccountingError, match="PLD is out of order"):
         price(events, delta=1e-5)
 
@@ -297,7 +297,7 @@ def test_each_accountant_that_is_wrong_is_found(
     composition = merge(events)
     right = getattr(module, name)(composition, 1e-5)
     wrong = tuple(factor * value for value in right) if isinstance(right, tuple) else factor * right
-    monkeypatch.setattr(module, name, lambda *_: wrong)
+    monkeypatch.setattr(module, name, lambda *_, **__: wrong)
     assert wrong != right
     with pytest.raises(AccountingError, match=f"{failed} is out of order"):
         crosscheck(events, 1e-5)

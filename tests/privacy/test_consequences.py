@@ -6,13 +6,13 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import norm
+from scipy.optimize import brentq
+from scipy.stats import binom, norm
 
 from dpvae.errors import ConfigError
 from dpvae.privacy.accountant import crosscheck, price
-from dpvae.privacy.consequences import GENERIC, MIXTURE, consequences
+from dpvae.privacy.consequences import MIXTURE, NO_BOUND, UNION, consequences, threshold_delta
 from dpvae.privacy.events import (
-    Event,
     Gaussian,
     PureDP,
     RepeatAndSelect,
@@ -21,7 +21,7 @@ from dpvae.privacy.events import (
     from_dict,
     to_dict,
 )
-from dpvae.privacy.mechanisms import number_of_runs
+from dpvae.privacy.mechanisms import number_of_runs, publication_threshold
 from dpvae.privacy.noise import SecretKey
 from dpvae.report import meaning
 
@@ -47,21 +47,68 @@ def test_pure_epsilons_of_a_group_multiply() -> None:
     assert [group.epsilon for group in found.groups] == pytest.approx([0.4, 1.0, 2.0], rel=0.01)
 
 
-@pytest.mark.parametrize("events", [[TRAINING, Threshold("survey", "values", 50.0, 5e-7)]])
-def test_thresholds_leave_the_generic_bound_or_none(events: list[Event]) -> None:
-    two, five, ten = consequences(events, 1e-5).groups
-    assert two.how == GENERIC
+def test_a_group_under_thresholds_pays_for_the_values_that_it_alone_holds() -> None:
+    groups = consequences([TRAINING, Threshold("survey", "values", 50.0, 5e-7)], 1e-5).groups
+    assert [group.how for group in groups] == [UNION] * 3
+    for group in groups:  # with little noise beside it: as much as without the threshold, at the delta that is left
+        louder = [TRAINING, Gaussian("survey", "values", 50.0)]
+        expected = consequences(louder, 1e-5 - threshold_delta(50.0, 5e-7, group.records)).groups
+        assert group.epsilon == pytest.approx(expected[(2, 5, 10).index(group.records)].epsilon, rel=1e-3)
+
+
+def test_a_group_whose_values_pass_a_threshold_gets_no_bound_and_the_reason() -> None:
+    two, five, ten = consequences([Threshold("survey", "values", 2.0, 5e-7)], 1e-5).groups
     assert two.epsilon is not None
-    assert two.epsilon > 3.5
-    assert (five.epsilon, ten.epsilon) == (None, None)
+    assert (five.epsilon, five.how, ten.epsilon, ten.how) == (None, NO_BOUND, None, NO_BOUND)
 
 
-def test_replace_one_groups_are_bounded_by_the_group_property() -> None:
-    two = consequences([TRAINING], 1e-5, "replace_one").groups[0]
+@pytest.mark.parametrize("columns", [1, 3, 40])
+@pytest.mark.parametrize("records", [1, 2, 5, 10])
+@pytest.mark.parametrize("noise", [2.0, 10.0, 60.0])
+def test_no_split_of_a_groups_cells_over_values_is_published_with_a_larger_chance(
+    columns: int, records: int, noise: float
+) -> None:
+    delta, sd = 1e-6, noise * math.sqrt(columns)
+    threshold = publication_threshold(noise, columns, delta)
+    stated = threshold_delta(noise, delta, records)
+
+    def chance(count: int) -> float:
+        return float(norm.sf((threshold - count - 0.5) / sd))
+
+    for parts in partitions(records):
+        p = columns * sum(map(chance, parts))
+        assert math.isinf(stated) or p / max(1 - p, 0.0) <= stated * (1 + 1e-9)
+    if records == 1:
+        assert stated == pytest.approx(delta, rel=1e-6)
+
+
+def partitions(total: int, largest: int | None = None) -> list[tuple[int, ...]]:
+    """Every way to write ``total`` as a sum."""
+    largest = total if largest is None else largest
+    if total == 0:
+        return [()]
+    return [(part, *rest) for part in range(min(total, largest), 0, -1) for rest in partitions(total - part, part)]
+
+
+def test_replace_one_groups_cost_what_the_mixtures_of_both_sides_cost() -> None:
+    """For k records and one step, the pair is sum_j w_j N(j) against sum_j w_j N(-j): integrated here on a grid."""
+    step, delta = SampledGaussian("d", "x", 2.0, 0.3, 1), 1e-3
+    for group in consequences([step], delta, "replace_one").groups:
+        weights = binom.pmf(np.arange(group.records + 1), group.records, 0.3)
+        ends = np.linspace(-40, 50, 400_001)
+        up, down = (norm.sf(ends[:, None], sign * np.arange(group.records + 1), 2.0) @ weights for sign in (1, -1))
+        exact = brentq(lambda e, up=up, down=down: float((up - math.exp(e) * down).max()) - delta, 0.0, 60.0)
+        assert group.how == MIXTURE
+        assert exact * (1 - 1e-9) <= group.epsilon <= exact * 1.01 + 0.01
+
+
+def test_a_replaced_group_costs_more_than_one_replaced_record_and_more_than_an_added_group() -> None:
     one = price([TRAINING], delta=1e-5, neighbouring="replace_one").upper
-    assert two.how == GENERIC
-    assert two.epsilon is not None
-    assert two.epsilon > 2 * one
+    for replaced, added in zip(consequences([TRAINING], 1e-5, "replace_one").groups,
+                               consequences([TRAINING], 1e-5).groups, strict=True):
+        assert replaced.epsilon is not None
+        assert added.epsilon is not None
+        assert max(one * replaced.records * 0.8, added.epsilon) < replaced.epsilon
 
 
 @pytest.mark.parametrize("noise", [0.8, 4.0])

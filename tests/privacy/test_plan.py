@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpvae.config import TrainConfig, build
-from dpvae.errors import ConfigError
+from dpvae.errors import AccountingError, ConfigError
+from dpvae.privacy import plan as module
 from dpvae.privacy.accountant import price
 from dpvae.privacy.events import Gaussian, SampledGaussian, Threshold
-from dpvae.privacy.plan import SURVEY_WEIGHTS, Plan, PublicFacts, default_delta, make_plan, split
+from dpvae.privacy.plan import SURVEY_WEIGHTS, Plan, PublicFacts, check_delta, default_delta, make_plan, split
 
 STEPS = tuple(SURVEY_WEIGHTS)
 TRAINERS = ("anchored", "decoder_only", "joint")
@@ -126,3 +127,34 @@ def test_the_printed_plan_names_every_release_and_says_that_nothing_was_opened()
     text = str(plan(facts(steps=("bins",))))
     assert all(name in text for name in ("survey/bins", "anchor/pairs", "metric/elbo", "dpsgd", "sampling rate"))
     assert "Nothing was opened" in text
+
+
+@settings(max_examples=12)
+@given(st.sampled_from(TRAINERS), st.sets(st.sampled_from(STEPS)), st.booleans(), st.integers(1, 120),
+       st.one_of(st.none(), st.integers(200, 10**7)), st.floats(-2, 1.2), st.floats(-9.5, -7.5), st.floats(0.01, 1.0),
+       st.sampled_from(["add_remove", "replace_one"]))
+def test_no_plan_ever_costs_more_than_its_target(
+    trainer: str, steps: set[str], target: bool, columns: int, rows: int | None, epsilon: float, delta: float,
+    anchor: float, relation: str,
+) -> None:
+    asked = {"epsilon": 10**epsilon, "delta": 10**delta, "neighbouring": relation}
+    try:
+        made = plan(facts(rows, tuple(s for s in STEPS if s in steps), target, columns), privacy=asked,
+                    trainer={"name": trainer, "anchor_share": anchor})
+    except ConfigError:
+        return
+    assert price(made.events(), delta=10**delta, neighbouring=relation).upper <= 10**epsilon
+
+
+def test_a_search_that_returns_too_little_noise_is_refused_by_the_plan_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """opacus#346: a bisection that returned a sigma with epsilon above the target."""
+    real = module.calibrate
+    monkeypatch.setattr(module, "calibrate", lambda *args, **kwargs: 1.01 * real(*args, **kwargs))
+    with pytest.raises(AccountingError, match=r"privacy\.epsilon=1: the plan costs"):
+        plan(facts(), privacy={"epsilon": 1.0, "delta": 1e-5})
+
+
+def test_a_delta_is_held_against_a_counted_number_of_rows_as_against_a_declared_one() -> None:
+    check_delta(1e-6, 999_000.0)
+    with pytest.raises(ConfigError, match=r"less than 1/rows = 9\.99e-07; .* \(x\)\. Try privacy\.delta=2\.5e"):
+        check_delta(1e-6, 1_001_000.0, " (x)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -15,7 +16,8 @@ from fake_run import make_run, table_writer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpvae.errors import DPVAEError, ReleaseError
+from dpvae.config import CURATORS, SECTORS, ReleaseConfig, build
+from dpvae.errors import ConfigError, DPVAEError, ReleaseError
 from dpvae.privacy.events import from_dict, to_dict
 from dpvae.release import schemas
 from dpvae.release.bundle import write_release
@@ -26,19 +28,10 @@ from dpvae.report.source import read_events
 EXAMPLES = int(os.environ.get("DPVAE_FUZZ", "60"))  # run once with 10,000 each: reports/ledger.md
 ROOT = Path(__file__).resolve().parents[2]
 VALIDATOR = jsonschema.Draft202012Validator(schemas.json_schema())
-TEMPLATE: dict[str, Any] = {  # every field of the registry's template, by section
-    "basic": {"name", "data_curators", "description", "intended_use", "data_product_type", "data_product_region",
-              "data_product_sector", "publication_date"},
-    "dp_variant": {"variant_name", "data_domain", "unprotected_quantities"},
-    "privacy_loss": {"privacy_unit", "privacy_unit_details", "number_of_privacy_units", "privacy_parameters",
-                     "privacy_parameters_details"},
-    "deployment_model": {"model_name", "model_name_details", "trust_assumptions", "actors", "release_type",
-                         "release_type_details", "data_source_type", "data_source_type_details", "access_type",
-                         "access_type_details"},
-    "implementation": {"preprocessing_and_hyperparameter_tuning", "mechanisms", "composition", "post_processing",
-                       "justification", "utility", "additional_information"},
-    "administrative": {"evidence_sources", "status", "registry_authors", "tier"},
-}
+REGISTRY = jsonschema.Draft202012Validator(json.loads(schemas.REGISTRY.read_text()),
+                                           format_checker=jsonschema.FormatChecker())
+OFFICE = schemas.Deployment(curator="Statistics Office", curator_kind="Government", intended_use="research",
+                            region="DE")
 
 
 @pytest.fixture(scope="module")
@@ -156,13 +149,52 @@ def test_no_bytes_at_all_crash_the_reader_of_events(raw: bytes) -> None:
         assert all(from_dict(to_dict(event)) == event for event in read_events(raw, "events.jsonl"))
 
 
-def test_the_registry_record_has_only_fields_of_the_registry(document: dict[str, Any]) -> None:
+def test_the_registry_record_is_one_that_the_registry_takes(document: dict[str, Any]) -> None:
     certificate = Certificate.from_bytes(records.canonical(document))
-    record = schemas.registry(certificate, curator="Statistics Office", kind="Government", region="DE")
-    assert set(record) == {"url_slug", "deployment"}
-    assert set(record["deployment"]) == set(TEMPLATE)
-    for section, fields in record["deployment"].items():
-        assert set(fields) <= TEMPLATE[section]
+    record = schemas.registry(certificate, OFFICE)
+    REGISTRY.validate(record)
     loss = record["deployment"]["privacy_loss"]
     assert loss["privacy_parameters"] == {"epsilon": certificate.claim.epsilon.upper, "delta": 1e-5}
-    json.dumps(record)
+    assert loss["number_of_privacy_units"] == 39074
+    assert "2 rows: " in loss["privacy_unit_details"]
+
+
+def test_the_registry_schema_is_whole_and_knows_what_the_configuration_offers() -> None:
+    schema = json.loads(schemas.REGISTRY.read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    basic = schema["properties"]["deployment"]["properties"]["basic"]["properties"]
+    assert tuple(basic["data_product_sector"]["enum"]) == SECTORS
+    assert tuple(basic["data_curators"]["items"]["properties"]["data_curator_type"]["enum"]) == CURATORS
+
+
+@pytest.mark.parametrize("path", ["url_slug", "deployment.basic", "deployment.basic.intended_use",
+                                  "deployment.administrative.tier", "deployment.administrative.registry_authors"])
+def test_a_record_without_a_required_field_is_none(document: dict[str, Any], path: str) -> None:
+    record = schemas.registry(Certificate.from_bytes(records.canonical(document)), OFFICE)
+    *parents, last = path.split(".")
+    place = record
+    for name in parents:
+        place = place[name]
+    del place[last]
+    assert not REGISTRY.is_valid(record)
+
+
+@pytest.mark.parametrize("change", [{"curator_kind": "Bank"}, {"sector": "Space"}, {"region": 7}])
+def test_what_the_registry_would_not_take_is_refused_at_the_export(
+    release: Path, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    with pytest.raises(ReleaseError, match=r"registry: deployment\.basic\."):
+        schemas.export(release, tmp_path / "x.json", dataclasses.replace(OFFICE, **change))
+    assert not (tmp_path / "x.json").exists()
+
+
+def test_an_export_is_written_once(release: Path, tmp_path: Path) -> None:
+    schemas.export(release, tmp_path / "x.json", OFFICE)
+    REGISTRY.validate(json.loads((tmp_path / "x.json").read_text()))
+    with pytest.raises(ReleaseError, match="never overwritten"):
+        schemas.export(release, tmp_path / "x.json", OFFICE)
+
+
+def test_a_curator_without_what_the_registry_requires_is_refused_before_anything_is_written() -> None:
+    with pytest.raises(ConfigError, match=r"registry\.use=null"):
+        build(ReleaseConfig, {"registry": {"curator": "Statistics Office", "region": "DE"}})
