@@ -159,13 +159,13 @@ class PerformanceConfig:
     """Speed and memory; never the guarantee, never the mathematics."""
 
     device: str = "auto"
-    clipping: str = "auto"  # fast: book-keeping; hooks: Opacus' per-sample gradients; auto: fast where it can
+    clipping: str = "auto"  # fast: book-keeping; ghost, hooks: Opacus'; auto: fast
     microbatch: int = 1024  # records per forward pass inside one DP-SGD step
     threads: int | None = None
 
     def __post_init__(self) -> None:
         checks.one_of(("auto", "cpu", "cuda"), **{"performance.device": self.device})
-        checks.one_of(("auto", "fast", "hooks"), **{"performance.clipping": self.clipping})
+        checks.one_of(("auto", "fast", "ghost", "hooks"), **{"performance.clipping": self.clipping})
         checks.whole(1, **{"performance.microbatch": self.microbatch})
         if self.threads is not None:
             checks.whole(1, **{"performance.threads": self.threads})

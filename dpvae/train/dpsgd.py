@@ -22,13 +22,15 @@ from typing import Any
 
 import torch
 from opacus import GradSampleModule
+from opacus.grad_sample.grad_sample_module_fast_gradient_clipping import GradSampleModuleFastGradientClipping
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
-from dpvae.errors import ConfigError
 from dpvae.privacy.noise import SecretKey
 from dpvae.privacy.plan import SgdPlan
-from dpvae.train.clipping import Recorder, supports
+from dpvae.train.clipping.recorder import Recorder
+from dpvae.train.clipping.recurrent import swap_recurrent
+from dpvae.train.independence import refuse_mixing_layers
 
 STABILISER = 0.01  # gamma of AUTO-S
 
@@ -51,25 +53,31 @@ class SecretOptimizer(DPOptimizer):
                          expected_batch_size=expected_batch)  # type: ignore[arg-type]
         self.recorder = recorder
         self.records = 0  # in the part whose backward pass is done
+        self.sums: list[tuple[nn.Parameter, Tensor]] | None = None  # of that part, where they are known already
+        self.not_finite = 0  # records without a contribution, so far: private, sealed
         self.draw: Callable[[int], Tensor] | None = None
 
     def clip_and_accumulate(self) -> None:
         """Add every record's clipped gradient to ``p.summed_grad``."""
-        sums = self._hooks_sums() if self.recorder is None else self._recorded_sums(self.recorder)
+        sums, self.sums = self.sums, None
+        if sums is None:
+            sums = list(self.recorder.clip(self.factors).items()) if self.recorder is not None else self._hooks_sums()
         for parameter, total in sums:
             parameter.summed_grad = total if parameter.summed_grad is None else parameter.summed_grad + total
             parameter.grad_sample = None
 
-    def _recorded_sums(self, recorder: Recorder) -> list[tuple[nn.Parameter, Tensor]]:
-        norms_B = recorder.squared_norms(self.records).sqrt()
-        return recorder.clipped_sums(autos(norms_B, self.max_grad_norm))
+    def factors(self, norms_B: Tensor) -> Tensor:
+        """AUTO-S, (B,); counts the records that are not finite, without waiting for the device."""
+        factors_B = autos(norms_B, self.max_grad_norm)
+        self.not_finite = self.not_finite + (factors_B == 0).sum()
+        return factors_B
 
     def _hooks_sums(self) -> list[tuple[nn.Parameter, Tensor]]:
-        samples = self.grad_samples
-        if not len(samples[0]):
+        if not self.records:
             return [(parameter, torch.zeros_like(parameter)) for parameter in self.params]
+        samples = self.grad_samples
         norms_B = torch.stack([g.flatten(1).norm(dim=1) for g in samples], 1).norm(dim=1)
-        factors_B = autos(norms_B, self.max_grad_norm)
+        factors_B = self.factors(norms_B)
         clean = [torch.nan_to_num(sample, nan=0.0, posinf=0.0, neginf=0.0) for sample in samples]
         return [(parameter, torch.einsum("b,b...->...", factors_B, sample))
                 for parameter, sample in zip(self.params, clean, strict=True)]
@@ -88,10 +96,35 @@ class SecretOptimizer(DPOptimizer):
             parameter.grad /= self.expected_batch_size
 
     def _get_flat_grad_sample(self, p: Any) -> Tensor:
+        """(B, *shape): one gradient per record, also where a layer saw several rows of each side by side."""
         sample = getattr(p, "grad_sample", None)
+        if sample is None:
+            return p.new_zeros((self.records, *p.shape))
         if isinstance(sample, list):
-            return torch.cat(sample)
-        return p.new_zeros((0, *p.shape)) if sample is None else sample
+            sample = torch.stack(sample).sum(0)
+        rows = len(sample)
+        return sample if rows == self.records else sample.reshape(self.records, -1, *p.shape).sum(1)
+
+
+class Ghost(GradSampleModuleFastGradientClipping):
+    """Opacus' ghost clipping with AUTO-S: norms by one backward pass, the clipped sum by a second."""
+
+    def clip(self, loss_B: Tensor, factors: Callable[[Tensor], Tensor]) -> list[tuple[nn.Parameter, Tensor]] | None:
+        """``sum_i c_i grad_i`` of each parameter; ``None`` where a record is not finite and has to be left out."""
+        loss_B.sum().backward(retain_graph=True)
+        norms_B = self.get_norm_sample()
+        self.finite_B = torch.isfinite(norms_B)
+        if not bool(self.finite_B.all()):
+            return None
+        for parameter in self.trainable_parameters:
+            parameter.grad = None
+        self.disable_hooks()
+        (factors(norms_B) * loss_B).sum().backward()
+        self.enable_hooks()
+        sums = [(p, torch.zeros_like(p) if p.grad is None else p.grad) for p in self.trainable_parameters]
+        for parameter in self.trainable_parameters:
+            parameter.grad = None
+        return sums
 
 
 class PrivateSteps:
@@ -104,22 +137,20 @@ class PrivateSteps:
             record, its latents and the module, and of nothing else.
         latents: shape of the standard normal numbers each record of a batch gets for itself.
         plan, rows: the noise, the rate, and the public row count behind the divisor.
-        clipping: ``fast`` (book-keeping), ``hooks`` (Opacus, the reference), or ``auto``: the same numbers.
+        clipping: ``fast`` (book-keeping), ``ghost`` or ``hooks`` (Opacus), or ``auto``: the same numbers.
     """
 
     def __init__(self, module: nn.Module, codes: Tensor, loss: Loss, *, plan: SgdPlan, rows: int, key: SecretKey,
                  learning_rate: float, microbatch: int, clipping: str = "auto", latents: tuple[int, ...] = ()) -> None:
-        if clipping == "auto":
-            clipping = "fast" if supports(module) else "hooks"
-        elif clipping == "fast" and not supports(module):
-            raise ConfigError("performance.clipping='fast': this model has layers other than linear ones; "
-                              "expected performance.clipping=auto or hooks")
-        recorder = Recorder(module) if clipping == "fast" else None
-        self.module = recorder or GradSampleModule(module, batch_first=True, loss_reduction="sum")
+        refuse_mixing_layers(module)
+        self._swapped = swap_recurrent(module) if clipping in ("hooks", "ghost") else []
+        self.module = _wrapped(module, clipping, plan)
         self.codes, self.loss, self.plan, self.key = codes, loss, plan, key
         self.microbatch, self.latents = microbatch, latents
-        inner = torch.optim.Adam(list(self.module.parameters()), lr=learning_rate, betas=(0.9, 0.99))
-        self.optimizer = SecretOptimizer(inner, plan=plan, expected_batch=plan.sampling_rate * rows, recorder=recorder)
+        trained = [p for p in self.module.parameters() if p.requires_grad]
+        inner = torch.optim.Adam(trained, lr=learning_rate, betas=(0.9, 0.99), fused=True)
+        self.optimizer = SecretOptimizer(inner, plan=plan, expected_batch=plan.sampling_rate * rows,
+                                         recorder=self.module if isinstance(self.module, Recorder) else None)
         self.device = codes.device
 
     def step(self, number: int, rate_factor: float) -> None:
@@ -134,13 +165,28 @@ class PrivateSteps:
         latents = self._latents(number, len(batch)).split(self.microbatch)
         for index, part in enumerate(parts):
             self.optimizer.signal_skip_step(do_skip=index < len(parts) - 1)
-            self.optimizer.records = len(part)
-            if len(part):
-                self.loss(self.module, part, latents[index]).sum().backward()
+            self._backward(part, latents[index])
             self.optimizer.step()
             if index < len(parts) - 1:
                 self.optimizer.zero_grad(set_to_none=True)
         del batch, parts, latents
+
+    def _backward(self, part: Tensor, latents: Tensor) -> None:
+        """What the optimiser needs of one part of the batch."""
+        self.optimizer.records = len(part)
+        if isinstance(self.module, Recorder):
+            self.module.told = self.module.records = len(part)
+        if not len(part):
+            return
+        loss_B = self.loss(self.module, part, latents)
+        if not isinstance(self.module, Ghost):
+            loss_B.sum().backward()
+            return
+        self.optimizer.sums = self.module.clip(loss_B, self.optimizer.factors)
+        if self.optimizer.sums is None:  # without the records that are not finite
+            keep = self.module.finite_B
+            self.optimizer.not_finite = self.optimizer.not_finite + len(part) - int(keep.sum())
+            self._backward(part[keep], latents[keep])
 
     def _parts(self, batch: Tensor) -> Iterator[Tensor]:
         yield from batch.split(self.microbatch) if len(batch) else [batch]
@@ -159,5 +205,15 @@ class PrivateSteps:
         return torch.special.ndtri(torch.as_tensor(uniform)).float().to(self.device)
 
     def close(self) -> None:
-        """Remove Opacus' hooks from the module."""
+        """Give the module back as it was."""
         self.module.remove_hooks()
+        for parent, name, original in self._swapped:
+            setattr(parent, name, original)
+
+
+def _wrapped(module: nn.Module, clipping: str, plan: SgdPlan) -> Recorder | GradSampleModule:
+    if clipping == "hooks":
+        return GradSampleModule(module, batch_first=True, loss_reduction="sum")
+    if clipping == "ghost":
+        return Ghost(module, batch_first=True, loss_reduction="sum", max_grad_norm=plan.clip_norm)
+    return Recorder(module)
