@@ -26,15 +26,17 @@ from opacus.grad_sample.grad_sample_module_fast_gradient_clipping import GradSam
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
+from dpvae.errors import ConfigError
 from dpvae.privacy.noise import SecretKey
 from dpvae.privacy.plan import SgdPlan
+from dpvae.rng import seed_of
 from dpvae.train.clipping.recorder import Recorder
 from dpvae.train.clipping.recurrent import swap_recurrent
-from dpvae.train.independence import refuse_mixing_layers
+from dpvae.train.independence import RECORDS, Loss, check_independence, refuse_mixing_layers
 
 STABILISER = 0.01  # gamma of AUTO-S
 
-Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
+Example = Callable[[int, torch.Generator], Tensor]
 
 
 def autos(norms_B: Tensor, clip_norm: float) -> Tensor:
@@ -138,10 +140,15 @@ class PrivateSteps:
         latents: shape of the standard normal numbers each record of a batch gets for itself.
         plan, rows: the noise, the rate, and the public row count behind the divisor.
         clipping: ``fast`` (book-keeping), ``ghost`` or ``hooks`` (Opacus), or ``auto``: the same numbers.
+        example: (count, generator) -> that many random records, made from public facts. With them it is checked, before
+            the first step, that no record moves another's loss or gradient.
+
+    Raises :class:`ConfigError` for a model whose records do not stand alone.
     """
 
     def __init__(self, module: nn.Module, codes: Tensor, loss: Loss, *, plan: SgdPlan, rows: int, key: SecretKey,
-                 learning_rate: float, microbatch: int, clipping: str = "auto", latents: tuple[int, ...] = ()) -> None:
+                 learning_rate: float, microbatch: int, clipping: str = "auto", latents: tuple[int, ...] = (),
+                 example: Example | None = None) -> None:
         refuse_mixing_layers(module)
         self._swapped = swap_recurrent(module) if clipping in ("hooks", "ghost") else []
         self.module = _wrapped(module, clipping, plan)
@@ -152,6 +159,17 @@ class PrivateSteps:
         self.optimizer = SecretOptimizer(inner, plan=plan, expected_batch=plan.sampling_rate * rows,
                                          recorder=self.module if isinstance(self.module, Recorder) else None)
         self.device = codes.device
+        if example is not None:
+            self._check(example)
+
+    def _check(self, example: Example) -> None:
+        generator = torch.Generator().manual_seed(seed_of(0, "independence"))
+        latents = torch.randn((RECORDS + 1, *self.latents), generator=generator).to(self.device)
+        try:
+            check_independence(self.module, self.loss, example(RECORDS + 1, generator).to(self.device), latents)
+        except ConfigError:
+            self.close()
+            raise
 
     def step(self, number: int, rate_factor: float) -> None:
         """Step ``number``: sample -> clip -> noise -> update. Costs one step of the plan's event."""

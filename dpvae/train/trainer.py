@@ -182,7 +182,8 @@ class Trainer:
             rate *= REFINING
         return PrivateSteps(module, self.codes, loss, plan=self.plan.sgd, rows=self.rows, key=self.key,
                             learning_rate=rate, microbatch=self.config.performance.microbatch,
-                            clipping=self.config.performance.clipping, latents=latents)
+                            clipping=self.config.performance.clipping, latents=latents,
+                            example=objectives.random_codes(self.vae))
 
     # -- the noisy ELBO ----------------------------------------------------------------------------------------------
 
