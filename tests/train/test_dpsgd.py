@@ -92,3 +92,29 @@ def test_training_changes_the_decoder_and_leaves_the_rows_alone(name: str, tmp_p
     trainer.fit()
     assert not torch.equal(trainer.vae.decoder[-1].weight, before)
     assert torch.equal(trainer.codes, rows)
+
+
+# -- the compiled step -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bad", [False, True])
+def test_the_compiled_step_on_padded_batches_releases_what_the_plain_step_does(bad: bool) -> None:
+    def run(compile: bool, number_of_steps: int = 4) -> Tensor:
+        plan = SgdPlan(noise_multiplier=1.0, sampling_rate=0.5, steps=4, clip_norm=0.1, latent_samples=2)
+        decoder = small_vae("decoder_only").decoder
+        codes = torch.as_tensor(CODES).long()
+
+        def poisoned(module: nn.Module, codes_BD: Tensor, latents: Tensor) -> Tensor:
+            losses = loss(module, codes_BD, latents)
+            return torch.where(codes_BD[:, 0] == 1, losses * float("inf"), losses) if bad else losses
+
+        private = PrivateSteps(decoder, codes, poisoned, plan=plan, rows=8, key=ScriptedKey(), learning_rate=0.01,
+                               microbatch=None, compile=compile, latents=(2,))
+        for number in range(number_of_steps):
+            private.step(number, 1.0)
+        assert (int(private.optimizer.not_finite) > 0) == bad
+        private.close()
+        return torch.cat([p.detach().flatten() for p in decoder.parameters()])
+
+    torch.testing.assert_close(run(True), run(False), atol=1e-5, rtol=0)

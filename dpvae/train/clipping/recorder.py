@@ -28,7 +28,7 @@ from dpvae.train.clipping.attention import attention_forward
 from dpvae.train.clipping.fallback import fallback_forward
 from dpvae.train.clipping.recurrent import gru_forward, swap_recurrent
 from dpvae.train.clipping.rules import Rule, rule_of
-from dpvae.train.clipping.terms import Term, join, wide
+from dpvae.train.clipping.terms import Term, join, tracing, wide
 
 Forward = Callable[..., Any]
 
@@ -147,6 +147,11 @@ class Recorder(AbstractGradSampleModule):
             raise ConfigError(f"model: the parameter {self._outside} was used outside the layer that owns it, where "
                               "its gradient per record cannot be seen; call the layer, or performance.clipping=hooks")
 
+    def bytes_held(self) -> int:
+        """What the book holds now."""
+        parts = [part for terms in self.book.values() for term in terms for part in vars(term).values()]
+        return sum(part.numel() * part.element_size() for part in parts if isinstance(part, Tensor))
+
     def remove_hooks(self) -> None:
         """Give the layers their own forward back."""
         for layer in self._patched:
@@ -160,11 +165,9 @@ class Recorder(AbstractGradSampleModule):
 
 
 def _keep(factors_B: Tensor) -> Tensor | None:
-    """Which records have a factor; ``None`` where all do and asking costs nothing."""
-    from dpvae.train.clipping.terms import tracing
-
+    """Which records have a factor; ``None`` where all do and asking costs nothing, or where the caller asks later."""
     keep_B = factors_B > 0
-    if not factors_B.is_cuda and not tracing(factors_B) and bool(keep_B.all()):
+    if not factors_B.is_cuda and (tracing() or bool(keep_B.all())):
         return None
     return keep_B
 

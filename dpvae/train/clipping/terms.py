@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 # Gram matrices pay off where they are this much smaller than the gradient itself: they need a second matrix product.
 GRAM_GAIN = 2.0
@@ -145,7 +146,7 @@ def gram_norms(g_BTp: Tensor, a_BTd: Tensor | None = None, *, same: Tensor | Non
     it: those records are worked out in double precision, and their norm is raised by what the rounding of the clipped
     sum can add, so that nobody slips through the clip. On a GPU everything is double: no branch, no waiting.
     """
-    branch = not (g_BTp.is_cuda or torch.compiler.is_compiling() or tracing(g_BTp))
+    branch = not (g_BTp.is_cuda or tracing())
     dtype = wide(g_BTp.dtype) if branch else torch.float64
     norms_B, largest_B = _gram(g_BTp.to(dtype), None if a_BTd is None else a_BTd.to(dtype), same)
     cancels_B = norms_B < largest_B * (0.1 / g_BTp.shape[1])
@@ -174,8 +175,6 @@ def _gram(g_BTp: Tensor, a_BTd: Tensor | None, same: Tensor | None) -> tuple[Ten
     return gram_BTT.sum((1, 2)), sizes_BT.sum(1).square()
 
 
-def tracing(x: Tensor) -> bool:
+def tracing() -> bool:
     """Whether a compiler is looking: then nothing may depend on values."""
-    from torch.fx.experimental.proxy_tensor import get_proxy_mode
-
     return get_proxy_mode() is not None
