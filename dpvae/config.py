@@ -161,14 +161,21 @@ class PerformanceConfig:
     """Speed and memory; never the guarantee, never the mathematics."""
 
     device: str = "auto"
-    clipping: str = "auto"  # fast: book-keeping; hooks: Opacus' per-sample gradients; auto: fast where it can
-    microbatch: int = 1024  # records per forward pass inside one DP-SGD step
+    clipping: str = "auto"  # fast: book-keeping; ghost, hooks: Opacus'; auto: fast
+    compile: bool = False  # the static part of a DP-SGD step as one compiled program (clipping=fast or auto)
+    precision: str = "float32"  # of forward and backward pass; norms, sums and weights stay single
+    microbatch: int | None = None  # records per forward pass inside one DP-SGD step; None: what memory holds
     threads: int | None = None
 
     def __post_init__(self) -> None:
         checks.one_of(("auto", "cpu", "cuda"), **{"performance.device": self.device})
-        checks.one_of(("auto", "fast", "hooks"), **{"performance.clipping": self.clipping})
-        checks.whole(1, **{"performance.microbatch": self.microbatch})
+        checks.one_of(("auto", "fast", "ghost", "hooks"), **{"performance.clipping": self.clipping})
+        checks.one_of(("float32", "bfloat16"), **{"performance.precision": self.precision})
+        if self.compile and self.clipping in ("hooks", "ghost"):
+            raise ConfigError(f"performance.compile=true: Opacus' {self.clipping} mode cannot be compiled; "
+                              "expected performance.clipping=fast")
+        if self.microbatch is not None:
+            checks.whole(1, **{"performance.microbatch": self.microbatch})
         if self.threads is not None:
             checks.whole(1, **{"performance.threads": self.threads})
 

@@ -28,11 +28,18 @@ from torch import Tensor, nn
 from dpvae.errors import ConfigError
 from dpvae.privacy.noise import SecretKey
 from dpvae.privacy.plan import SgdPlan
-from dpvae.train.clipping import Recorder, supports
+from dpvae.rng import seed_of
+from dpvae.train.clipping.compiled import Part, compiled, part_of
+from dpvae.train.clipping.ghost import Ghost
+from dpvae.train.clipping.memory import Footprint, records_at_once
+from dpvae.train.clipping.recorder import Recorder
+from dpvae.train.clipping.recurrent import swap_recurrent
+from dpvae.train.independence import RECORDS, Loss, check_independence, refuse_mixing_layers
+from dpvae.train.sampling import Indices, Padding, draw_batch
 
 STABILISER = 0.01  # gamma of AUTO-S
 
-Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
+Example = Callable[[int, torch.Generator], Tensor]
 
 
 def autos(norms_B: Tensor, clip_norm: float) -> Tensor:
@@ -51,25 +58,31 @@ class SecretOptimizer(DPOptimizer):
                          expected_batch_size=expected_batch)  # type: ignore[arg-type]
         self.recorder = recorder
         self.records = 0  # in the part whose backward pass is done
+        self.sums: list[tuple[nn.Parameter, Tensor]] | None = None  # of that part, where they are known already
+        self.not_finite = 0  # records without a contribution, so far: private, sealed
         self.draw: Callable[[int], Tensor] | None = None
 
     def clip_and_accumulate(self) -> None:
         """Add every record's clipped gradient to ``p.summed_grad``."""
-        sums = self._hooks_sums() if self.recorder is None else self._recorded_sums(self.recorder)
+        sums, self.sums = self.sums, None
+        if sums is None:
+            sums = list(self.recorder.clip(self.factors).items()) if self.recorder is not None else self._hooks_sums()
         for parameter, total in sums:
             parameter.summed_grad = total if parameter.summed_grad is None else parameter.summed_grad + total
             parameter.grad_sample = None
 
-    def _recorded_sums(self, recorder: Recorder) -> list[tuple[nn.Parameter, Tensor]]:
-        norms_B = recorder.squared_norms(self.records).sqrt()
-        return recorder.clipped_sums(autos(norms_B, self.max_grad_norm))
+    def factors(self, norms_B: Tensor) -> Tensor:
+        """AUTO-S, (B,); counts the records that are not finite, without waiting for the device."""
+        factors_B = autos(norms_B, self.max_grad_norm)
+        self.not_finite = self.not_finite + (factors_B == 0).sum()
+        return factors_B
 
     def _hooks_sums(self) -> list[tuple[nn.Parameter, Tensor]]:
-        samples = self.grad_samples
-        if not len(samples[0]):
+        if not self.records:
             return [(parameter, torch.zeros_like(parameter)) for parameter in self.params]
+        samples = self.grad_samples
         norms_B = torch.stack([g.flatten(1).norm(dim=1) for g in samples], 1).norm(dim=1)
-        factors_B = autos(norms_B, self.max_grad_norm)
+        factors_B = self.factors(norms_B)
         clean = [torch.nan_to_num(sample, nan=0.0, posinf=0.0, neginf=0.0) for sample in samples]
         return [(parameter, torch.einsum("b,b...->...", factors_B, sample))
                 for parameter, sample in zip(self.params, clean, strict=True)]
@@ -88,10 +101,14 @@ class SecretOptimizer(DPOptimizer):
             parameter.grad /= self.expected_batch_size
 
     def _get_flat_grad_sample(self, p: Any) -> Tensor:
+        """(B, *shape): one gradient per record, also where a layer saw several rows of each side by side."""
         sample = getattr(p, "grad_sample", None)
+        if sample is None:
+            return p.new_zeros((self.records, *p.shape))
         if isinstance(sample, list):
-            return torch.cat(sample)
-        return p.new_zeros((0, *p.shape)) if sample is None else sample
+            sample = torch.stack(sample).sum(0)
+        rows = len(sample)
+        return sample if rows == self.records else sample.reshape(self.records, -1, *p.shape).sum(1)
 
 
 class PrivateSteps:
@@ -104,46 +121,139 @@ class PrivateSteps:
             record, its latents and the module, and of nothing else.
         latents: shape of the standard normal numbers each record of a batch gets for itself.
         plan, rows: the noise, the rate, and the public row count behind the divisor.
-        clipping: ``fast`` (book-keeping), ``hooks`` (Opacus, the reference), or ``auto``: the same numbers.
+        microbatch: records at once; ``None``: as many as a quarter of the free memory holds.
+        clipping: ``fast`` (book-keeping), ``ghost`` or ``hooks`` (Opacus), or ``auto``: the same numbers.
+        compile: the static part of a fast step as one compiled program, on padded batches.
+        precision: of forward and backward pass; norms, sums and weights are always single.
+        example: (count, generator) -> that many random records, made from public facts. With them it is checked, before
+            the first step, that no record moves another's loss or gradient.
+
+    Raises :class:`ConfigError` for a model whose records do not stand alone.
     """
 
     def __init__(self, module: nn.Module, codes: Tensor, loss: Loss, *, plan: SgdPlan, rows: int, key: SecretKey,
-                 learning_rate: float, microbatch: int, clipping: str = "auto", latents: tuple[int, ...] = ()) -> None:
-        if clipping == "auto":
-            clipping = "fast" if supports(module) else "hooks"
-        elif clipping == "fast" and not supports(module):
-            raise ConfigError("performance.clipping='fast': this model has layers other than linear ones; "
-                              "expected performance.clipping=auto or hooks")
-        recorder = Recorder(module) if clipping == "fast" else None
-        self.module = recorder or GradSampleModule(module, batch_first=True, loss_reduction="sum")
-        self.codes, self.loss, self.plan, self.key = codes, loss, plan, key
-        self.microbatch, self.latents = microbatch, latents
-        inner = torch.optim.Adam(list(self.module.parameters()), lr=learning_rate, betas=(0.9, 0.99))
-        self.optimizer = SecretOptimizer(inner, plan=plan, expected_batch=plan.sampling_rate * rows, recorder=recorder)
+                 learning_rate: float, microbatch: int | None, clipping: str = "auto", latents: tuple[int, ...] = (),
+                 compile: bool = False, precision: str = "float32", example: Example | None = None) -> None:
+        refuse_mixing_layers(module)
+        if compile and clipping in ("hooks", "ghost"):
+            raise ConfigError(f"performance.compile=true: Opacus' {clipping} mode cannot be compiled; "
+                              "expected performance.clipping=fast")
+        self._swapped = swap_recurrent(module) if clipping in ("hooks", "ghost") else []
+        self.module = _wrapped(module, clipping, plan)
+        self.codes, self.plan, self.key, self.rows, self.latents = codes, plan, key, rows, latents
+        self.loss = loss if precision == "float32" else _in_bfloat16(loss)
+        trained = [p for p in self.module.parameters() if p.requires_grad]
+        inner = torch.optim.Adam(trained, lr=learning_rate, betas=(0.9, 0.99), fused=True)
+        self.optimizer = SecretOptimizer(inner, plan=plan, expected_batch=plan.sampling_rate * rows,
+                                         recorder=self.module if isinstance(self.module, Recorder) else None)
         self.device = codes.device
+        self.microbatch = microbatch or 1024
+        if example is not None:
+            self._check(example, measure=microbatch is None)
+        self.padding = Padding.of(plan.sampling_rate, rows, at_most=self.microbatch) if compile else None
+        self._programs: dict[int, Part] = {}
+
+    def _check(self, example: Example, *, measure: bool) -> None:
+        generator = torch.Generator().manual_seed(seed_of(0, "independence"))
+        latents = torch.randn((RECORDS + 1, *self.latents), generator=generator).to(self.device)
+        records = example(RECORDS + 1, generator).to(self.device)
+        try:
+            check_independence(self.module, self.loss, records, latents)
+            if measure:
+                self.microbatch = records_at_once(self._bytes_per_record(records, latents), self.device)
+        except ConfigError:
+            self.close()
+            raise
+
+    def _bytes_per_record(self, records: Tensor, latents: Tensor) -> float:
+        """Memory that one record takes, with room for what comes and goes: measured, on random records."""
+        recorder = self.module if isinstance(self.module, Recorder) else None
+        if recorder is None:
+            self.module.disable_hooks()
+        else:
+            recorder.told = len(records)
+        with Footprint() as kept:
+            losses_B = self.loss(self.module, records, latents)
+        if recorder is None:
+            self.module.enable_hooks()
+            return 3 * kept.bytes / len(records) + 12 * sum(p.numel() for p in self.optimizer.params)
+        losses_B.sum().backward()
+        held = recorder.bytes_held()
+        recorder.clip(torch.zeros_like)
+        return (2 * kept.bytes + 2 * held) / len(records)
 
     def step(self, number: int, rate_factor: float) -> None:
         """Step ``number``: sample -> clip -> noise -> update. Costs one step of the plan's event."""
         for group, base in zip(self.optimizer.param_groups, self._base_rates(), strict=True):
             group["lr"] = base * rate_factor
         self.optimizer.zero_grad(set_to_none=True)
-        mask = self.key.stream("dpsgd", number, "mask").mask(len(self.codes), self.plan.sampling_rate)
-        batch = self.codes[torch.as_tensor(mask.nonzero()[0], device=self.device)]
+        batch = draw_batch(self.key, number, len(self.codes), self.plan.sampling_rate, public_rows=self.rows)
         self.optimizer.draw = lambda size: self._noise(number, size)
-        parts = list(self._parts(batch))
-        latents = self._latents(number, len(batch)).split(self.microbatch)
-        for index, part in enumerate(parts):
+        parts = list(self._parts(batch, self._latents(number, len(batch))))
+        for index, (records, latents, count) in enumerate(parts):
             self.optimizer.signal_skip_step(do_skip=index < len(parts) - 1)
-            self.optimizer.records = len(part)
-            if len(part):
-                self.loss(self.module, part, latents[index]).sum().backward()
+            if self.padding is not None and len(self.codes):
+                self._static(records, latents, count)
+            else:
+                self._backward(records, latents)
             self.optimizer.step()
             if index < len(parts) - 1:
                 self.optimizer.zero_grad(set_to_none=True)
-        del batch, parts, latents
+        del batch, parts
 
-    def _parts(self, batch: Tensor) -> Iterator[Tensor]:
-        yield from batch.split(self.microbatch) if len(batch) else [batch]
+    def _parts(self, batch: Indices, latents: Tensor) -> Iterator[tuple[Tensor, Tensor, int]]:
+        """(records, latents, how many of them count) of each part; an empty batch is one empty part."""
+        if self.padding is None or not len(self.codes):
+            records = self.codes[self._there(batch)]
+            for start in range(0, max(len(batch), 1), self.microbatch):
+                part = slice(start, start + self.microbatch)
+                yield records[part], latents[part], len(records[part])
+            return
+        start = 0
+        for rows, count in self.padding.chunks(batch):
+            own = torch.zeros(len(rows), *self.latents, device=self.device)
+            own[:count] = latents[start:start + count]
+            start += count
+            yield self.codes[self._there(rows)], own, count
+
+    def _there(self, rows: Indices) -> Tensor:
+        """Row numbers on the device of the data, without waiting for it."""
+        index = torch.as_tensor(rows)
+        return index if self.device.type == "cpu" else index.pin_memory().to(self.device, non_blocking=True)
+
+    def _static(self, records: Tensor, latents: Tensor, count: int) -> None:
+        """One padded chunk through the compiled program; a record that is not finite sends it through the plain one."""
+        weights_N = (torch.arange(len(records), device=self.device) < count).float()
+        chunk = (records, latents, weights_N)
+        assert isinstance(self.module, Recorder)
+        part = part_of(self.module, self.loss, lambda norms_N: autos(norms_N, self.optimizer.max_grad_norm))
+        program = self._programs.get(len(records))
+        if program is None:
+            program = self._programs[len(records)] = compiled(part, chunk)
+        flat, norms_N = program(*chunk)
+        if self.device.type == "cpu" and not bool(torch.isfinite(norms_N).all()):
+            flat, norms_N = part(*chunk)
+        self.optimizer.not_finite = self.optimizer.not_finite + (~torch.isfinite(norms_N) * weights_N).sum()
+        sizes = [p.numel() for p in self.optimizer.params]
+        self.optimizer.sums = [(p, total.view_as(p)) for p, total in
+                               zip(self.optimizer.params, flat.split(sizes), strict=True)]
+
+    def _backward(self, part: Tensor, latents: Tensor) -> None:
+        """What the optimiser needs of one part of the batch."""
+        self.optimizer.records = len(part)
+        if isinstance(self.module, Recorder):
+            self.module.told = self.module.records = len(part)
+        if not len(part):
+            return
+        loss_B = self.loss(self.module, part, latents)
+        if not isinstance(self.module, Ghost):
+            loss_B.sum().backward()
+            return
+        self.optimizer.sums = self.module.clip(loss_B, self.optimizer.factors)
+        if self.optimizer.sums is None:  # without the records that are not finite
+            keep = self.module.finite_B
+            self.optimizer.not_finite = self.optimizer.not_finite + len(part) - int(keep.sum())
+            self._backward(part[keep], latents[keep])
 
     def _base_rates(self) -> list[float]:
         return [group.setdefault("initial_lr", group["lr"]) for group in self.optimizer.param_groups]
@@ -159,5 +269,25 @@ class PrivateSteps:
         return torch.special.ndtri(torch.as_tensor(uniform)).float().to(self.device)
 
     def close(self) -> None:
-        """Remove Opacus' hooks from the module."""
+        """Give the module back as it was."""
         self.module.remove_hooks()
+        for parent, name, original in self._swapped:
+            setattr(parent, name, original)
+
+
+def _in_bfloat16(loss: Loss) -> Loss:
+    """``loss`` with its matrix products in bfloat16."""
+
+    def mixed(module: nn.Module, records: Tensor, latents: Tensor) -> Tensor:
+        with torch.autocast(records.device.type, torch.bfloat16):
+            return loss(module, records, latents).float()
+
+    return mixed
+
+
+def _wrapped(module: nn.Module, clipping: str, plan: SgdPlan) -> Recorder | GradSampleModule:
+    if clipping == "hooks":
+        return GradSampleModule(module, batch_first=True, loss_reduction="sum")
+    if clipping == "ghost":
+        return Ghost(module, batch_first=True, loss_reduction="sum", max_grad_norm=plan.clip_norm)
+    return Recorder(module)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from dpvae.models.elbo import kl_to_standard_normal
 from dpvae.models.vae import VAE
-from dpvae.train.dpsgd import Loss
+from dpvae.train.dpsgd import Example, Loss
 from dpvae.train.sleep import log_q
 
 
@@ -81,6 +81,15 @@ def posterior(vae: VAE) -> Loss:
         return -_log_prob(vae, module(z_BKZ), codes_BD).mean(1)
 
     return loss
+
+
+def random_codes(vae: VAE) -> Example:
+    """Records drawn uniformly from the public domain: for checks that must not look at a private row."""
+
+    def draw(count: int, generator: torch.Generator) -> Tensor:
+        return torch.stack([torch.randint(0, size, (count,), generator=generator) for size in vae.likelihood.sizes], 1)
+
+    return draw
 
 
 def _log_prob(vae: VAE, logits_BKW: Tensor, codes_BD: Tensor) -> Tensor:

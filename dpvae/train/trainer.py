@@ -175,14 +175,15 @@ class Trainer:
         loss, latents = objectives.decoder_only(self.vae), (samples, self.vae.prior.dim)
         if self.vae.codebook is not None:
             loss, latents = objectives.posterior(self.vae), (samples, 1)
-        rate = trainer.learning_rate
+        rate, performance = trainer.learning_rate, self.config.performance
         if trainer.name == "joint":
             module, loss = objectives.EncoderAndDecoder(self.vae), objectives.joint(self.vae)
         elif trainer.name == "anchored":
             rate *= REFINING
         return PrivateSteps(module, self.codes, loss, plan=self.plan.sgd, rows=self.rows, key=self.key,
-                            learning_rate=rate, microbatch=self.config.performance.microbatch,
-                            clipping=self.config.performance.clipping, latents=latents)
+                            learning_rate=rate, microbatch=performance.microbatch, clipping=performance.clipping,
+                            compile=performance.compile, precision=performance.precision, latents=latents,
+                            example=objectives.random_codes(self.vae))
 
     # -- the noisy ELBO ----------------------------------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ from dpvae.train.dpsgd import PrivateSteps, SecretOptimizer
 
 ROUNDING = 1e-5  # sums of forty single-precision gradients of norm one
 CODES = some_codes(40)
-EVERY_CLIPPING = ("fast", "hooks")
+EVERY_CLIPPING = ("fast", "ghost", "hooks")
 UNSEEN = np.array([3, 2, 1])  # two codes that nobody else holds
 
 pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing:UserWarning")

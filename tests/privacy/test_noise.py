@@ -238,9 +238,22 @@ def test_normals_come_at_more_than_a_million_and_a_half_per_second() -> None:
     assert best < 1 / 1.5
 
 
-def test_summed_normals_are_standard_normal_and_half_the_sum_of_four() -> None:
-    summed = SecretKey.from_seed(11).stream("sum").summed_normal(200_000)
-    draws = SecretKey.from_seed(11).stream("sum").normal((4, 200_000))
-    assert np.array_equal(summed, draws.sum(0) / 2)
-    assert abs(summed.mean()) < 5 / 200_000**0.5
-    assert abs(summed.var() - 1) < 5 * (2 / 200_000) ** 0.5
+def test_summed_normals_are_half_the_sum_of_four_box_muller_draws() -> None:
+    size = 5000
+    summed = SecretKey.from_seed(11).stream("sum").summed_normal(size)
+    words = np.frombuffer(SecretKey.from_seed(11).stream("sum").bytes(32 * size), dtype="<u8").astype(np.float64)
+    radius = np.sqrt(-2 * np.log((words[: 2 * size] + 0.5) * 2.0**-64))
+    angle = words[2 * size :] * (2 * np.pi * 2.0**-64) - np.pi / 4
+    four = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)]).reshape(4, size)
+    np.testing.assert_allclose(summed, four.sum(0) / 2, rtol=0, atol=1e-12)
+    assert all(stats.kstest(draw, "norm").pvalue > 1e-4 for draw in four)
+
+
+@pytest.mark.parametrize("size", [1, 8191, 8192, 8193, 200_000])
+def test_summed_normals_are_standard_normal(size: int) -> None:
+    summed = SecretKey.from_seed(11).stream("sum", size).summed_normal(size)
+    assert summed.shape == (size,)
+    assert abs(summed.mean()) < 5 / size**0.5
+    assert size < 100 or abs(summed.var() - 1) < 5 * (2 / size) ** 0.5
+    assert stats.kstest(summed, "norm").pvalue > 1e-4
+    assert size < 100 or abs(np.corrcoef(summed[1:], summed[:-1])[0, 1]) < 5 / size**0.5

@@ -54,7 +54,7 @@ def one_step(clipping: str, clip_norm: float, *, microbatch: int = 100) -> tuple
 
 @pytest.mark.parametrize("microbatch", [1, 6, 100])
 @pytest.mark.parametrize("clip_norm", [0.05, 1.0, 20.0])
-@pytest.mark.parametrize("clipping", ["fast", "hooks"])
+@pytest.mark.parametrize("clipping", ["fast", "ghost", "hooks"])
 def test_what_is_released_is_the_sum_of_clipped_records_over_the_public_divisor(
         clipping: str, clip_norm: float, microbatch: int) -> None:
     decoder, released = one_step(clipping, clip_norm, microbatch=microbatch)
@@ -66,7 +66,7 @@ def test_what_is_released_is_the_sum_of_clipped_records_over_the_public_divisor(
     torch.testing.assert_close(released, total / (0.5 * 30), atol=1e-5 * clip_norm, rtol=1e-4)
 
 
-@pytest.mark.parametrize("clipping", ["fast", "hooks"])
+@pytest.mark.parametrize("clipping", ["fast", "ghost", "hooks"])
 def test_closing_gives_the_module_back_as_it_was(clipping: str) -> None:
     decoder, _ = one_step(clipping, 1.0)
     z_BZ = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
@@ -76,17 +76,10 @@ def test_closing_gives_the_module_back_as_it_was(clipping: str) -> None:
     assert all("forward" not in vars(layer) for layer in decoder)
 
 
-def test_fast_clipping_of_a_layer_it_does_not_know_is_refused_by_name() -> None:
-    plan = SgdPlan(noise_multiplier=1.0, sampling_rate=0.5, steps=1, clip_norm=1.0, latent_samples=1)
-    with pytest.raises(ConfigError, match=r"performance\.clipping"):
-        PrivateSteps(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)), torch.zeros(2, 3).long(), loss, plan=plan, rows=2,
-                     key=KEY, learning_rate=0.1, microbatch=10, clipping="fast")
-
-
 def test_a_layer_that_mixes_records_is_refused() -> None:
     plan = SgdPlan(noise_multiplier=1.0, sampling_rate=0.5, steps=1, clip_norm=1.0, latent_samples=1)
     mixing = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, sum(SIZES)))
-    for clipping in ("auto", "hooks", "fast"):
+    for clipping in ("auto", "hooks", "ghost", "fast"):
         with pytest.raises((ConfigError, NotImplementedError, ValueError)):
             PrivateSteps(mixing, torch.as_tensor(CODES).long(), loss, plan=plan, rows=20, key=KEY, learning_rate=0.1,
                          microbatch=10, clipping=clipping)
@@ -99,3 +92,29 @@ def test_training_changes_the_decoder_and_leaves_the_rows_alone(name: str, tmp_p
     trainer.fit()
     assert not torch.equal(trainer.vae.decoder[-1].weight, before)
     assert torch.equal(trainer.codes, rows)
+
+
+# -- the compiled step -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bad", [False, True])
+def test_the_compiled_step_on_padded_batches_releases_what_the_plain_step_does(bad: bool) -> None:
+    def run(compile: bool, number_of_steps: int = 4) -> Tensor:
+        plan = SgdPlan(noise_multiplier=1.0, sampling_rate=0.5, steps=4, clip_norm=0.1, latent_samples=2)
+        decoder = small_vae("decoder_only").decoder
+        codes = torch.as_tensor(CODES).long()
+
+        def poisoned(module: nn.Module, codes_BD: Tensor, latents: Tensor) -> Tensor:
+            losses = loss(module, codes_BD, latents)
+            return torch.where(codes_BD[:, 0] == 1, losses * float("inf"), losses) if bad else losses
+
+        private = PrivateSteps(decoder, codes, poisoned, plan=plan, rows=8, key=ScriptedKey(), learning_rate=0.01,
+                               microbatch=None, compile=compile, latents=(2,))
+        for number in range(number_of_steps):
+            private.step(number, 1.0)
+        assert (int(private.optimizer.not_finite) > 0) == bad
+        private.close()
+        return torch.cat([p.detach().flatten() for p in decoder.parameters()])
+
+    torch.testing.assert_close(run(True), run(False), atol=1e-5, rtol=0)

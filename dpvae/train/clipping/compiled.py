@@ -1,0 +1,57 @@
+"""The static part of a step as one compiled program: forward, input gradients, norms, factors, clipped sums.
+
+The step is traced once with the recorder as it is (nothing depends on values while it is traced), and the trace is
+compiled by torch's inductor. Shapes must stay what they were: batches are padded with rows of weight zero. What comes
+back is one flat vector, ready for one draw of noise, and whether every record was finite: where one was not, its
+zeroing is left to the same part without compiler.
+
+Shapes: N rows of a chunk, P parameters in all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from dpvae.errors import ConfigError
+from dpvae.train.clipping.recorder import Recorder
+
+Part = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+Loss = Callable[[Any, Tensor, Tensor], Tensor]
+
+
+def part_of(recorder: Recorder, loss: Loss, factors: Callable[[Tensor], Tensor]) -> Part:
+    """(records (N, ...), latents (N, ...), weights (N,) zero or one) -> (flat clipped sum (P,), norms (N,))."""
+
+    def part(records: Tensor, latents: Tensor, weights_N: Tensor) -> tuple[Tensor, Tensor]:
+        recorder.told = len(records)
+        loss(recorder, records, latents).sum().backward()
+        norms_N = recorder.squared_norms().sqrt()
+        sums = recorder.clipped_sums(factors(norms_N) * weights_N)
+        return torch.cat([total.flatten() for total in sums.values()]), norms_N
+
+    return part
+
+
+def compiled(part: Part, example: tuple[Tensor, Tensor, Tensor]) -> Part:
+    """``part`` for tensors like ``example``; raises :class:`ConfigError` where there is no working compiler."""
+    graph = make_fx(part)(*example)
+    graph.eval()
+    fast: nn.Module = torch.compile(graph, mode="reduce-overhead" if example[0].is_cuda else None, dynamic=False)
+    try:
+        with torch.no_grad():
+            fast(*example)
+    except Exception as error:  # whatever a compiler, a linker or a driver may raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"performance.compile=true: this machine cannot compile the step ({reason[:120]}); "
+                          "install a C++ compiler (g++), or performance.compile=false") from None
+
+    def run(*arguments: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            return fast(*arguments)  # type: ignore[no-any-return]
+
+    return run
