@@ -82,7 +82,7 @@ def show(ledger: Ledger, dataset: str | None = None, *, as_json: bool = False) -
     if accounts:
         lines += ["", f"  {'data set':24}{'spent':>10}{'cap':>10}{'left':>10}{'delta':>10}  runs"]
     for each in accounts:
-        left = "-" if each.left is None else f"{each.left:.3f}"
+        left = "-" if each.left is None else f"{math.floor(each.left * 1000) / 1000:.3f}"
         cap = "none" if each.cap is None else f"{each.cap:g}"
         runs = [f"{each.committed} finished", f"{each.reserved} open", f"{each.aborted} given back"]
         spent = "no bound" if each.spent is None else rounded_up(each.spent)
