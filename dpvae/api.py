@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -83,7 +84,7 @@ def train(config: TrainConfig, table: Any = None) -> Run:
                 report_run(run.path)
             return _finished(run, planned, "this run is finished already; nothing was spent")
         bind(run, rows, schema)
-        ledger, reservation = reserve(config, ask(config, planned, rows, run), run)
+        ledger, reservation = reserve(config, lambda: ask(config, planned, rows, run), run)
         fulfil(config, schema, planned, rows, run, ledger)
         ledger.commit(reservation)
         run.finish()
@@ -165,15 +166,16 @@ def open_ledger(config: TrainConfig) -> Ledger:
     return Ledger.open(ledger_place(config))
 
 
-def reserve(config: TrainConfig, wanted: Ask, run: Any) -> tuple[Ledger, Reservation]:
+def reserve(config: TrainConfig, wanted: Callable[[], Ask], run: Any) -> tuple[Ledger, Reservation]:
     """Book what ``run`` wants, before any noise is drawn; a run that was booked already gets its reservation back.
 
-    Where the ledger refuses, a run that was made a moment ago is removed again: nothing is booked for it. Where its
-    answer was lost, the run stays, and the same command finds what is booked.
+    It is asked only once the ledger is open: asking leaves a key beside it. Where the ledger refuses, a run that was
+    made a moment ago is removed again: nothing is booked for it. Where its answer was lost, the run stays, and the same
+    command finds what is booked.
     """
     try:
         ledger = open_ledger(config)
-        return ledger, ledger.reserve_all([wanted])[0]
+        return ledger, ledger.reserve_all([wanted()])[0]
     except UnknownOutcome:
         raise
     except (DPVAEError, OSError):

@@ -89,8 +89,9 @@ def select(configs: Sequence[TrainConfig]) -> api.Run:
         trials = run.private / "trials"
         api.bind(run, rows, schema)
         if not run.finished:
-            wanted = replace(api.ask(configs[0], chosen.plans[0], rows, run), events=(chosen.event,))
-            ledger, reservation = api.reserve(configs[0], wanted, run)
+            first, planned = configs[0], chosen.plans[0]
+            ledger, reservation = api.reserve(
+                first, lambda: replace(api.ask(first, planned, rows, run), events=(chosen.event,)), run)
             _same_grid(run, configs)
             run.begin()
             best = _best(chosen, schema, rows, trials, run.key(), ledger)
