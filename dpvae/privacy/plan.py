@@ -205,7 +205,7 @@ def split(trainer: TrainerConfig, facts: PublicFacts) -> dict[str, float]:
     """Shares of squared signal by release; they add up to one. The rule and its evidence: docs/decisions.md."""
     survey = trainer.survey_share
     if survey is None:
-        survey = 0.05 if set(facts.survey_steps) <= {"rows", "bins"} else 0.15
+        survey = 0.05 if set(facts.survey_steps) <= {"rows", "bins"} else _survey_share(facts.rows)
     survey = survey if facts.survey_steps else 0.0
     metric = trainer.metric_share
     left = 1.0 - survey - metric
@@ -220,6 +220,15 @@ def split(trainer: TrainerConfig, facts: PublicFacts) -> dict[str, float]:
     shares["metric/elbo"] = metric
     shares["dpsgd"] = left * (1 - anchor)
     return {name: share for name, share in shares.items() if share > 0}
+
+
+def _survey_share(rows: int | None) -> float:
+    """Of an undeclared table: the more rows, the less the tables' own noise matters and the more values can be shown.
+
+    >>> [round(_survey_share(rows), 2) for rows in (1000, 40_000, 120_000, None)]
+    [0.12, 0.14, 0.24, 0.16]
+    """
+    return min(max(0.14 * math.sqrt((rows or ASSUMED_ROWS) / 40_000), 0.12), 0.25)
 
 
 def _anchor_parts(trainer: str, facts: PublicFacts) -> dict[str, float]:
