@@ -341,7 +341,7 @@ PARTS: dict[str, Callable[[], dict[str, Any]]] = {
 
 def markdown(report: dict[str, Any]) -> str:
     """The same numbers as a page."""
-    lines = ["# The ledger under attack, and its price", "", f"Made by `{report['command']}`. {report['machine']}.", ""]
+    lines = [f"`{report['command']}`", "", "# The ledger under attack, and its price", "", f"{report['machine']}.", ""]
     for part, numbers in report["parts"].items():
         lines += [f"## {part}", "", "| | |", "|---|---|"]
         for name, value in numbers.items():
