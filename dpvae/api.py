@@ -36,7 +36,8 @@ from dpvae.report.source import read_run, write_events
 
 NOISE = {
     "one-shot": "rounded Gaussian added to integers; AES-256-CTR keystream, key from the operating system",
-    "dpsgd": "half the sum of four Gaussians in double precision, rounded to single; AES-256-CTR, one stream per step",
+    "dpsgd": "half the sum of four Gaussians (radius in double precision, angle in single), rounded to single; "
+             "AES-256-CTR, one stream per step",
 }
 REPLAY = ("a step replayed after a crash draws the identical mask and noise from a key sealed in private/, which is "
           "destroyed when the run ends: the same release, not a second one")

@@ -17,6 +17,7 @@ True
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -31,7 +32,7 @@ from dpvae.privacy.plan import SgdPlan
 from dpvae.rng import seed_of
 from dpvae.train.clipping.compiled import Part, compiled, part_of
 from dpvae.train.clipping.ghost import Ghost
-from dpvae.train.clipping.memory import Footprint, records_at_once
+from dpvae.train.clipping.memory import Footprint, keep_pages, records_at_once
 from dpvae.train.clipping.recorder import Recorder
 from dpvae.train.clipping.recurrent import swap_recurrent
 from dpvae.train.independence import RECORDS, Loss, check_independence, refuse_mixing_layers
@@ -100,6 +101,13 @@ class SecretOptimizer(DPOptimizer):
         for parameter in self.params:
             parameter.grad /= self.expected_batch_size
 
+    @property
+    def grad_samples(self) -> list[Tensor]:
+        """One tensor (B, *shape) for each parameter; where there are none, Opacus only asks whether there is work."""
+        if self.recorder is not None or self.sums is not None:
+            return list(self.params)
+        return [self._get_flat_grad_sample(p) for p in self.params]
+
     def _get_flat_grad_sample(self, p: Any) -> Tensor:
         """(B, *shape): one gradient per record, also where a layer saw several rows of each side by side."""
         sample = getattr(p, "grad_sample", None)
@@ -150,6 +158,8 @@ class PrivateSteps:
         self.microbatch = microbatch or 1024
         if example is not None:
             self._check(example, measure=microbatch is None)
+        if self.device.type == "cpu":
+            keep_pages(True)
         self.padding = Padding.of(plan.sampling_rate, rows, at_most=self.microbatch) if compile else None
         self._programs: dict[int, Part] = {}
 
@@ -265,11 +275,15 @@ class PrivateSteps:
     def _latents(self, number: int, records: int) -> Tensor:
         """Fresh standard normal numbers for every record, (B, *latents): independent, secret, and drawn on the CPU for
         the whole batch, so that neither the device nor the size of its parts changes a result."""
-        uniform = self.key.stream("dpsgd", number, "latent").uniform((records, *self.latents))
-        return torch.special.ndtri(torch.as_tensor(uniform)).float().to(self.device)
+        size = records * math.prod(self.latents)
+        words = torch.frombuffer(bytearray(self.key.stream("dpsgd", number, "latent").bytes(4 * size) or b"\0" * 4),
+                                 dtype=torch.int32)[:size]
+        inside = ((words + 0.5) * 2.0**-31).clamp_(-1 + 2.0**-24, 1 - 2.0**-24)  # up to 5.3 standard deviations
+        return (torch.erfinv(inside) * math.sqrt(2)).view(records, *self.latents).to(self.device)
 
     def close(self) -> None:
-        """Give the module back as it was."""
+        """Give the module back as it was, and the memory that was held."""
+        keep_pages(False)
         self.module.remove_hooks()
         for parent, name, original in self._swapped:
             setattr(parent, name, original)
