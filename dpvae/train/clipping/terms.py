@@ -29,7 +29,7 @@ Layout = tuple[int, ...] | None
 
 
 def laid_out(flat: Tensor, layout: Layout) -> Tensor:
-    """A convolution's gradient is kept as it is cheapest to make, (outputs, *kernel, inputs), and turned once summed."""
+    """A convolution's gradient is kept as it is cheapest to make, (outputs, *kernel, inputs), and turned at the end."""
     return flat if layout is None else flat.view(*flat.shape[:-1], *layout).movedim(-1, -len(layout) + 1)
 
 
