@@ -39,6 +39,8 @@ NOISE = {
     "dpsgd": "half the sum of four Gaussians (radius in double precision, angle in single), rounded to single; "
              "AES-256-CTR, one stream per step",
 }
+PADDING = ("batches are filled up to a public size with rows of weight zero; what does not fit goes into further "
+           "parts, and no record is dropped")
 REPLAY = ("a step replayed after a crash draws the identical mask and noise from a key sealed in private/, which is "
           "destroyed when the run ends: the same release, not a second one")
 
@@ -353,13 +355,14 @@ def _publish(config: TrainConfig, planned: Plan, run: Any, ledger: Ledger, resul
     generator = torch.Generator().manual_seed(seed_of(config.run.seed, "report"))
     write_json(run.public / "diagnostics.json", diagnose(result.vae, result.anchors.one_way, generator=generator))
     dataset = _dataset(config)
+    drawn = NOISE | ({"padding": PADDING} if config.performance.compile and planned.sgd else {})
     rows = max(round(result.rows), 1)
     write_json(run.public / "claim.json", {
         "epsilon_target": config.privacy.epsilon, "delta": planned.delta, "neighbouring": planned.neighbouring,
         "unit": "row", "n_ref": rows, "n_ref_source": "declared" if config.data.rows else "measured",
         "private": config.privacy.secret_seed is None,
         "divisor": planned.sgd.sampling_rate * rows if planned.sgd else None,
-        "noise": "; ".join(f"{name}: {text}" for name, text in NOISE.items()), "replay": REPLAY, "dataset": dataset,
+        "noise": "; ".join(f"{name}: {text}" for name, text in drawn.items()), "replay": REPLAY, "dataset": dataset,
         "ledger_head": ledger.head(), "ledger_rows": len(ledger.rows()),
         "cumulative_epsilon": _finite(ledger.spent(dataset, planned.delta).upper)})
 

@@ -1,4 +1,4 @@
-"""A few private steps, by one process or by those that torchrun starts; weights go to OUT.MODE.RANK. No test in here."""
+"""A few private steps, by one process or by those that torchrun starts; weights go to OUT.MODE.RANK. No test here."""
 
 from __future__ import annotations
 
