@@ -24,7 +24,7 @@ from dpvae.data.lake import Table
 from dpvae.data.schema import Schema
 from dpvae.data.survey import survey, survey_steps
 from dpvae.data.table import TableCodec, validate
-from dpvae.errors import ConfigError, DPVAEError
+from dpvae.errors import ConfigError, DPVAEError, RunError
 from dpvae.privacy.accountant import Epsilon
 from dpvae.privacy.chain import UnknownOutcome
 from dpvae.privacy.events import Event
@@ -36,8 +36,11 @@ from dpvae.report.source import read_run, write_events
 
 NOISE = {
     "one-shot": "rounded Gaussian added to integers; AES-256-CTR keystream, key from the operating system",
-    "dpsgd": "half the sum of four Gaussians in double precision, rounded to single; AES-256-CTR, one stream per step",
+    "dpsgd": "half the sum of four Gaussians (radius in double precision, angle in single), rounded to single; "
+             "AES-256-CTR, one stream per step",
 }
+PADDING = ("batches are filled up to a public size with rows of weight zero; what does not fit goes into further "
+           "parts, and no record is dropped")
 REPLAY = ("a step replayed after a crash draws the identical mask and noise from a key sealed in private/, which is "
           "destroyed when the run ends: the same release, not a second one")
 
@@ -73,10 +76,16 @@ def train(config: TrainConfig, table: Any = None) -> Run:
     if config.sweep.private:
         raise ConfigError("sweep.private=true: expected a sweep to choose from; say dpvae train -m model.hidden=64,128")
     schema, planned, rows = prepare(config, table)
+    from dpvae.train.parallel import announcing, leave, together
     from dpvae.train.run import open_run
 
-    run = open_run(config)
+    processes = together()
     with ExitStack() as stack:
+        stack.callback(leave)
+        if processes is not None and not processes.first:
+            return _follow(config, planned, rows, schema, processes)
+        say = stack.enter_context(announcing(processes))
+        run = open_run(config)
         stack.enter_context(run.lock())
         if run.finished:
             bind(run, rows, schema)
@@ -85,11 +94,26 @@ def train(config: TrainConfig, table: Any = None) -> Run:
             return _finished(run, planned, "this run is finished already; nothing was spent")
         bind(run, rows, schema)
         ledger, reservation = reserve(config, lambda: ask(config, planned, rows, run), run)
-        fulfil(config, schema, planned, rows, run, ledger)
+        fulfil(config, schema, planned, rows, run, ledger, processes=processes, say=say)
         ledger.commit(reservation)
         run.finish()
     report_run(run.path)
     return _finished(run, planned)
+
+
+def _follow(config: TrainConfig, planned: Plan, rows: Table, schema: Schema, processes: Any) -> Run:
+    """Train along with the first process, which alone books, writes and reports."""
+    from dpvae.train.run import RunFolder
+
+    what, path, content = processes.tell()
+    if what == "stop":
+        raise RunError(f"process {processes.rank}: the first process has nothing to train; see what it says")
+    if content != _fingerprint(rows):
+        raise RunError(f"process {processes.rank}: reads other rows than the first process; expected the same file")
+    run = RunFolder(path)
+    with Progress("quiet", planned) as progress:
+        _spend(config, planned, rows, schema, run, progress, processes)
+    return _finished(run, planned, f"process {processes.rank} is done")
 
 
 def release(config: ReleaseConfig | str | Path, model: Any = None, *, rows: int | None = None, seed: int = 0) -> Path:
@@ -138,12 +162,16 @@ def bind(run: Any, rows: Table, schema: Schema) -> None:
     run.bind_data(_fingerprint(rows), schema.digest())
 
 
-def fulfil(config: TrainConfig, schema: Schema, planned: Plan, rows: Table, run: Any, ledger: Ledger) -> None:
-    """Draw what is booked on ``ledger`` for ``run``, and write its ``public/``."""
+def fulfil(config: TrainConfig, schema: Schema, planned: Plan, rows: Table, run: Any, ledger: Ledger, *,
+           processes: Any = None, say: Any = None) -> None:
+    """Draw what is booked on ``ledger`` for ``run``, and write its ``public/``; with the other ``processes``, which
+    hear of it by ``say``."""
     bind(run, rows, schema)
     run.begin()
+    if say is not None:
+        say("train", run.path, _fingerprint(rows))
     with Progress(config.report.progress, planned) as progress:
-        result = _spend(config, planned, rows, schema, run, progress)
+        result = _spend(config, planned, rows, schema, run, progress, processes)
     _publish(config, planned, run, ledger, result)
 
 
@@ -248,7 +276,8 @@ class _Result:
     anchors: Any
 
 
-def _spend(config: TrainConfig, planned: Plan, table: Table, schema: Schema, run: Any, progress: Progress) -> _Result:
+def _spend(config: TrainConfig, planned: Plan, table: Table, schema: Schema, run: Any, progress: Progress,
+           processes: Any = None) -> _Result:
     """Survey, measure, train: everything that touches private rows."""
     import torch
 
@@ -274,7 +303,7 @@ def _spend(config: TrainConfig, planned: Plan, table: Table, schema: Schema, run
     vae = _new_model(config, planned, resolved, device)
     state = Trainer(plan=planned, config=config, vae=vae, codes=torch.as_tensor(codes, device=device).long(),
                     anchors=anchors, rows=public_rows, key=key, checkpoint=run.checkpoint,
-                    listen=progress.listen).fit()
+                    listen=progress.listen, processes=processes).fit()
     events = (*surveyed.events, *anchor_events, *planned.events()[len(surveyed.events) + len(anchor_events):])
     if events != planned.events():
         raise AssertionError("the events drawn are not the events reserved")
@@ -326,13 +355,14 @@ def _publish(config: TrainConfig, planned: Plan, run: Any, ledger: Ledger, resul
     generator = torch.Generator().manual_seed(seed_of(config.run.seed, "report"))
     write_json(run.public / "diagnostics.json", diagnose(result.vae, result.anchors.one_way, generator=generator))
     dataset = _dataset(config)
+    drawn = NOISE | ({"padding": PADDING} if config.performance.compile and planned.sgd else {})
     rows = max(round(result.rows), 1)
     write_json(run.public / "claim.json", {
         "epsilon_target": config.privacy.epsilon, "delta": planned.delta, "neighbouring": planned.neighbouring,
         "unit": "row", "n_ref": rows, "n_ref_source": "declared" if config.data.rows else "measured",
         "private": config.privacy.secret_seed is None,
         "divisor": planned.sgd.sampling_rate * rows if planned.sgd else None,
-        "noise": "; ".join(f"{name}: {text}" for name, text in NOISE.items()), "replay": REPLAY, "dataset": dataset,
+        "noise": "; ".join(f"{name}: {text}" for name, text in drawn.items()), "replay": REPLAY, "dataset": dataset,
         "ledger_head": ledger.head(), "ledger_rows": len(ledger.rows()),
         "cumulative_epsilon": _finite(ledger.spent(dataset, planned.delta).upper)})
 

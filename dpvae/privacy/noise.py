@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import hmac
+import math
 import os
 from pathlib import Path
 from typing import NoReturn
@@ -37,10 +38,7 @@ from dpvae.errors import ConfigError, RunError
 
 KEY_BYTES = 32
 _CHUNK = 1 << 16  # normals per pass: stays in the cache
-_PAIRS = 1 << 13
-_CELLS = 11  # bits of an angle that a table answers; the rest is a short polynomial
-_CENTRES = (np.arange(1 << _CELLS) + 0.5) * (2 * np.pi / (1 << _CELLS))
-_SIN, _COS = np.sin(_CENTRES), np.cos(_CENTRES)
+_PAIRS = 1 << 11  # at once: arrays small enough that the allocator keeps them
 Shape = int | tuple[int, ...]
 
 
@@ -184,16 +182,25 @@ class SecretStream:
         Which floating-point numbers one draw can reach betrays what it was added to; a sum of four reaches nearly all
         of them, so guessing takes more work than there is (Holohan and Braghin 2021, arXiv 2107.10138, section 5.2).
         The two normals of one Box-Muller pair add up to sqrt(2) R sin(angle + pi/4), so two radii and two angles make
-        the sum of four; seven times faster than four draws one by one.
+        the sum of four. Radii are worked out in double precision (64 random bits, tails to 9.4 sd), the sine of an
+        angle (32 bits) in single: its error, 1e-7 of the draw, is below what rounding the sum to single does.
         """
         out = np.empty(size)
+        radius = np.empty(2 * _PAIRS)
         for start in range(0, size, _PAIRS):
             block = out[start : start + _PAIRS]
-            words = self._words(4 * block.size)
-            radius, angle = words[: 2 * block.size], words[2 * block.size :]
-            pairs = _sine(angle)
-            pairs *= np.sqrt(-np.log((radius.astype(np.float64) + 0.5) * 2.0**-64))
-            np.add(pairs[: block.size], pairs[block.size :], out=block)
+            pairs = 2 * block.size
+            raw = self.bytes(12 * pairs)
+            part = radius[:pairs]
+            np.copyto(part, np.frombuffer(raw, dtype="<u8", count=pairs), casting="unsafe")
+            part += 0.5
+            np.log(part, out=part)
+            np.subtract(64 * math.log(2), part, out=part)
+            np.sqrt(part, out=part)
+            angle = np.frombuffer(raw, dtype="<i4", offset=8 * pairs).astype(np.float32)
+            angle *= np.float32(2 * np.pi * 2.0**-32)
+            part *= np.sin(angle, out=angle)
+            np.add(part[: block.size], part[block.size :], out=block)
         return out
 
     def mask(self, n: int, rate: float) -> NDArray[np.bool_]:
@@ -223,20 +230,6 @@ class SecretStream:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a SecretStream is not pickled or copied; derive it again from its key and names")
-
-
-def _sine(words: NDArray[np.uint64]) -> NDArray[np.float64]:
-    """sin(2 pi w / 2**64) to double precision: sine and cosine of the cell's centre, turned by what is left of w."""
-    cell = (words >> np.uint64(64 - _CELLS)).view(np.int64)
-    # shifted left, what is left of w runs from 0 to 2**64; from its middle, read as a signed number, it is w - centre
-    left = ((words << np.uint64(_CELLS)) ^ np.uint64(1 << 63)).view(np.int64).astype(np.float64)
-    left *= 2 * np.pi * 2.0 ** -(64 + _CELLS)
-    square = left * left
-    sine: NDArray[np.float64] = _SIN.take(cell)
-    sine *= 1 - square * (0.5 - square * (1 / 24))
-    left *= 1 - square * (1 / 6 - square * (1 / 120))
-    sine += left * _COS.take(cell)
-    return sine
 
 
 def _size(shape: Shape) -> int:

@@ -17,6 +17,7 @@ True
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -31,10 +32,11 @@ from dpvae.privacy.plan import SgdPlan
 from dpvae.rng import seed_of
 from dpvae.train.clipping.compiled import Part, compiled, part_of
 from dpvae.train.clipping.ghost import Ghost
-from dpvae.train.clipping.memory import Footprint, records_at_once
+from dpvae.train.clipping.memory import Footprint, keep_pages, records_at_once
 from dpvae.train.clipping.recorder import Recorder
 from dpvae.train.clipping.recurrent import swap_recurrent
 from dpvae.train.independence import RECORDS, Loss, check_independence, refuse_mixing_layers
+from dpvae.train.parallel import Processes
 from dpvae.train.sampling import Indices, Padding, draw_batch
 
 STABILISER = 0.01  # gamma of AUTO-S
@@ -61,6 +63,7 @@ class SecretOptimizer(DPOptimizer):
         self.sums: list[tuple[nn.Parameter, Tensor]] | None = None  # of that part, where they are known already
         self.not_finite = 0  # records without a contribution, so far: private, sealed
         self.draw: Callable[[int], Tensor] | None = None
+        self.processes: Processes | None = None
 
     def clip_and_accumulate(self) -> None:
         """Add every record's clipped gradient to ``p.summed_grad``."""
@@ -90,6 +93,10 @@ class SecretOptimizer(DPOptimizer):
     def add_noise(self) -> None:
         """One draw of ``sigma C`` times standard normal for all parameters together."""
         assert self.draw is not None, "no noise stream for this step"
+        if self.processes is not None:  # all add up, then all add the same noise
+            sums = self.processes.sum([p.summed_grad for p in self.params])
+            for parameter, total in zip(self.params, sums, strict=True):
+                parameter.summed_grad = total
         noise = self.draw(sum(p.numel() for p in self.params)) * (self.noise_multiplier * self.max_grad_norm)
         self.draw = None  # a stream serves one step
         for parameter, part in zip(self.params, noise.split([p.numel() for p in self.params]), strict=True):
@@ -99,6 +106,13 @@ class SecretOptimizer(DPOptimizer):
         """Divide by the public expected batch, whatever the batch and however many parts it came in."""
         for parameter in self.params:
             parameter.grad /= self.expected_batch_size
+
+    @property
+    def grad_samples(self) -> list[Tensor]:
+        """One tensor (B, *shape) for each parameter; where there are none, Opacus only asks whether there is work."""
+        if self.recorder is not None or self.sums is not None:
+            return list(self.params)
+        return [self._get_flat_grad_sample(p) for p in self.params]
 
     def _get_flat_grad_sample(self, p: Any) -> Tensor:
         """(B, *shape): one gradient per record, also where a layer saw several rows of each side by side."""
@@ -127,13 +141,15 @@ class PrivateSteps:
         precision: of forward and backward pass; norms, sums and weights are always single.
         example: (count, generator) -> that many random records, made from public facts. With them it is checked, before
             the first step, that no record moves another's loss or gradient.
+        processes: those that train together, each with its share of every batch; ``None``: this one alone.
 
     Raises :class:`ConfigError` for a model whose records do not stand alone.
     """
 
     def __init__(self, module: nn.Module, codes: Tensor, loss: Loss, *, plan: SgdPlan, rows: int, key: SecretKey,
                  learning_rate: float, microbatch: int | None, clipping: str = "auto", latents: tuple[int, ...] = (),
-                 compile: bool = False, precision: str = "float32", example: Example | None = None) -> None:
+                 compile: bool = False, precision: str = "float32", example: Example | None = None,
+                 processes: Processes | None = None) -> None:
         refuse_mixing_layers(module)
         if compile and clipping in ("hooks", "ghost"):
             raise ConfigError(f"performance.compile=true: Opacus' {clipping} mode cannot be compiled; "
@@ -146,11 +162,19 @@ class PrivateSteps:
         inner = torch.optim.Adam(trained, lr=learning_rate, betas=(0.9, 0.99), fused=True)
         self.optimizer = SecretOptimizer(inner, plan=plan, expected_batch=plan.sampling_rate * rows,
                                          recorder=self.module if isinstance(self.module, Recorder) else None)
-        self.device = codes.device
+        self.device, self.processes = codes.device, processes
+        self.optimizer.processes = processes
+        if processes is not None:
+            processes.same(module)
         self.microbatch = microbatch or 1024
         if example is not None:
             self._check(example, measure=microbatch is None)
-        self.padding = Padding.of(plan.sampling_rate, rows, at_most=self.microbatch) if compile else None
+        if self.device.type == "cpu":
+            keep_pages(True)
+        self.padding: Padding | None = None
+        if compile:
+            own = rows if processes is None else math.ceil(rows / processes.size)
+            self.padding = Padding.of(plan.sampling_rate, own, at_most=self.microbatch)
         self._programs: dict[int, Part] = {}
 
     def _check(self, example: Example, *, measure: bool) -> None:
@@ -188,18 +212,22 @@ class PrivateSteps:
             group["lr"] = base * rate_factor
         self.optimizer.zero_grad(set_to_none=True)
         batch = draw_batch(self.key, number, len(self.codes), self.plan.sampling_rate, public_rows=self.rows)
+        latents = self._latents(number, len(batch))
+        if self.processes is not None:
+            own = self.processes.share(len(batch))
+            batch, latents = batch[own], latents[own]
         self.optimizer.draw = lambda size: self._noise(number, size)
-        parts = list(self._parts(batch, self._latents(number, len(batch))))
-        for index, (records, latents, count) in enumerate(parts):
+        parts = list(self._parts(batch, latents))
+        for index, (records, drawn, count) in enumerate(parts):
             self.optimizer.signal_skip_step(do_skip=index < len(parts) - 1)
             if self.padding is not None and len(self.codes):
-                self._static(records, latents, count)
+                self._static(records, drawn, count)
             else:
-                self._backward(records, latents)
+                self._backward(records, drawn)
             self.optimizer.step()
             if index < len(parts) - 1:
                 self.optimizer.zero_grad(set_to_none=True)
-        del batch, parts
+        del batch, latents, parts
 
     def _parts(self, batch: Indices, latents: Tensor) -> Iterator[tuple[Tensor, Tensor, int]]:
         """(records, latents, how many of them count) of each part; an empty batch is one empty part."""
@@ -265,11 +293,15 @@ class PrivateSteps:
     def _latents(self, number: int, records: int) -> Tensor:
         """Fresh standard normal numbers for every record, (B, *latents): independent, secret, and drawn on the CPU for
         the whole batch, so that neither the device nor the size of its parts changes a result."""
-        uniform = self.key.stream("dpsgd", number, "latent").uniform((records, *self.latents))
-        return torch.special.ndtri(torch.as_tensor(uniform)).float().to(self.device)
+        size = records * math.prod(self.latents)
+        words = torch.frombuffer(bytearray(self.key.stream("dpsgd", number, "latent").bytes(4 * size) or b"\0" * 4),
+                                 dtype=torch.int32)[:size]
+        inside = ((words + 0.5) * 2.0**-31).clamp_(-1 + 2.0**-24, 1 - 2.0**-24)  # up to 5.3 standard deviations
+        return (torch.erfinv(inside) * math.sqrt(2)).view(records, *self.latents).to(self.device)
 
     def close(self) -> None:
-        """Give the module back as it was."""
+        """Give the module back as it was, and the memory that was held."""
+        keep_pages(False)
         self.module.remove_hooks()
         for parent, name, original in self._swapped:
             setattr(parent, name, original)

@@ -32,6 +32,7 @@ from dpvae.train import anchor, objectives
 from dpvae.train.anchor import Anchors
 from dpvae.train.checkpoint import load_state, optimiser_state, restore_optimiser, save_state
 from dpvae.train.dpsgd import PrivateSteps
+from dpvae.train.parallel import Processes
 from dpvae.train.sleep import Sleep
 
 CHECKPOINT_EVERY = 20  # DP-SGD steps
@@ -78,10 +79,13 @@ class Trainer:
     key: SecretKey
     checkpoint: Path
     listen: Listener = lambda moment: None
+    processes: Processes | None = None  # that train together; the first one writes
 
     def fit(self) -> TrainState:
         """Train from the last checkpoint, or from the start; returns the final state."""
         state, saved = self._restore()
+        if self.processes is not None:
+            self.processes.wait()  # nobody writes before everybody has read
         names = PHASES[self.config.trainer.name]
         for index in range(state.phase, len(names)):
             moment = getattr(self, f"_{names[index]}")(state, saved)
@@ -101,6 +105,8 @@ class Trainer:
         return TrainState(saved["phase"], saved["step"], saved["metrics"]), saved.get("extra", {})
 
     def _save(self, state: TrainState, extra: dict[str, Any] | None = None) -> None:
+        if self.processes is not None and not self.processes.first:
+            return
         save_state(self.checkpoint, {"vae": self.vae.state_dict(), "phase": state.phase, "step": state.step,
                                      "metrics": state.metrics, "extra": extra or {}})
 
@@ -147,6 +153,7 @@ class Trainer:
         sleep = Sleep(self.vae) if self.config.trainer.name == "decoder_only" else None
         if saved:
             restore_optimiser(private.optimizer.original_optimizer, saved["adam"])
+            private.optimizer.not_finite = saved.get("not_finite", 0)
             average = [saved["average"][str(i)].to(p) for i, p in enumerate(average)]
             if sleep is not None:
                 restore_optimiser(sleep.optimiser, saved["sleep"])
@@ -159,7 +166,7 @@ class Trainer:
             metric = self._metric_of(state, steps, average, private)
             if metric is not None or (state.step % CHECKPOINT_EVERY == 0 and state.step < steps):
                 extra = {"adam": optimiser_state(private.optimizer.original_optimizer),
-                         "average": dict(enumerate(average))}
+                         "average": dict(enumerate(average)), "not_finite": int(private.optimizer.not_finite)}
                 extra |= {"sleep": optimiser_state(sleep.optimiser)} if sleep is not None else {}
                 self._save(state, extra)
             self.listen(Moment("dpsgd", state.step, steps, metric))  # a number is saved before it is shown
@@ -183,7 +190,7 @@ class Trainer:
         return PrivateSteps(module, self.codes, loss, plan=self.plan.sgd, rows=self.rows, key=self.key,
                             learning_rate=rate, microbatch=performance.microbatch, clipping=performance.clipping,
                             compile=performance.compile, precision=performance.precision, latents=latents,
-                            example=objectives.random_codes(self.vae))
+                            example=objectives.random_codes(self.vae), processes=self.processes)
 
     # -- the noisy ELBO ----------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ Shapes: N rows of a chunk, P parameters in all.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from dpvae.errors import ConfigError
+from dpvae.errors import ConfigError, DPVAEError
 from dpvae.train.clipping.recorder import Recorder
 
 Part = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -39,12 +40,16 @@ def part_of(recorder: Recorder, loss: Loss, factors: Callable[[Tensor], Tensor])
 
 def compiled(part: Part, example: tuple[Tensor, Tensor, Tensor]) -> Part:
     """``part`` for tensors like ``example``; raises :class:`ConfigError` where there is no working compiler."""
-    graph = make_fx(part)(*example)
-    graph.eval()
-    fast: nn.Module = torch.compile(graph, mode="reduce-overhead" if example[0].is_cuda else None, dynamic=False)
+    mode = "reduce-overhead" if example[0].is_cuda else None
     try:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the compiler's own, about itself
+            with torch.enable_grad():
+                graph = make_fx(part)(*example)
+            fast: nn.Module = torch.compile(graph, mode=mode, dynamic=False)
             fast(*example)
+    except DPVAEError:
+        raise
     except Exception as error:  # whatever a compiler, a linker or a driver may raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"performance.compile=true: this machine cannot compile the step ({reason[:120]}); "

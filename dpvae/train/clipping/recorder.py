@@ -136,7 +136,7 @@ class Recorder(AbstractGradSampleModule):
                 continue
             term = join(book.pop(parameter))
             term = term if keep_B is None else term.cleaned(keep_B)
-            sums[parameter] = term.clipped_sum(factors_B).view(parameter.shape).to(parameter.dtype)
+            sums[parameter] = term.clipped_sum(factors_B).reshape(parameter.shape).to(parameter.dtype)
         return sums
 
     def _used_outside(self, name: str, parameter: nn.Parameter) -> None:

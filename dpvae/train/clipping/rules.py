@@ -52,7 +52,8 @@ def summed(g_BTp: Tensor) -> Sample:
 def convolution(layer: nn.Module, x: Tensor, grad: Tensor, records: int) -> Terms:
     """(N, C, *space): a linear map on patches."""
     if (weight := trainable(layer, "weight")) is not None:
-        x = F.pad(x, layer._reversed_padding_repeated_twice, mode=_padding_mode(layer))
+        padding = layer._reversed_padding_repeated_twice
+        x = F.pad(x, padding, mode=_padding_mode(layer)) if any(padding) else x
         yield weight, _patched(x, grad, layer, records)
     if (bias := trainable(layer, "bias")) is not None:
         yield bias, _channel_sums(grad, records)
@@ -89,12 +90,8 @@ def _patched(padded: Tensor, met: Tensor, layer: nn.Module, records: int) -> Out
     g_NTp = met.flatten(2).mT
     if groups == 1:
         a_NTd = patches.reshape(len(met), positions, -1)
-        outer = Outer(fold(a_NTd, records, 1), fold(g_NTp, records, 1)).settled()
-        size = (-1, *kernel, inputs)
-        if isinstance(outer, Sample):
-            return Sample(outer.value.unflatten(2, size[1:]).movedim(-1, 2))
-        a_BTd = outer.a.unflatten(2, size[1:]).movedim(-1, 2).flatten(2)
-        return Outer(a_BTd, outer.g)
+        layout = (met.shape[1], *kernel, inputs)
+        return Outer(fold(a_NTd, records, 1), fold(g_NTp, records, 1), layout).settled()
     dtype = wide(met.dtype)
     a_BTGd = fold(patches.reshape(len(met), positions, -1, groups, inputs), records, 3)  # kernel, group, channel
     g_BTGp = fold(g_NTp.unflatten(2, (groups, -1)), records, 2)

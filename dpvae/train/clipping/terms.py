@@ -25,11 +25,20 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 GRAM_GAIN = 2.0
 
 
+Layout = tuple[int, ...] | None
+
+
+def laid_out(flat: Tensor, layout: Layout) -> Tensor:
+    """A convolution's gradient is kept as it is cheapest to make, (outputs, *kernel, inputs), and turned at the end."""
+    return flat if layout is None else flat.view(*flat.shape[:-1], *layout).movedim(-1, -len(layout) + 1)
+
+
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """The gradients themselves, (B, *shape of the parameter)."""
+    """The gradients themselves, (B, *shape of the parameter), or of its ``layout``."""
 
     value: Tensor
+    layout: Layout = None
 
     def squared_norms(self) -> Tensor:
         """(B,)."""
@@ -37,10 +46,10 @@ class Sample:
 
     def clipped_sum(self, factors_B: Tensor) -> Tensor:
         """``sum_i c_i g_i``, in the parameter's shape (flat)."""
-        return factors_B.to(self.value.dtype) @ self.value.flatten(1)
+        return laid_out(factors_B.to(self.value.dtype) @ self.value.flatten(1), self.layout)
 
     def cleaned(self, keep_B: Tensor) -> Sample:
-        return Sample(masked(self.value, keep_B))
+        return Sample(masked(self.value, keep_B), self.layout)
 
     def sampled(self) -> Sample:
         return self
@@ -52,6 +61,7 @@ class Outer:
 
     a: Tensor
     g: Tensor
+    layout: Layout = None
 
     def squared_norms(self) -> Tensor:
         """By rank one where T is 1, else by Gram matrices: cheaper than the gradients, or there would be a Sample."""
@@ -63,14 +73,15 @@ class Outer:
         a_BTd, g_BTp = self.a.to(factors_B.dtype), self.g.to(factors_B.dtype) * factors_B[:, None, None]
         if not a_BTd.is_contiguous() and a_BTd.transpose(0, 1).is_contiguous():  # a recurrent layer's: time first
             a_BTd, g_BTp = a_BTd.transpose(0, 1), g_BTp.transpose(0, 1)
-        return g_BTp.reshape(-1, g_BTp.shape[-1]).T @ a_BTd.reshape(-1, a_BTd.shape[-1])
+        total = g_BTp.reshape(-1, g_BTp.shape[-1]).T @ a_BTd.reshape(-1, a_BTd.shape[-1])
+        return laid_out(total.flatten(), self.layout)
 
     def cleaned(self, keep_B: Tensor) -> Outer:
-        return Outer(masked(self.a, keep_B), masked(self.g, keep_B))
+        return Outer(masked(self.a, keep_B), masked(self.g, keep_B), self.layout)
 
     def sampled(self) -> Sample:
         dtype = wide(self.g.dtype)
-        return Sample(torch.bmm(self.g.to(dtype).mT, self.a.to(dtype)))
+        return Sample(torch.bmm(self.g.to(dtype).mT, self.a.to(dtype)), self.layout)
 
     def settled(self) -> Outer | Sample:
         """The gradients instead of their factors, where those are the smaller."""
@@ -113,13 +124,15 @@ def join(terms: Sequence[Term]) -> Term:
     if len(terms) == 1:
         return terms[0]
     outers = [term for term in terms if isinstance(term, Outer)]
-    if len(outers) == len(terms):
-        return Outer(torch.cat([t.a for t in outers], 1), torch.cat([t.g for t in outers], 1)).settled()
+    if len(outers) == len(terms) and len({outer.layout for outer in outers}) == 1:
+        a, g = torch.cat([t.a for t in outers], 1), torch.cat([t.g for t in outers], 1)
+        return Outer(a, g, outers[0].layout).settled()
     lookups = [term for term in terms if isinstance(term, Lookup)]
     if len(lookups) == len(terms):
         indices, grads = [t.index for t in lookups], [t.g for t in lookups]
         return Lookup(torch.cat(indices, 1), torch.cat(grads, 1), lookups[0].rows)
-    values = [term.sampled().value.flatten(1) for term in terms]
+    samples = [term.sampled() for term in terms]
+    values = [laid_out(sample.value.flatten(1), sample.layout).flatten(1) for sample in samples]
     return Sample(torch.stack(values).sum(0))
 
 

@@ -1,0 +1,201 @@
+#!/usr/bin/env python3
+"""What a private step costs beside an ordinary one: the same model, the same machine, the same minute.
+
+    python scripts/bench_step.py models=table batch=1024 out=reports/bench/step.json
+
+Ways: plain (a shuffled batch, mean loss, fused Adam), and DP-SGD with clipping hooks, ghost (both Opacus), fast, and
+fast_compiled. A private step is the whole of it: secret Poisson sampling, forward, backward, clipping, secret noise,
+update. All ways take turns in one process; the time of a step is process CPU time on a CPU and that of CUDA events on a
+GPU; a ratio is the median over rounds of (this way / plain in the same round). Peak memory is the growth of a fresh
+process that takes three steps one way.
+
+Options: models=table,conv,transformer,gru  batch=N,N (default: each model's own)  ways=...  rounds=21  threads=1
+device=cpu|cuda  peak=true|false  out=FILE.json (a file that is there is added to)  plot=FILE.svg
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from bench_models import MODELS, Model
+
+from dpvae.errors import DPVAEError
+from dpvae.privacy.noise import SecretKey
+from dpvae.privacy.plan import SgdPlan
+from dpvae.train.dpsgd import PrivateSteps
+
+WAYS = ("plain", "hooks", "ghost", "fast", "fast_compiled")
+EPOCH = 8  # batches in the table
+Step = Callable[[int], None]
+
+
+def plain_step(model: Model, batch: int, device: torch.device) -> Step:
+    """Ordinary training of the same model."""
+    records, module = model.records(EPOCH * batch).to(device), model.module.to(device)
+    optimizer = torch.optim.Adam(module.parameters(), lr=1e-4, fused=True)
+    order = torch.randperm(len(records)).view(EPOCH, batch)
+
+    def step(number: int) -> None:
+        x = records[order[number % EPOCH].to(device)]
+        optimizer.zero_grad(set_to_none=True)
+        model.loss(module, x, torch.randn(batch, *model.latents, device=device)).mean().backward()
+        optimizer.step()
+
+    return step
+
+
+def private_step(model: Model, batch: int, device: torch.device, way: str) -> Step:
+    """DP-SGD as ``dpvae train`` takes it, on Poisson batches of the same expected size."""
+    records, rows = model.records(EPOCH * batch).to(device), EPOCH * batch
+    plan = SgdPlan(noise_multiplier=1.0, sampling_rate=1 / EPOCH, steps=1, clip_norm=1.0, latent_samples=1)
+    steps = PrivateSteps(model.module.to(device), records, model.loss, plan=plan, rows=rows, key=SecretKey.generate(),
+                         learning_rate=1e-4, microbatch=None, clipping=way.removesuffix("_compiled"),
+                         compile=way.endswith("compiled"), latents=model.latents,
+                         example=lambda count, generator: model.records(count))
+    return lambda number: steps.step(number, 1.0)
+
+
+def made(name: str, batch: int, way: str, device: torch.device) -> Step | None:
+    """The step of one way, warmed up; ``None`` where this way cannot train this model."""
+    torch.manual_seed(0)
+    model = MODELS[name][0]()
+    try:
+        step = plain_step(model, batch, device) if way == "plain" else private_step(model, batch, device, way)
+        step(0)
+        step(1)
+    except (DPVAEError, NotImplementedError, AttributeError) as error:
+        print(f"{name}/{batch} {way}: {str(error).splitlines()[0]}", file=sys.stderr)
+        return None
+    return step
+
+
+def milliseconds(step: Step, number: int, device: torch.device) -> float:
+    if device.type == "cuda":
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda.synchronize()
+        start.record()
+        step(number)
+        end.record()
+        torch.cuda.synchronize()
+        return float(start.elapsed_time(end))
+    begin = time.process_time()
+    step(number)
+    return 1e3 * (time.process_time() - begin)
+
+
+def timed(name: str, batch: int, ways: list[str], rounds: int, device: torch.device) -> dict[str, Any]:
+    """Median milliseconds and ratio of each way; slow ways sit out most rounds."""
+    steps = {way: step for way in ways if (step := made(name, batch, way, device)) is not None}
+    taken: dict[str, list[float]] = {way: [] for way in steps}
+    ratios: dict[str, list[float]] = {way: [] for way in steps}
+    slow = {"hooks": 5, "ghost": 3}
+    for number in range(2, rounds + 2):
+        base = milliseconds(steps["plain"], number, device)
+        taken["plain"].append(base)
+        for way, step in steps.items():
+            if way != "plain" and (number - 2) % slow.get(way, 1) == 0:
+                taken[way].append(milliseconds(step, number, device))
+                ratios[way].append(taken[way][-1] / base)
+    result: dict[str, Any] = {"plain": round(statistics.median(taken["plain"]), 3)}
+    for way in ways:
+        if way in steps and way != "plain":
+            result[way] = {"ms": round(statistics.median(taken[way]), 3),
+                           "ratio": round(statistics.median(ratios[way]), 3), "rounds": len(ratios[way])}
+        elif way != "plain":
+            result[way] = None
+    return result
+
+
+def peak(name: str, batch: int, way: str, device: torch.device) -> float:
+    """Megabytes by which memory grows in three steps; in this process, so call it in a fresh one."""
+    def resident() -> float:
+        if device.type == "cuda":
+            return torch.cuda.max_memory_allocated() / 2**20
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(float(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+
+    torch.manual_seed(0)
+    MODELS[name][0]().records(8)
+    step = made(name, 8, way.removesuffix("_compiled"), device)  # what any step loads
+    assert step is not None
+    before = resident()
+    step = made(name, batch, way, device)
+    assert step is not None
+    step(2)
+    return resident() - before
+
+
+def peaks(name: str, batch: int, ways: list[str], options: dict[str, str]) -> dict[str, float | None]:
+    found: dict[str, float | None] = {}
+    for way in ways:
+        command = [sys.executable, __file__, f"models={name}", f"batch={batch}", f"ways={way}", "only=peak",
+                   f"threads={options['threads']}", f"device={options['device']}"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        found[way] = round(float(done.stdout), 1) if done.returncode == 0 else None
+    return found
+
+
+def plot(results: dict[str, Any], path: Path) -> None:
+    """Ratios as an SVG: one group of bars per model and batch."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    names = [name for name, entry in results.items() if isinstance(entry.get("fast"), dict)]
+    figure, axes = pyplot.subplots(figsize=(1.6 + 1.1 * len(names), 3.2), layout="constrained")
+    for place, way in enumerate(WAYS[1:]):
+        values = [(results[n].get(way) or {}).get("ratio", float("nan")) for n in names]
+        axes.bar([i + 0.2 * (place - 1.5) for i in range(len(names))], values, 0.2, label=way)
+    axes.axhline(1, color="black", linewidth=0.8)
+    axes.set(yscale="log", ylabel="time of a private step / plain", xticks=range(len(names)))
+    axes.set_xticklabels(names)
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path)
+
+
+def main() -> None:
+    defaults = {"models": ",".join(MODELS), "batch": "", "ways": ",".join(WAYS), "rounds": "21", "threads": "1",
+                "device": "cuda" if torch.cuda.is_available() else "cpu", "peak": "false", "out": "", "plot": "",
+                "only": ""}
+    options = defaults | dict(argument.split("=", 1) for argument in sys.argv[1:])
+    if unknown := set(options) - set(defaults):
+        raise SystemExit(f"{unknown.pop()}: no such option; see the head of this file")
+    torch.set_num_threads(int(options["threads"]))
+    warnings.filterwarnings("ignore", message="Full backward hook is firing")
+    device, ways = torch.device(options["device"]), options["ways"].split(",")
+    out = Path(options["out"]) if options["out"] else None
+    results = json.loads(out.read_text()) if out is not None and out.exists() else {}
+    for name in options["models"].split(","):
+        for batch in [int(b) for b in options["batch"].split(",") if b] or MODELS[name][1]:
+            if options["only"] == "peak":
+                print(peak(name, batch, ways[0], device))
+                return
+            entry = timed(name, batch, ["plain", *[w for w in ways if w != "plain"]], int(options["rounds"]), device)
+            if options["peak"] == "true":
+                entry["peak_mb"] = peaks(name, batch, list(ways), options)
+            load = os.getloadavg()[0]
+            entry |= {"device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+                      "threads": int(options["threads"]), "load": round(load, 1), "torch": torch.__version__,
+                      "command": "python scripts/bench_step.py " + " ".join(sys.argv[1:])}
+            results[f"{name}/{batch}"] = entry
+            print(f"{name}/{batch}", json.dumps(entry))
+            if out is not None:
+                out.parent.mkdir(parents=True, exist_ok=True)
+                out.write_text(json.dumps(results, indent=1) + "\n")
+    if options["plot"]:
+        plot(results, Path(options["plot"]))
+
+
+if __name__ == "__main__":
+    main()

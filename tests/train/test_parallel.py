@@ -1,0 +1,75 @@
+"""Two processes train what one process trains: same batches, same noise, same weights, same epsilon."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from parallel_steps import STEPS, weights
+from safetensors.torch import load_file
+
+from dpvae.train.parallel import Processes, announcing
+
+HERE = Path(__file__).resolve()
+
+
+def torchrun(*command: str, cwd: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[2])}
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+                           *command], cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_steps_of_one_also_where_a_share_is_empty(tmp_path: Path) -> None:
+    torchrun(str(HERE.parent / "parallel_steps.py"), str(tmp_path / "out"), cwd=tmp_path)
+    for mode in ("fast", "ghost", "hooks"):
+        alone, _ = weights(mode, None)
+        both = [torch.load(f"{tmp_path}/out.{mode}.{rank}") for rank in (0, 1)]
+        seen = [own for _, own in both]
+        assert any(0 in step and sum(step) for step in zip(*seen, strict=True)), "one share empty, the other not"
+        assert torch.equal(both[0][0], both[1][0])
+        torch.testing.assert_close(both[0][0], alone, atol=1e-5, rtol=0)
+        assert len(seen[0]) == STEPS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("clipping", ["fast", "hooks"])
+def test_the_command_under_torchrun_spends_and_learns_what_it_does_alone(clipping: str, tmp_path: Path) -> None:
+    command = ["-m", "dpvae", "train", "data=adult", "trainer=joint", "trainer.steps=2", "trainer.metric_releases=1",
+               "privacy.secret_seed=5", "report=quiet", "performance.device=cpu", f"performance.clipping={clipping}",
+               "run.name=x", "trainer.sampling_rate=0.002"]
+    torchrun(*command, "run.root=two", cwd=tmp_path)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[2])}
+    subprocess.run([sys.executable, *command, "run.root=one"], cwd=tmp_path, env=environment, check=True,
+                   capture_output=True, timeout=600)
+    one, two = (tmp_path / name / "x" / "public" for name in ("one", "two"))
+    for name in ("events.jsonl", "plan.json"):
+        assert (one / name).read_bytes() == (two / name).read_bytes()
+    weights_one, weights_two = load_file(one / "model.safetensors"), load_file(two / "model.safetensors")
+    for name, value in weights_one.items():
+        torch.testing.assert_close(weights_two[name], value, atol=1e-5, rtol=0)
+
+
+def test_shares_are_a_partition() -> None:
+    taken = sorted(i for rank in range(3) for i in range(10)[Processes(rank, 3).share(10)])
+    assert taken == list(range(10))
+
+
+def test_others_are_told_to_stop_where_the_first_process_never_comes_to_train() -> None:
+    heard = []
+
+    class Told(Processes):
+        def tell(self, message: object = None) -> object:
+            heard.append(message)
+            return message
+
+    with pytest.raises(RuntimeError), announcing(Told(0, 2)):
+        raise RuntimeError
+    with announcing(Told(0, 2)) as say:
+        say("train", Path("x"), b"rows")
+    assert heard == [("stop", None, b""), ("train", Path("x"), b"rows")]
