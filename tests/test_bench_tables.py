@@ -327,8 +327,8 @@ def test_a_comparison_runs_from_the_command_line_with_our_own_judge(
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setattr(sys, "argv", [
         "bench_tables.py", "--train", str(tmp_path / "train.csv"), "--test", str(tmp_path / "test.csv"),
-        "--target", "y", "--epsilon", "3", "--seeds", "0", "--systems", "real rows", "independent", "--out", str(tmp_path / "tables"),
-        "--table", "people"])
+        "--target", "y", "--epsilon", "3", "--seeds", "0", "--systems", "real rows", "independent",
+        "--out", str(tmp_path / "tables"), "--table", "people"])
     bench.main()
     real, floor = json.loads((tmp_path / "tables.json").read_text())["runs"]
     assert (real["system"], floor["system"]) == ("real rows", "independent")

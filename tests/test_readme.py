@@ -40,7 +40,8 @@ def test_a_command_in_the_documents_has_a_verb_and_composes(
     seen: list[object] = []
     for name, members in {"dpvae.api": ("plan", "train", "release"), "dpvae.audit.verify": ("verify",),
                           "dpvae.sweep": ("book", "preview"), "dpvae.selection": ("plan", "select"),
-                          "dpvae.privacy.ledger_view": ("act",)}.items():
+                          "dpvae.privacy.ledger_view": ("act",),
+                          "dpvae.evaluate.judge": ("evaluate",)}.items():
         module = ModuleType(name)
         for member in members:
             setattr(module, member, lambda config: seen.append(config) or Passed())
