@@ -9,9 +9,11 @@ Figures that were not run here come from cited.json beside the report, and are m
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -105,9 +107,12 @@ def _cell(figure: str, value: float | None) -> str:
 
 # ---- the picture ---------------------------------------------------------------------------------------------------
 
-LEFT, PANEL, GAP, ROW, TOP = 250, 260, 40, 20, 62
-PANELS = (("gb_auc", "AUC of gradient boosting (right is better)"),
-          ("tvd_2way", "2-way total variation distance (left is better)"))
+LEFT, PANEL, GAP, ROW, TOP = 250, 290, 44, 24, 62
+WIDTH = LEFT + 2 * PANEL + GAP + 30
+BELOW = 0.16  # how far under the ceiling the axis of the AUC reaches; what lies lower is shown at its end, in numbers
+PANELS = {"gb_auc": "AUC of gradient boosting (right is better)",
+          "tvd_2way": "2-way total variation distance, log scale (left is better)"}
+LOG_TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 
 def picture(rows: Sequence[Run]) -> str:
@@ -116,13 +121,11 @@ def picture(rows: Sequence[Run]) -> str:
     colour = {epsilon: COLOURS[i % len(COLOURS)] for i, epsilon in enumerate(epsilons)} | {None: "m"}
     blocks = [_block(table, [row for row in rows if row["table"] == table], colour)
               for table in dict.fromkeys(row["table"] for row in rows)]
-    sheet = Canvas(LEFT + 2 * PANEL + GAP + 30, sum(block.height for block in blocks) + 24)
-    x = 14.0
-    for epsilon in epsilons:
-        sheet.dot(x, 14, 4, colour[epsilon]).text(x + 8, 18, f"epsilon {epsilon:g}")
+    sheet = Canvas(WIDTH, sum(block.height for block in blocks) + 24)
+    x, y = 14.0, 24.0
+    for epsilon, style in colour.items():
+        sheet.dot(x, 14, 4, style).text(x + 8, 18, f"epsilon {epsilon:g}" if epsilon else "not private")
         x += 84
-    sheet.dot(x, 14, 4, colour[None]).text(x + 8, 18, "not private")
-    y = 24.0
     for block in blocks:
         sheet.place(block, 0, y)
         y += block.height
@@ -133,38 +136,70 @@ def picture(rows: Sequence[Run]) -> str:
                      standalone=True) + "\n"
 
 
+@dataclass(frozen=True)
+class Axis:
+    """From a figure to a place between ``left`` and ``left + PANEL``; below ``low`` to the very end."""
+
+    left: float
+    low: float
+    high: float
+    ticks: Sequence[float]
+    log: bool
+
+    @classmethod
+    def of(cls, figure: str, left: float, values: Sequence[float]) -> Axis:
+        if figure == "gb_auc":
+            high = max(values) + 0.005
+            low = max(min(values) - 0.005, high - BELOW)
+            return cls(left, low, high, ticks(low, high), False)
+        low, high = 0.9 * min(values), 1.1 * max(values)
+        return cls(left, low, high, [tick for tick in LOG_TICKS if low <= tick <= high], True)
+
+    def at(self, value: float) -> float:
+        low, high, value = ((math.log(v) for v in (self.low, self.high, max(value, 1e-6))) if self.log
+                            else (self.low, self.high, value))
+        return self.left + PANEL * max((value - low) / (high - low), 0.0)
+
+
 def _block(table: str, rows: Sequence[Run], colour: dict[float | None, str]) -> Canvas:
     real = next((row for row in rows if row["system"] == "real rows"), None)
     rows = [row for row in rows if row is not real]
     best = {row["name"]: max(other["gb_auc"] or 0.0 for other in rows if other["name"] == row["name"]) for row in rows}
     names = sorted(best, key=lambda name: -best[name])
     bottom = TOP + ROW * len(names)
-    canvas = Canvas(LEFT + 2 * PANEL + GAP + 30, bottom + 30)
-    canvas.text(14, 22, table, "h")
+    canvas = Canvas(WIDTH, bottom + 34).text(14, 22, table, "h")
     for i, name in enumerate(names):
-        canvas.text(LEFT - 12, TOP + ROW * i + 14, name, "h" if name == "dpvae" else "t", "end")
-    for panel, (figure, words) in enumerate(PANELS):
-        left = LEFT + panel * (PANEL + GAP)
-        values = [row[figure] for row in rows if row[figure] is not None]
-        ceiling = real[figure] if real is not None else None
-        low, high = min([*values, ceiling or values[0]]), max([*values, ceiling or values[0]])
-        pad = 0.05 * max(high - low, 1e-6)
-        low, high = low - pad, high + pad
-
-        def at(value: float, left: float = left, low: float = low, high: float = high) -> float:
-            return left + PANEL * (value - low) / (high - low)
-
-        canvas.text(left, 40, words, "m")
-        for tick in ticks(low, high):
-            canvas.line(at(tick), TOP, at(tick), bottom, "grid")
-            canvas.text(at(tick), bottom + 14, number(tick), "m", "middle")
-        if ceiling is not None:
-            canvas.line(at(ceiling), TOP - 4, at(ceiling), bottom, "dash")
-            canvas.text(at(ceiling), TOP - 8, "real rows", "m", "end" if figure == "gb_auc" else "start")
-        for row in rows:
-            if row[figure] is not None:
-                canvas.dot(at(row[figure]), TOP + ROW * names.index(row["name"]) + 10, 4, colour[row["epsilon"]])
+        canvas.text(LEFT - 14, TOP + ROW * i + 16, name, "h" if name == "dpvae" else "t", "end")
+    for panel, (figure, words) in enumerate(PANELS.items()):
+        shown = [row for row in rows if row[figure] is not None]
+        ceiling = [real[figure]] if real is not None else []
+        axis = Axis.of(figure, LEFT + panel * (PANEL + GAP), [row[figure] for row in shown] + ceiling)
+        canvas.text(axis.left, 36, words, "m")
+        _grid(canvas, axis, bottom, ceiling, "end" if figure == "gb_auc" else "start")
+        for row in shown:
+            _dot(canvas, axis, row, figure, TOP + ROW * names.index(row["name"]) + 12, colour)
+        if figure == "gb_auc":
+            for i, name in enumerate(names):
+                if best[name] < axis.low:
+                    canvas.text(axis.left, TOP + ROW * i + 16, f"< {axis.low:.2f} (at best {best[name]:.2f})", "m")
     return canvas
+
+
+def _grid(canvas: Canvas, axis: Axis, bottom: float, ceiling: Sequence[float], anchor: str) -> None:
+    for tick in axis.ticks:
+        canvas.line(axis.at(tick), TOP, axis.at(tick), bottom, "grid")
+        canvas.text(axis.at(tick), bottom + 14, number(tick), "m", "middle")
+    for value in ceiling:
+        canvas.line(axis.at(value), TOP - 4, axis.at(value), bottom, "dash")
+        canvas.text(axis.at(value), TOP - 8, "real rows", "m", anchor)
+
+
+def _dot(canvas: Canvas, axis: Axis, row: Run, figure: str, middle: float, colour: dict[float | None, str]) -> None:
+    """Dots of one system lie a little apart, so that equal figures are all seen."""
+    step = list(colour).index(row["epsilon"]) - (len(colour) - 1) / 2
+    y = middle + 2.5 * step
+    if row[figure] >= axis.low:
+        canvas.dot(axis.at(row[figure]), y, 3.5, colour[row["epsilon"]])
 
 
 if __name__ == "__main__":
