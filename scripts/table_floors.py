@@ -84,7 +84,7 @@ def make_bill(floor: str, schema: Schema, *, rows: int, epsilon: float, delta: f
     shares = {name: share for name, share in split(TrainerConfig(), facts).items() if name.startswith("survey/")}
     left = 1.0 - sum(shares.values())
     shares |= {name: left * share for name, share in SHARES[floor].items()}
-    survey_delta = THRESHOLD_SHARE * delta if "values" in steps else 0.0
+    survey_delta = THRESHOLD_SHARE * delta
 
     def noise(signal: float) -> tuple[dict[str, float], dict[str, float]]:
         every = {name: 1 / (signal * math.sqrt(share)) for name, share in shares.items()}
@@ -93,11 +93,11 @@ def make_bill(floor: str, schema: Schema, *, rows: int, epsilon: float, delta: f
 
     def build(signal: float) -> tuple[Event, ...]:
         surveyed, own = noise(signal)
-        return _events(steps, surveyed, survey_delta or 1e-9, own)
+        return _events(steps, surveyed, survey_delta, own)
 
     surveyed, own = noise(calibrate(build, epsilon=epsilon, delta=delta))
-    events = _events(steps, surveyed, survey_delta or 1e-9, own)
-    return Bill(steps, surveyed, survey_delta or 1e-9, own, price(events, delta=delta))
+    events = _events(steps, surveyed, survey_delta, own)
+    return Bill(steps, surveyed, survey_delta, own, price(events, delta=delta))
 
 
 def synthesise(floor: str, table: Table, schema: Schema, bill: Bill, *, rows: int, seed: int,
