@@ -120,7 +120,7 @@ class Bench:
         return {**figures(judged), **{f"tvd_{way}": fit[f"floor_{way}"] * fewer for way in ("1way", "2way")},
                 "tvd_1way_max": None, "rank_error": None, "cpu_s": None, "peak_mb": None}
 
-    def ours(self, system: str, folder: Path, epsilon: float, seed: int) -> tuple[Path, dict[str, float]]:
+    def ours(self, system: str, folder: Path, epsilon: float, seed: int) -> tuple[Path, Run]:
         """Train, release, verify, as a user types it; what training costs is what counts."""
         args, dpvae = self.args, [sys.executable, "-m", "dpvae"]
         options = [f"data={args.train}", f"data.target={args.target}", f"data.rows={self.rows}",
@@ -133,23 +133,25 @@ class Bench:
         (synth,) = (folder / "out" / "data").glob("*.parquet")
         return synth, cost
 
-    def floor(self, system: str, folder: Path, epsilon: float, seed: int) -> tuple[Path, dict[str, float]]:
+    def floor(self, system: str, folder: Path, epsilon: float, seed: int) -> tuple[Path, Run]:
         schema = ["--schema", str(self.args.schema)] if self.args.schema else []
         command = [sys.executable, str(SCRIPTS / "table_floors.py"), system, "--target", self.args.target, *schema]
         return self._program(command, folder / "synth.parquet", folder, epsilon, seed)
 
-    def peer(self, system: str, folder: Path, epsilon: float, seed: int) -> tuple[Path, dict[str, float]]:
+    def peer(self, system: str, folder: Path, epsilon: float, seed: int) -> tuple[Path, Run]:
         (folder / "facts.json").write_text(json.dumps(declared(self.args.train, self.args.schema)))
         command = [str(self.python(system)), str(SCRIPTS / "table_peers.py"), system, "--facts", "facts.json"]
         return self._program(command, folder / "synth.csv", folder, epsilon, seed)
 
-    def _program(self, command: list[str], out: Path, folder: Path, epsilon: float, seed: int
-                 ) -> tuple[Path, dict[str, float]]:
+    def _program(self, command: list[str], out: Path, folder: Path, epsilon: float, seed: int) -> tuple[Path, Run]:
+        """Run one of the programs beside this one; the last line it prints is JSON."""
         args = self.args
         options = ["--train", str(args.train), "--delta", str(args.delta), "--seed", str(seed), "--out", str(out),
                    "--epsilon", str(epsilon if math.isfinite(epsilon) else 1.0)]
         limits = Limits(args.cpu_limit, args.wall_limit, args.memory_limit)
-        return out, measured([*command, *options], folder, limits)[0]
+        cost, said = measured([*command, *options], folder, limits)
+        facts = json.loads(said.strip().splitlines()[-1])
+        return out, {**cost, **{name: facts[name] for name in ("version",) if name in facts}}
 
     def python(self, system: str) -> Path:
         """The interpreter of a peer's environment, made on first use."""

@@ -59,9 +59,15 @@ def medians(runs: Iterable[Run]) -> list[Run]:
     for run in runs:
         if "skipped" not in run:
             groups.setdefault(_key(run)[:3], []).append(run)
-    return [{"table": table, "name": NAMES.get(system, system), "system": system, "epsilon": epsilon,
-             "seeds": len(group), **{figure: _median([run.get(figure) for run in group]) for figure in FIGURES}}
+    return [{"table": table, "name": _name(group[-1]), "system": system, "epsilon": epsilon, "seeds": len(group),
+             **{figure: _median([run.get(figure) for run in group]) for figure in FIGURES}}
             for (table, system, epsilon), group in groups.items()]
+
+
+def _name(run: Run) -> str:
+    """As it is shown, with the version that ran where that is somebody else's."""
+    name = NAMES.get(run["system"], run["system"])
+    return f"{name} {run['version']}" if "version" in run else name
 
 
 def _median(values: list[float | None]) -> float | None:
@@ -165,7 +171,9 @@ def _block(table: str, rows: Sequence[Run], colour: dict[float | None, str]) -> 
     real = next((row for row in rows if row["system"] == "real rows"), None)
     rows = [row for row in rows if row is not real]
     best = {row["name"]: max(other["gb_auc"] or 0.0 for other in rows if other["name"] == row["name"]) for row in rows}
-    names = sorted(best, key=lambda name: -best[name])
+    usual = statistics.mode([row["epsilon"] for row in rows] or [None])
+    there = {row["name"]: row["gb_auc"] for row in rows if row["epsilon"] == usual and row["gb_auc"] is not None}
+    names = sorted(best, key=lambda name: -there.get(name, best[name]))
     bottom = TOP + ROW * len(names)
     canvas = Canvas(WIDTH, bottom + 34).text(14, 22, table, "h")
     for i, name in enumerate(names):

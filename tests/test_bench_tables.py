@@ -299,22 +299,24 @@ def test_the_report_starts_with_its_command_keeps_other_runs_and_marks_what_was_
     (tmp_path / "cited.json").write_text(json.dumps({"tables": {"adult": [
         {"system": "AIM", "settings": "x", "epsilon": 1, "gb_auc": 0.907}], "other": [{"system": "Z", "epsilon": 1}]}}))
     report.write(out, "adult", "first", [run_of("dpvae", 0, 0.1), run_of("dpvae", 1, 0.92), run_of("tan", 0, 0.89)])
-    report.write(out, "adult", "second", [run_of("dpvae", 0, 0.90), run_of("real rows", 0, 0.93, None)])
+    report.write(out, "adult", "second", [
+        run_of("dpvae", 0, 0.90), run_of("real rows", 0, 0.93, None), {**run_of("tvae", 0, 0.8, None), "version": "7"}])
     report.write(out, "adult", "third", [{"table": "adult", "system": "ctgan", "epsilon": None, "seed": 0,
                                           "skipped": "it did not install"}])
     held = json.loads((tmp_path / "tables.json").read_text())
     assert held["commands"] == ["third", "second", "first"]
-    assert len(held["runs"]) == 5
+    assert len(held["runs"]) == 6
     text = (tmp_path / "tables.md").read_text()
     assert text.splitlines()[0] == "`third`"
     assert "| 1 | dpvae | 2 | 0.9100 | 0.5000 |" in text
     assert "| 1 | AIM (cited) | 1 | 0.9070 |  |" in text
     assert "- CTGAN (not private) skipped at epsilon -: it did not install" in text
+    assert "| - | TVAE (not private) 7 | 1 | 0.8000 |" in text
     assert "| Z" not in text
     assert text.index("| dpvae") < text.index("| AIM (cited)") < text.index("| floor: tree-augmented naive Bayes")
     drawn = ElementTree.fromstring((tmp_path / "tables.svg").read_text())
     dots = [dot for dot in drawn.iter() if dot.tag.endswith("circle")]
-    assert len(dots) == 2 + 3 + 2  # two of the legend; AUC of three systems, distance of the two that have one
+    assert len(dots) == 2 + 4 + 3  # two of the legend; AUC of four systems, distance of the three that have one
 
 
 def test_a_comparison_runs_from_the_command_line_with_our_own_judge(
