@@ -31,7 +31,7 @@ from typing import Any, ClassVar
 import dpvae
 from dpvae import arguments as typed
 from dpvae.checks import did_you_mean
-from dpvae.config import LedgerVerbConfig, ReleaseConfig, TrainConfig, VerifyConfig, build
+from dpvae.config import EvaluateConfig, LedgerVerbConfig, ReleaseConfig, TrainConfig, VerifyConfig, build
 from dpvae.errors import ConfigError, ReleaseError
 from dpvae.explain import MISTAKE, explain
 
@@ -65,6 +65,16 @@ def _verify(config: VerifyConfig) -> int:
     return 0 if verdict.ok else DOES_NOT_HOLD
 
 
+def _evaluate(config: EvaluateConfig) -> int:
+    for name in ("real", "synth"):
+        if not getattr(config, name):
+            raise ConfigError(f"{name}: expected a table; try dpvae evaluate real=TRAIN.csv test=TEST.csv "
+                              "synth=release/first target=COLUMN")
+    found = importlib.import_module("dpvae.evaluate.judge").evaluate(config)
+    print(json.dumps(found.to_dict(), indent=1) if config.format == "json" else found)
+    return 0
+
+
 def _ledger(config: LedgerVerbConfig) -> int:
     print(importlib.import_module("dpvae.privacy.ledger_view").act(config))
     return 0
@@ -75,7 +85,7 @@ class Verb:
     """One word of the command line; its knobs are ``conf/<word>.yaml``."""
 
     says: str
-    config: type[TrainConfig] | type[ReleaseConfig] | type[VerifyConfig] | type[LedgerVerbConfig]
+    config: type[typed.Config]
     run: Callable[[Any], int]
     stopped: str = "nothing was finished; run the same command again"
     memory: str = "close other programs, or take a larger machine"
@@ -89,6 +99,7 @@ VERBS = {
     "release": Verb("write a synthetic table with its certificate", ReleaseConfig, _release,
                     memory="release fewer rows at a time"),
     "verify": Verb("check a release folder: digests, events, epsilon", VerifyConfig, _verify),
+    "evaluate": Verb("judge a synthetic table by the real rows; the result is sealed", EvaluateConfig, _evaluate),
     "ledger": Verb("show | check | cap DATASET | export FILE: the book of what was spent", LedgerVerbConfig, _ledger),
 }
 

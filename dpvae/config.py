@@ -330,6 +330,29 @@ class LedgerVerbConfig:
             checks.fraction(delta=self.delta)
 
 
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """``dpvae evaluate``: which real rows, which synthetic ones, and where the sealed result may go."""
+
+    real: str = ""  # the rows that were trained on
+    synth: str = ""  # a release folder, or one table
+    test: str | None = None  # real rows that no training saw: for the floors, and for the classifiers
+    target: str | None = None  # a column with two values to predict; None: marginals only
+    bins: int = 20  # of a numeric column, at the quantiles of the real one
+    public_bins: bool = False  # cut by the release's own schema instead
+    seed: int = 0  # public: of the classifiers
+    to: str | None = None  # a file for the sealed result; None: it is printed and kept nowhere
+    format: str = "text"
+
+    def __post_init__(self) -> None:
+        checks.one_of(("text", "json"), format=self.format)
+        checks.whole(2, bins=self.bins)
+        checks.whole(0, seed=self.seed)
+        for name in ("to", "test", "target"):
+            if getattr(self, name) == "":
+                raise ConfigError(f"{name}='': expected a name, or nothing at all")
+
+
 def _plain(kind: Any) -> type:
     """``float`` for ``float | None``; the class itself otherwise."""
     options = [k for k in typing.get_args(kind) if k is not types.NoneType]
@@ -367,4 +390,4 @@ def build(cls: type[T], mapping: Mapping[str, Any], *, where: str | None = None)
     return cls(**{key: _convert(prefix + key, hints[key], value) for key, value in mapping.items()})
 
 
-_TOP: tuple[type, ...] = (TrainConfig, ReleaseConfig, VerifyConfig, LedgerVerbConfig)
+_TOP: tuple[type, ...] = (TrainConfig, ReleaseConfig, VerifyConfig, LedgerVerbConfig, EvaluateConfig)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-SHARED = Path(os.environ.get("DPVAE_SHARED", Path(__file__).resolve().parents[3] / "shared"))
+SHARED = Path(os.environ.get("DPVAE_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
 
 def table(relative: str) -> Path:
