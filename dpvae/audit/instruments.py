@@ -70,9 +70,13 @@ class Secrets:
     used: list[SecretKey] = field(default_factory=list)
     rank: dict[Any, tuple[int, int]] = field(default_factory=dict)  # step -> place in its batch, size of the batch
     inside: bool = False
+    first: Callable[[], None] | None = None  # called once, before the first draw
 
     def open(self, real: Callable[..., Any], own: SecretKey, names: Names) -> Any:
         """The stream called ``names``: scripted, logged."""
+        if self.first is not None:
+            self.first, first = None, self.first
+            first()
         if not any(own is key for key in self.used):
             self.used.append(own)
         return _Stream(self, names, real(self.key or own, *names), real(self.key or own, *names, "person"))
@@ -174,12 +178,13 @@ class Laboratory:
         told: the updates and releases of an earlier run, given out instead of this run's own.
         freeze: hand the optimiser zeros, so that the weights stand still and every step asks the same question.
         fault: ``(loss_B, codes_BD) -> loss_B``: what a record does to its own loss.
+        stop_at: the update at which the run is interrupted, as by Ctrl-C.
     """
 
     def __init__(self, secrets: Secrets | None = None, *, told: Trace | None = None, freeze: bool = False,
-                 fault: Callable[[Any, Any], Any] | None = None) -> None:
+                 fault: Callable[[Any, Any], Any] | None = None, stop_at: int | None = None) -> None:
         self.secrets = secrets or Secrets()
-        self.told, self.freeze, self.fault = told, freeze, fault
+        self.told, self.freeze, self.fault, self.stop_at = told, freeze, fault, stop_at
         self.trace = Trace()
         self._stack = contextlib.ExitStack()
         self._steps: Any = None
@@ -236,6 +241,8 @@ class Laboratory:
         self.trace.layers = tuple(p.numel() for p in parameters)
         self.trace.updates.append(torch.cat([g.detach().flatten() for g in grads]).double().cpu().numpy())
         self.trace.rates.append(float(optimizer.param_groups[0]["lr"]))
+        if self.stop_at is not None and len(self.trace.updates) > self.stop_at:
+            raise KeyboardInterrupt
         instead = self._instead(len(self.trace.updates) - 1)
         if instead is not None:
             parts = torch.as_tensor(instead, dtype=torch.float32).split(list(self.trace.layers))

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -229,20 +229,32 @@ def default_people(rows: Any) -> tuple[Person, ...]:
             Person("unique", np.where(np.arange(first.size).reshape(first.shape) == 0, 1e3, 0.0).astype(first.dtype)))
 
 
-def examine(runner: Runner, claim: Claim, scene: Scene) -> tuple[list[Finding], list[Bound], list[str]]:
-    """All replay tests of one trainer; findings, lower bounds, and what could not be asked."""
-    findings: list[Finding] = []
+Stage = tuple[list[Finding], list[Bound], list[str]]
+
+
+def stages(runner: Runner, claim: Claim, scene: Scene) -> Iterator[Stage]:
+    """The replay tests, a group at a time: findings, lower bounds, and what could not be asked."""
+    yield noise(runner, claim, scene), [], []
+    yield sensitivity(runner, claim, scene), [], []
+    yield counted(runner, claim, scene), [], []
+    if scene.canaries is not None and scripted(runner.run(scene.rows, seeded(KEY), steps=1)):
+        yield planted_records(runner, claim, scene)
+        return
     left_out: list[str] = []
-    findings += sensitivity(runner, claim, scene)
-    findings += noise(runner, claim, scene)
-    findings += counted(runner, claim, scene)
-    planted_findings, bounds = [], []
-    if scene.canaries is not None:
-        planted_findings, bounds = planted_records(runner, claim, scene)
-        findings += planted_findings
-    else:
-        findings += _exposed_batches(runner, claim, scene, left_out)
-        left_out.append("T4, T7: no canaries were given")
+    findings = _exposed_batches(runner, claim, scene, left_out)
+    yield findings, [], [*left_out, "T4, T7: " + ("no canaries were given" if scene.canaries is None else
+                                                  "batches are not drawn from the key")]
+
+
+def examine(runner: Runner, claim: Claim, scene: Scene) -> Stage:
+    """All :func:`stages` together."""
+    findings: list[Finding] = []
+    bounds: list[Bound] = []
+    left_out: list[str] = []
+    for found, proved, missing in stages(runner, claim, scene):
+        findings += found
+        bounds += proved
+        left_out += missing
     return findings, bounds, left_out
 
 
@@ -471,12 +483,11 @@ def _other_coins(one: Floats | None, two: Floats | None, where: str) -> Finding:
     return Finding("T3", "another key tosses other coins", float(not same), "", where)
 
 
-def planted_records(runner: Runner, claim: Claim, scene: Scene) -> tuple[list[Finding], list[Bound]]:
+def planted_records(runner: Runner, claim: Claim, scene: Scene) -> Stage:
     """T3 read off the sums themselves, then T4 and T7: one gradient per record, decoded by least squares."""
     probe = planted.probe(runner, scene.canaries, claim)
     where = scene.where
-    short = replace(scene, quick=True).quick and scene.quick
-    steps = 80 if short else T3_STEPS
+    steps = T3_STEPS // 2 if scene.quick else T3_STEPS
     still = {"steps": steps, "freeze": True}
     silent = runner.run(scene.canaries, seeded(KEY + 3, silent=True, still=True), **still)
     other = runner.run(scene.canaries, seeded(KEY + 4, silent=True, still=True), steps=8, freeze=True)
@@ -488,4 +499,4 @@ def planted_records(runner: Runner, claim: Claim, scene: Scene) -> tuple[list[Fi
     found.append(_other_coins(counts[:8], probe.participation(_sums(other))[0], where))
     more, bounds = planted.attack(runner, claim, probe, scene.canaries, steps=min(claim.steps, steps), where=where,
                                   key=KEY + 5)
-    return found + more, bounds
+    return found + more, bounds, []
