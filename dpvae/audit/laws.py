@@ -22,6 +22,7 @@ from dpvae.audit.verdict import Finding
 Floats = NDArray[np.float64]
 SAFETY = 5.0
 BINS = 64
+MOST_PAIRED = 2500  # coordinates; above, pairs of them cost too much memory
 
 
 def two_sided(statistic: Any, freedom: Any) -> Any:
@@ -118,6 +119,10 @@ def _dependence(z_SP: Floats) -> Iterator[tuple[str, float, str]]:
     p = min(1.0, steps * (steps - 1) / 2 * float(_normal(z)))
     yield "no step repeats another", p, f"steps {pair[0]} and {pair[1]}: {z:.1f} sd"
     yield "no step holds the values of another", *_same_values(z_SP)
+    if steps >= 40 and size <= MOST_PAIRED:
+        pair, z = _closest_steps(np.ascontiguousarray(z_SP.T))
+        p = min(1.0, size * (size - 1) / 2 * float(_normal(z)))
+        yield "no coordinate is a copy of another", p, f"coordinates {pair[0]} and {pair[1]}: {z:.1f} sd"
     if 4 <= steps:
         yield "steps share no subspace", *_subspace(z_SP)
 
@@ -126,7 +131,7 @@ def _largest_lag(z_SP: Floats) -> tuple[int, float]:
     """The most correlated distance between coordinates, over all steps, in standard deviations."""
     steps, size = z_SP.shape
     spectrum = np.fft.rfft(z_SP, 2 * size, axis=1)
-    auto = np.fft.irfft((spectrum * spectrum.conj()).sum(0), 2 * size)[1:max(size // 2, 2)]
+    auto = np.fft.irfft((spectrum * spectrum.conj()).sum(0), 2 * size)[1:max(size - 1000 // steps, 2)]
     z = auto / np.sqrt(steps * (size - np.arange(1, len(auto) + 1)))
     lag = int(np.abs(z).argmax())
     return lag + 1, float(z[lag])
@@ -144,14 +149,13 @@ def _closest_steps(z_SP: Floats) -> tuple[tuple[int, int], float]:
 def _same_values(z_SP: Floats) -> tuple[float, str]:
     """Two steps whose sorted absolute values agree too well to be two draws: one is the other, shuffled."""
     size = z_SP.shape[1]
-    if size < 30:
+    if size < 60:
         return 1.0, "too few coordinates to tell"
     ranked = np.sort(stats.halfnorm.cdf(np.abs(z_SP)), axis=1)
-    sample = ranked[:, np.linspace(0, size - 1, min(size, 400)).astype(int)]
-    closest = min(float(np.abs(sample[s + 1:] - sample[s]).max(1).min()) for s in range(len(sample) - 1))
-    pairs = len(z_SP) * (len(z_SP) - 1) / 2
-    p = float(stats.kstwobign.cdf(np.sqrt(size / 2) * closest)) * pairs
-    return min(1.0, SAFETY * p), f"closest pair differs by {closest:.4f}"
+    closest = min(float(np.abs(ranked[s + 1:] - ranked[s]).max(1).min()) for s in range(len(ranked) - 1))
+    x = max(np.sqrt(size / 2) * closest, 1e-6)  # the Kolmogorov law's lower tail
+    p = np.sqrt(2 * np.pi) / x * np.exp(-np.pi**2 / 8 / x**2) * len(z_SP) * (len(z_SP) - 1) / 2
+    return float(min(1.0, 100 * SAFETY * p)), f"closest pair differs by {closest:.4f}"
 
 
 def _subspace(z_SP: Floats) -> tuple[float, str]:

@@ -234,6 +234,7 @@ def _streams(run: Passage, where: str) -> Finding:
 
 def resumed(train: Train, config: TrainConfig, table: Any, where: str) -> list[Finding]:
     """T5: stopped in the middle of DP-SGD and started again: the same bytes, the same bill."""
+    config = replace(config, trainer=replace(config.trainer, metric_releases=5))  # each one is a checkpoint
     whole = passage(train, config, table, seeded(7))
     if len(whole.trace.updates) < 3:
         return []
@@ -312,6 +313,13 @@ def _vector(release: Release, others: Mapping[str, Release], event: Gaussian, wh
         moved = float(np.linalg.norm(theirs - exact)) / math.sqrt(tables) if theirs.shape == exact.shape else math.inf
         yield Finding("M1", "one record moves it by at most what its noise was set for", float(moved <= 1 + 1e-6),
                       f"{moved:.4g}", f"{where}, {who}")
+        yield Finding("M1", "its scale and its price do not depend on the rows",
+                      float(release.result[1:] == other.result[1:]), "", f"{where}, {who}")
+        same = theirs.shape == exact.shape and np.allclose(
+            _flat(other.repeat(seeded(99))) - theirs, _flat(release.repeat(seeded(99))) - exact, atol=1e-4)
+        yield Finding("M2", "its noise does not depend on the rows", float(same), "", f"{where}, {who}")
+    if tables == 1 and isinstance(first, (int, float)):
+        yield _fuzzed(release, exact, where)
     drawn = np.stack([_flat(release.repeat(seeded(100 + i))) for i in range(REPEATS)]) - exact
     own = (_flat(release.result) - exact)[None]
     sd = cell_sd(event.noise_multiplier, tables)
@@ -322,6 +330,21 @@ def _vector(release: Release, others: Mapping[str, Release], event: Gaussian, wh
                   f"{float(np.sqrt((z**2).mean())):.3f} of it", where)
     once = float(_two_sided((z[-1] ** 2).sum(), z.shape[1]))
     yield Finding("M2", "so had the noise of the run itself", once, "", where)
+
+
+def _fuzzed(release: Release, exact: Floats, where: str) -> Finding:
+    """A mean: whatever one more record's number is, it moves the release by at most what its noise was set for."""
+    values = np.asarray(release.args[0] if release.args else release.kwargs["values"], dtype=np.float64)
+    moved = {}
+    for evil in (math.nan, math.inf, -math.inf, 1e30, -1e30, 0.0):
+        with np.errstate(all="ignore"):
+            changed = replace(release, args=(np.append(values, evil), *release.args[1:]) if release.args else (),
+                              kwargs=release.kwargs if release.args else {**release.kwargs,
+                                                                          "values": np.append(values, evil)})
+            moved[evil] = float(np.abs(_exact(changed) - exact)[0])
+    worst = max(moved, key=lambda evil: np.inf if np.isnan(moved[evil]) else moved[evil])
+    return Finding("M1", "no number, however wild, moves it further", float(moved[worst] <= 1 + 1e-6),
+                   f"{moved[worst]:.4g} for {worst}", where)
 
 
 def _two_sided(statistic: Any, freedom: int) -> Any:

@@ -39,6 +39,7 @@ from dpvae.privacy.noise import SecretKey
 
 ROUNDING = 2e-4  # of C: sums of single-precision gradients
 T2_STEPS, T3_STEPS, T1_STEPS = 40, 150, 4
+NUMBERS = 15_000  # of noise that T2 wants to see
 KEY = 20261122  # the auditor's own secrets: every audit is reproducible
 
 
@@ -325,8 +326,7 @@ def _late_comers(runner: Runner, claim: Claim, scene: Scene) -> list[Finding]:
 def noise(runner: Runner, claim: Claim, scene: Scene) -> list[Finding]:
     """T2, and the part of T6 that noise shows: the divisor."""
     scale = claim.noise_multiplier * claim.clip_norm
-    steps = min(claim.steps, T2_STEPS // 2 if scene.quick else T2_STEPS)
-    frozen = {"steps": steps, "freeze": runner.tells}
+    frozen = {"steps": _noise_steps(runner, claim, scene), "freeze": runner.tells}
     silent = runner.run(scene.rows, seeded(KEY, silent=True), **frozen)
     real = runner.run(scene.rows, seeded(KEY), **frozen)
     empty = runner.run(scene.rows, seeded(KEY + 1, batch=nobody), **frozen)
@@ -352,6 +352,13 @@ def noise(runner: Runner, claim: Claim, scene: Scene) -> list[Finding]:
     found += _keys(runner, claim, scene, drawn, frozen)
     found += _same_noise(runner, claim, scene, drawn, frozen)
     return found
+
+
+def _noise_steps(runner: Runner, claim: Claim, scene: Scene) -> int:
+    """Enough steps for some ten thousand numbers, and never more than the claim's where steps are the trainer's."""
+    size = runner.run(scene.rows, seeded(KEY), steps=1).released.shape[1]
+    enough = int(np.clip(NUMBERS / max(size, 1), T2_STEPS // 2 if scene.quick else T2_STEPS, 3 * T2_STEPS))
+    return enough if runner.tells else min(claim.steps, enough)
 
 
 def nobody(step: int, rows: int) -> Any:

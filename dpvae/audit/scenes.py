@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from dpvae.audit.replay import Person, Scene
 from dpvae.audit.twin import CANARIES, faults
-from dpvae.config import ModelConfig, PerformanceConfig, ReportConfig, TrainConfig
+from dpvae.config import ModelConfig, PerformanceConfig, ReportConfig, TrainConfig, TrainerConfig
 from dpvae.data.schema import Schema
 from dpvae.rng import stream
 from dpvae.train.trainer import Trainer
@@ -60,9 +61,7 @@ def small(config: TrainConfig, *, steps: int = STEPS) -> TrainConfig:
         report=ReportConfig(progress="quiet"))
 
 
-def _quick(config: TrainConfig, steps: int) -> Any:
-    from dataclasses import replace
-
+def _quick(config: TrainConfig, steps: int) -> TrainerConfig:
     trainer = config.trainer
     return replace(trainer, steps=steps, fit_steps=3, sleep_steps=2, metric_releases=min(trainer.metric_releases, 2),
                    latent_samples=min(trainer.latent_samples, 4))
@@ -71,8 +70,19 @@ def _quick(config: TrainConfig, steps: int) -> Any:
 def scene(trainer: Trainer, *, where: str = "", quick: bool = False) -> Scene:
     """The rows of a captured trainer, the people who join them, and canaries."""
     codes = trainer.codes.cpu().numpy().astype(np.int64)
-    last = np.array(trainer.vae.likelihood.sizes) - 1
+    last = _nobody(codes, np.array(trainer.vae.likelihood.sizes))
     spoiling = faults(last)
     joining = (Person("unseen values", last), Person("a duplicate", codes[0]),
                *(Person(f"a loss that is {name}", last, fault) for name, fault in spoiling.items()))
     return Scene(codes, joining, np.arange(CANARIES), where, quick)
+
+
+def _nobody(codes: Any, sizes: Any) -> Any:
+    """A row that nobody holds, of codes as rare as can be."""
+    held = {tuple(row) for row in codes.tolist()}
+    row = sizes - 1
+    for number in range(10_000):
+        if tuple(row.tolist()) not in held:
+            return row
+        row = stream(number, "nobody").integers(0, sizes)
+    raise ValueError("rows: every possible row is held by somebody; audit on a smaller table")
