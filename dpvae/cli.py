@@ -4,7 +4,7 @@ The verb is taken off, what was typed is rewritten by :mod:`dpvae.arguments`, Hy
 its flags: ``-m``, ``--help``, ``--cfg``), and a frozen dataclass reaches the verb. Nothing heavy is imported before a
 verb needs it. One line on stderr says what went wrong; the exit codes are
 
-    0 done | 1 a release that does not hold | 2 a mistake in the input, the budget or the machine
+    0 done | 1 a release or an audit that does not hold | 2 a mistake in the input, the budget or the machine
     70 a mistake in dpvae (DPVAE_DEBUG=1 shows where) | 130 stopped by Ctrl-C | 141 nobody reads the output any more
 
 >>> main(["--version"])
@@ -31,7 +31,7 @@ from typing import Any, ClassVar
 import dpvae
 from dpvae import arguments as typed
 from dpvae.checks import did_you_mean
-from dpvae.config import LedgerVerbConfig, ReleaseConfig, TrainConfig, VerifyConfig, build
+from dpvae.config import AuditConfig, LedgerVerbConfig, ReleaseConfig, TrainConfig, VerifyConfig, build
 from dpvae.errors import ConfigError, ReleaseError
 from dpvae.explain import MISTAKE, explain
 
@@ -65,6 +65,14 @@ def _verify(config: VerifyConfig) -> int:
     return 0 if verdict.ok else DOES_NOT_HOLD
 
 
+def _audit(config: AuditConfig) -> int:
+    if config.self_test:
+        return DOES_NOT_HOLD if importlib.import_module("dpvae.api").self_test(print) else 0
+    report = importlib.import_module("dpvae.api").audit(config)
+    print(report)
+    return 0 if report.passed else DOES_NOT_HOLD
+
+
 def _ledger(config: LedgerVerbConfig) -> int:
     print(importlib.import_module("dpvae.privacy.ledger_view").act(config))
     return 0
@@ -75,7 +83,7 @@ class Verb:
     """One word of the command line; its knobs are ``conf/<word>.yaml``."""
 
     says: str
-    config: type[TrainConfig] | type[ReleaseConfig] | type[VerifyConfig] | type[LedgerVerbConfig]
+    config: type[TrainConfig] | type[ReleaseConfig] | type[VerifyConfig] | type[AuditConfig] | type[LedgerVerbConfig]
     run: Callable[[Any], int]
     stopped: str = "nothing was finished; run the same command again"
     memory: str = "close other programs, or take a larger machine"
@@ -89,6 +97,7 @@ VERBS = {
     "release": Verb("write a synthetic table with its certificate", ReleaseConfig, _release,
                     memory="release fewer rows at a time"),
     "verify": Verb("check a release folder: digests, events, epsilon", VerifyConfig, _verify),
+    "audit": Verb("is the claim of a run true? twins, planted records, attacks", AuditConfig, _audit),
     "ledger": Verb("show | check | cap DATASET | export FILE: the book of what was spent", LedgerVerbConfig, _ledger),
 }
 

@@ -19,6 +19,7 @@ from typing import Any
 ALPHA = 1e-3  # of a whole battery: one false alarm in a thousand audits of correct trainers
 
 TESTS = {
+    "A1": "Three accountants price the booked events, and they cost what is claimed",
     "T1": "One record moves what is summed by at most the clip norm",
     "T2": "The noise is the one that was priced",
     "T3": "Who takes part is decided by the coins that were priced",
@@ -29,6 +30,7 @@ TESTS = {
     "P1": "Everything public follows from what was released",
     "M1": "Each one-shot statistic moves by at most what its noise was set for",
     "M2": "The noise of each one-shot statistic is the one that was priced",
+    "A2": "No attack on the released table proves more than the claim",
 }
 
 
