@@ -28,7 +28,7 @@ ROWS = 90
 
 
 def step_stages(train: Train, config: TrainConfig, table: Any, *, claim: Claim | None = None, clipping: str = "auto",
-                where: str = "", quick: bool = False) -> Iterator[Stage]:
+                where: str = "", quick: bool = False, seed: int = 0) -> Iterator[Stage]:
     """Replay tests of the trainer that ``train`` builds; ``claim``: what was booked, where that is another plan."""
     trainer = capture(train, config, table)
     if trainer.plan.sgd is None:
@@ -42,7 +42,7 @@ def step_stages(train: Train, config: TrainConfig, table: Any, *, claim: Claim |
         trainer = replace(trainer, plan=replace(trainer.plan, sgd=sgd))
         claim = replace(claim, divisor=claim.sampling_rate * (config.data.rows or trainer.rows))
     runner = TwinRunner(trainer, claim, clipping, MICROBATCH)
-    yield from replay.stages(runner, claim, scenes.scene(trainer, where=where, quick=quick))
+    yield from replay.stages(runner, claim, scenes.scene(trainer, where=where, quick=quick, seed=seed))
 
 
 def program_stages(program: Program) -> Iterator[Stage]:

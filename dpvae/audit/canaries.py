@@ -25,7 +25,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 
 from dpvae.audit.instruments import Floats, seeded
 from dpvae.audit.verdict import Bound, Finding
@@ -88,7 +88,7 @@ def f_dp(family: Callable[[float], Curve], price: Callable[[float], float], *, c
 
 def gaussian_curve(noise: float) -> Curve:
     """The trade-off of one Gaussian release."""
-    return lambda x: np.asarray(stats.norm.cdf(stats.norm.ppf(x) - 1 / noise))
+    return lambda x: np.asarray(special.ndtr(special.ndtri(x) - 1 / noise))
 
 
 def profile_curve(epsilons: Floats, deltas: Floats) -> Curve:

@@ -118,6 +118,8 @@ def _dependence(z_SP: Floats) -> Iterator[tuple[str, float, str]]:
     pair, z = _closest_steps(z_SP)
     p = min(1.0, steps * (steps - 1) / 2 * float(_normal(z)))
     yield "no step repeats another", p, f"steps {pair[0]} and {pair[1]}: {z:.1f} sd"
+    lag, z = _largest_lag(np.ascontiguousarray(z_SP.T))
+    yield "steps are not correlated at any distance", min(1.0, SAFETY * steps * float(_normal(z))), f"{lag}: {z:.1f} sd"
     yield "no step holds the values of another", *_same_values(z_SP)
     if steps >= 40 and size <= MOST_PAIRED:
         pair, z = _closest_steps(np.ascontiguousarray(z_SP.T))
@@ -129,9 +131,9 @@ def _dependence(z_SP: Floats) -> Iterator[tuple[str, float, str]]:
 
 def _largest_lag(z_SP: Floats) -> tuple[int, float]:
     """The most correlated distance between coordinates, over all steps, in standard deviations."""
-    steps, size = z_SP.shape
+    steps, size = z_SP.shape  # or the other way round, for distances between steps
     spectrum = np.fft.rfft(z_SP, 2 * size, axis=1)
-    auto = np.fft.irfft((spectrum * spectrum.conj()).sum(0), 2 * size)[1:max(size - 1000 // steps, 2)]
+    auto = np.fft.irfft((spectrum * spectrum.conj()).sum(0), 2 * size)[1:max(size - 1000 // steps, size // 2, 2)]
     z = auto / np.sqrt(steps * (size - np.arange(1, len(auto) + 1)))
     lag = int(np.abs(z).argmax())
     return lag + 1, float(z[lag])

@@ -12,6 +12,7 @@ from typing import Any
 
 from dpvae.report.canvas import Canvas, number, ticks
 from dpvae.report.html import CSS
+from dpvae.report.meaning import decimals
 
 STYLE = CSS + """
 .light{display:inline-block;width:.85em;height:.85em;border-radius:50%;margin-right:.55em;vertical-align:-.06em}
@@ -50,8 +51,8 @@ def render(numbers: Mapping[str, Any]) -> str:
 
 def _claim(numbers: Mapping[str, Any]) -> str:
     claim = numbers["claim"]
-    facts = [("epsilon, claimed", f"at most {claim['upper']:.3f}" if claim["upper"] is not None else "not priced"),
-             ("interval", f"{claim['lower']:.3f} to {claim['upper']:.3f}" if claim["upper"] is not None else "-"),
+    facts = [("epsilon, claimed", f"at most {decimals(claim['upper'], up=True)}" if claim["upper"] is not None else "not priced"),
+             ("interval", f"{decimals(claim['lower'], up=False)} to {decimals(claim['upper'], up=True)}" if claim["upper"] is not None else "-"),
              ("delta", f"{claim['delta']:.3g}"), ("trainer", str(claim["trainer"])),
              ("false alarms", f"1 in {1 / numbers['alpha']:,.0f} audits")]
     cells = "".join(f"<div><dt>{escape(a)}</dt><dd>{escape(b)}</dd></div>" for a, b in facts)

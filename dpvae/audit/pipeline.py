@@ -259,7 +259,8 @@ def second_run(train: Train, config: TrainConfig, table: Any, where: str) -> Fin
 # -- M1, M2 ----------------------------------------------------------------------------------------------------------
 
 
-def one_shot(run: Passage, neighbours: Mapping[str, Passage], where: str) -> tuple[list[Finding], list[str]]:
+def one_shot(run: Passage, neighbours: Mapping[str, Passage], where: str, *, seed: int = 0
+             ) -> tuple[list[Finding], list[str]]:
     """M1 and M2 for every release of ``run``; ``neighbours`` are runs on tables with one person more."""
     found: list[Finding] = []
     left_out: list[str] = []
@@ -272,9 +273,9 @@ def one_shot(run: Passage, neighbours: Mapping[str, Passage], where: str) -> tup
             continue  # T5 says so
         where_ = f"{where} {'/'.join(map(str, release.names))}".strip()
         if release.name == "frequent_values" and isinstance(event, Threshold):
-            found += _values(release, others, event, where_)
+            found += _values(release, others, event, where_, seed)
         elif release.name in ("noisy_counts", "noisy_mean_clipped") and isinstance(event, Gaussian):
-            found += _vector(release, others, event, where_, noises)
+            found += _vector(release, others, event, where_, noises, seed)
         else:
             left_out.append(f"M1, M2: {release.name} ({release.what}) is not a mechanism this audit knows")
     if noises:
@@ -304,7 +305,7 @@ def _unit(result: Any) -> float:
 
 
 def _vector(release: Release, others: Mapping[str, Release], event: Gaussian, where: str,
-            noises: list[Floats]) -> Iterator[Finding]:
+            noises: list[Floats], seed: int) -> Iterator[Finding]:
     first = release.result[0]
     tables = 1 if isinstance(first, (int, float)) else len(first)
     exact = _exact(release)
@@ -320,7 +321,7 @@ def _vector(release: Release, others: Mapping[str, Release], event: Gaussian, wh
         yield Finding("M2", "its noise does not depend on the rows", float(same), "", f"{where}, {who}")
     if tables == 1 and isinstance(first, (int, float)):
         yield _fuzzed(release, exact, where)
-    drawn = np.stack([_flat(release.repeat(seeded(100 + i))) for i in range(REPEATS)]) - exact
+    drawn = np.stack([_flat(release.repeat(seeded(100 + i + 1000 * seed))) for i in range(REPEATS)]) - exact
     own = (_flat(release.result) - exact)[None]
     sd = cell_sd(event.noise_multiplier, tables)
     unit = 0.0 if isinstance(first, (int, float)) else 1.0
@@ -363,7 +364,8 @@ def _normal_scores(noise: Floats, sd: float, step: float) -> Floats:
     return np.asarray(np.where(upper, stats.norm.isf(place), stats.norm.ppf(place)))
 
 
-def _values(release: Release, others: Mapping[str, Release], event: Threshold, where: str) -> Iterator[Finding]:
+def _values(release: Release, others: Mapping[str, Release], event: Threshold, where: str, seed: int
+            ) -> Iterator[Finding]:
     """Thresholded counts: the exact histograms, the noise of frequent values, and the fate of a value held by one."""
     held = release.args[0] if release.args else release.kwargs["histograms"]
     columns = len(held)
@@ -384,7 +386,7 @@ def _values(release: Release, others: Mapping[str, Release], event: Threshold, w
     frequent = [(c, v, n) for c, counts in enumerate(held) for v, n in counts.items() if n > least + 7 * sd]
     if frequent:
         noise = np.array([[released[0][c].get(v, 0) - n for c, v, n in frequent]
-                          for released in (release.repeat(seeded(100 + i)) for i in range(REPEATS))], dtype=np.float64)
+                          for released in (release.repeat(seeded(100 + i + 1000 * seed)) for i in range(REPEATS))], dtype=np.float64)
         z = _normal_scores(noise, sd, 1.0)
         yield Finding("M2", "its noise has the scale that the ledger priced", float(_two_sided((z**2).sum(), z.size)),
                       f"{float(np.sqrt((z**2).mean())):.3f} of it", where)

@@ -126,6 +126,11 @@ class Scene:
     canaries: Any = None
     where: str = ""
     quick: bool = False
+    seed: int = 0  # of the auditor's secrets
+
+    def key(self, number: int) -> int:
+        """The seed of the auditor's key ``number``."""
+        return KEY + number + 1000 * self.seed
 
 
 class KeyOf:
@@ -238,7 +243,7 @@ def stages(runner: Runner, claim: Claim, scene: Scene) -> Iterator[Stage]:
     yield noise(runner, claim, scene), [], []
     yield sensitivity(runner, claim, scene), [], []
     yield counted(runner, claim, scene), [], []
-    if scene.canaries is not None and scripted(runner.run(scene.rows, seeded(KEY), steps=1)):
+    if scene.canaries is not None and scripted(runner.run(scene.rows, seeded(scene.key(0)), steps=1)):
         yield planted_records(runner, claim, scene)
         return
     left_out: list[str] = []
@@ -268,12 +273,12 @@ def sensitivity(runner: Runner, claim: Claim, scene: Scene) -> list[Finding]:
     size = len(scene.rows)
     places = {"last": size, "first": 0} | ({} if scene.quick else {"middle": size // 2})
     for state in runner.states:
-        base = runner.run(scene.rows, seeded(KEY, silent=True), steps=T1_STEPS, state=state)
+        base = runner.run(scene.rows, seeded(scene.key(0), silent=True), steps=T1_STEPS, state=state)
         for number, person in enumerate(scene.people):
             chosen = places if number < 2 and state == runner.states[0] else {"last": size}
             for place, at in chosen.items():
                 label = ", ".join(x for x in (scene.where, state, person.label, place) if x)
-                found += _moved(runner, claim, scene.rows, base, person, at, state, label)
+                found += _moved(runner, claim, scene, base, person, at, state, label)
     if not runner.tells:
         found += _late_comers(runner, claim, scene)
     return found
@@ -283,13 +288,17 @@ def _sums(seen: Seen) -> Floats:
     return seen.total if seen.total is not None else seen.released
 
 
-def _moved(runner: Runner, claim: Claim, rows: Any, base: Seen, person: Person, at: int, state: str,
+def _moved(runner: Runner, claim: Claim, scene: Scene, base: Seen, person: Person, at: int, state: str,
            label: str, present: Callable[[int], bool] = lambda step: step != 1) -> Iterator[Finding]:
     """The person is in every batch but the second: there, nothing may move."""
-    joined = np.insert(rows, at, np.asarray(person.row).astype(rows.dtype), axis=0)
-    secrets = seeded(KEY, silent=True, person=at, present=present)
-    seen = runner.run(joined, secrets, steps=len(base.released), told=base if runner.tells else None,
-                      fault=person.fault, state=state)
+    joined = np.insert(scene.rows, at, np.asarray(person.row).astype(scene.rows.dtype), axis=0)
+    secrets = seeded(scene.key(0), silent=True, person=at, present=present)
+    try:
+        seen = runner.run(joined, secrets, steps=len(base.released), told=base if runner.tells else None,
+                          fault=person.fault, state=state)
+    except Exception as error:  # a run that ends because of one record tells that the record is there
+        yield Finding("T1", "no record ends the run", 0.0, f"{type(error).__name__}: {error}", label)
+        return
     if _sums(seen).shape != _sums(base).shape:
         yield Finding("T6", "n and n + 1 rows: the same steps and shapes", 0.0,
                       f"{_sums(base).shape} and {_sums(seen).shape}", label)
@@ -310,12 +319,12 @@ def _moved(runner: Runner, claim: Claim, rows: Any, base: Seen, person: Person, 
 
 def _late_comers(runner: Runner, claim: Claim, scene: Scene) -> list[Finding]:
     """Where the past cannot be shared: a person who is first sampled late, so that it is the same until then."""
-    base = runner.run(scene.rows, seeded(KEY, silent=True), steps=T1_STEPS)
+    base = runner.run(scene.rows, seeded(scene.key(0), silent=True), steps=T1_STEPS)
     found = []
     for person in scene.people:
         for late in (1, T1_STEPS - 1):
             label = f"{scene.where} {person.label}, first sampled at step {late}".strip()
-            found += list(_moved(runner, claim, scene.rows, base, person, len(scene.rows), runner.states[0], label,
+            found += list(_moved(runner, claim, scene, base, person, len(scene.rows), runner.states[0], label,
                                  present=lambda step, late=late: step == late))  # type: ignore[misc]
     return found
 
@@ -327,13 +336,13 @@ def noise(runner: Runner, claim: Claim, scene: Scene) -> list[Finding]:
     """T2, and the part of T6 that noise shows: the divisor."""
     scale = claim.noise_multiplier * claim.clip_norm
     frozen = {"steps": _noise_steps(runner, claim, scene), "freeze": runner.tells}
-    silent = runner.run(scene.rows, seeded(KEY, silent=True), **frozen)
-    real = runner.run(scene.rows, seeded(KEY), **frozen)
-    empty = runner.run(scene.rows, seeded(KEY + 1, batch=nobody), **frozen)
+    silent = runner.run(scene.rows, seeded(scene.key(0), silent=True), **frozen)
+    real = runner.run(scene.rows, seeded(scene.key(0)), **frozen)
+    empty = runner.run(scene.rows, seeded(scene.key(1), batch=nobody), **frozen)
     drawn, source = _noise_of(real, silent, runner.tells)
     found = [_adds_up(real, scale, scene.where)] if real.total is not None and real.noise is not None else []
     if drawn is None:
-        drawn = runner.run(scene.rows[:0], seeded(KEY), **frozen).released
+        drawn = runner.run(scene.rows[:0], seeded(scene.key(0)), **frozen).released
         source = "no rows"
     places = f"{scene.where} {source}".strip()
     directions = _sums(silent) if np.isfinite(_sums(silent)).all() else None
@@ -345,7 +354,7 @@ def noise(runner: Runner, claim: Claim, scene: Scene) -> list[Finding]:
         assert nothing is not None
         label = f"{scene.where} empty batches".strip()
         found += noise_law(nothing / scale, layers=empty.layers, where=label)
-        hushed = runner.run(scene.rows, seeded(KEY, silent=True, batch=nobody), steps=3, freeze=runner.tells)
+        hushed = runner.run(scene.rows, seeded(scene.key(0), silent=True, batch=nobody), steps=3, freeze=runner.tells)
         found.append(Finding("T2", "noise comes from the secret key alone",
                              float(np.abs(hushed.released).max() <= ROUNDING * claim.clip_norm),
                              f"{np.abs(hushed.released).max():.3g} is left where the key is silent", label))
@@ -357,7 +366,7 @@ def noise(runner: Runner, claim: Claim, scene: Scene) -> list[Finding]:
 
 def _noise_steps(runner: Runner, claim: Claim, scene: Scene) -> int:
     """Enough steps for some ten thousand numbers, and never more than the claim's where steps are the trainer's."""
-    size = runner.run(scene.rows, seeded(KEY), steps=1).released.shape[1]
+    size = runner.run(scene.rows, seeded(scene.key(0)), steps=1).released.shape[1]
     half = 2 if scene.quick else 1
     enough = int(np.clip(NUMBERS / half / max(size, 1), T2_STEPS // half, 3 * T2_STEPS // half))
     return enough if runner.tells else min(claim.steps, enough)
@@ -412,12 +421,12 @@ def _keys(runner: Runner, claim: Claim, scene: Scene, drawn: Floats, few: dict[s
           ) -> list[Finding]:
     """Another key gives another noise, unrelated to the first."""
     if empty:  # what an empty batch releases is noise
-        other = _noise_of(runner.run(scene.rows, seeded(KEY + 2, batch=nobody), **few), None, True)[0]
+        other = _noise_of(runner.run(scene.rows, seeded(scene.key(2), batch=nobody), **few), None, True)[0]
     else:
-        silent = runner.run(scene.rows, seeded(KEY + 2, silent=True), **few)
-        other = _noise_of(runner.run(scene.rows, seeded(KEY + 2), **few), silent, runner.tells)[0]
+        silent = runner.run(scene.rows, seeded(scene.key(2), silent=True), **few)
+        other = _noise_of(runner.run(scene.rows, seeded(scene.key(2)), **few), silent, runner.tells)[0]
     if other is None:
-        other = runner.run(scene.rows[:0], seeded(KEY + 2), **few).released
+        other = runner.run(scene.rows[:0], seeded(scene.key(2)), **few).released
     if other.shape[1:] != drawn.shape[1:]:
         return []
     norms = np.maximum(np.linalg.norm(drawn, axis=1, keepdims=True), 1e-300)
@@ -433,8 +442,8 @@ def _same_noise(runner: Runner, claim: Claim, scene: Scene, drawn: Floats, froze
         return []
     joined = np.concatenate([scene.rows, np.asarray(scene.people[0].row).astype(scene.rows.dtype)[None]])
     script = {"person": len(scene.rows), "present": lambda step: False}
-    silent = runner.run(joined, seeded(KEY, silent=True, **script), **frozen)
-    other, _ = _noise_of(runner.run(joined, seeded(KEY, **script), **frozen), silent, True)
+    silent = runner.run(joined, seeded(scene.key(0), silent=True, **script), **frozen)
+    other, _ = _noise_of(runner.run(joined, seeded(scene.key(0), **script), **frozen), silent, True)
     if other is None or other.shape != drawn.shape:
         return [Finding("T6", "n and n + 1 rows: the same steps and shapes", float(other is None), "", scene.where)]
     gap = float(np.abs(other - drawn).max()) / (claim.noise_multiplier * claim.clip_norm)
@@ -448,9 +457,9 @@ def _same_noise(runner: Runner, claim: Claim, scene: Scene, drawn: Floats, froze
 def counted(runner: Runner, claim: Claim, scene: Scene) -> list[Finding]:
     """T5: no stream twice. T6: what steers the trainer is the same for n + 1 rows."""
     steps = min(claim.steps, 6)
-    one = runner.run(scene.rows, seeded(KEY), steps=steps)
+    one = runner.run(scene.rows, seeded(scene.key(0)), steps=steps)
     joined = np.concatenate([scene.rows, np.asarray(scene.rows[:1])])
-    two = runner.run(joined, seeded(KEY), steps=steps)
+    two = runner.run(joined, seeded(scene.key(0)), steps=steps)
     found = []
     normals = [draw.names for draw in one.draws if draw.kind in ("normal", "summed_normal")]
     if normals:
@@ -482,11 +491,11 @@ def _equal(a: Any, b: Any) -> bool:
 
 def _exposed_batches(runner: Runner, claim: Claim, scene: Scene, left_out: list[str]) -> list[Finding]:
     """T3 from what the trainer shows of its batches."""
-    seen = runner.run(scene.rows, seeded(KEY + 3, silent=True), steps=T3_STEPS)
+    seen = runner.run(scene.rows, seeded(scene.key(3), silent=True), steps=T3_STEPS)
     if seen.batch is None:
         left_out.append("T3: the trainer shows no batches and no canaries were given")
         return []
-    other = runner.run(scene.rows, seeded(KEY + 4, silent=True), steps=T3_STEPS)
+    other = runner.run(scene.rows, seeded(scene.key(4), silent=True), steps=T3_STEPS)
     return [*sampling_law(seen.batch, claim.sampling_rate, where=scene.where), _other_coins(seen.batch, other.batch,
                                                                                           scene.where)]
 
@@ -502,8 +511,8 @@ def planted_records(runner: Runner, claim: Claim, scene: Scene) -> Stage:
     where = scene.where
     steps = T3_STEPS // 2 if scene.quick else T3_STEPS
     still = {"steps": steps, "freeze": True}
-    silent = runner.run(scene.canaries, seeded(KEY + 3, silent=True, still=True), **still)
-    other = runner.run(scene.canaries, seeded(KEY + 4, silent=True, still=True), steps=8, freeze=True)
+    silent = runner.run(scene.canaries, seeded(scene.key(3), silent=True, still=True), **still)
+    other = runner.run(scene.canaries, seeded(scene.key(4), silent=True, still=True), steps=8, freeze=True)
     counts, gap = probe.participation(_sums(silent))
     found = [Finding("T1", "a sum is what its records would give alone", float(gap <= 0.02), f"off by {gap:.2g}", where),
              Finding("T1", "no record gives more than C alone", float(probe.largest <= 1 + ROUNDING),
@@ -511,5 +520,5 @@ def planted_records(runner: Runner, claim: Claim, scene: Scene) -> Stage:
     found += sampling_law(counts, claim.sampling_rate, where=where)
     found.append(_other_coins(counts[:8], probe.participation(_sums(other))[0], where))
     more, bounds = planted.attack(runner, claim, probe, scene.canaries, steps=min(claim.steps, steps), where=where,
-                                  key=KEY + 5)
+                                  key=scene.key(5))
     return found + more, bounds, []

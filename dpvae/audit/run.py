@@ -23,9 +23,9 @@ from dpvae.audit.battery import Caught, gather, program_stages, self_test, step_
 from dpvae.audit.instruments import Secrets
 from dpvae.audit.pipeline import Program
 from dpvae.audit.replay import Claim
-from dpvae.audit.twin import Train, capture
+from dpvae.audit.twin import Train
 from dpvae.audit.verdict import TESTS, Battery, Finding
-from dpvae.config import TRAINERS, TrainConfig, build
+from dpvae.config import TrainConfig, build
 from dpvae.data import lake
 from dpvae.data.schema import Schema
 from dpvae.data.table import TableCodec
@@ -33,7 +33,8 @@ from dpvae.errors import DPVAEError, RunError
 from dpvae.privacy.accountant import CrossCheck, crosscheck
 from dpvae.privacy.ledger import Ledger
 from dpvae.release.sample import load_public, sample_cells, sample_codes
-from dpvae.report.source import Source, read_run
+from dpvae.report.meaning import decimals
+from dpvae.report.source import Source, read_run, write_events
 from dpvae.rng import stream
 from dpvae.train.checkpoint import load_model, read_json, write_bytes, write_json
 
@@ -222,7 +223,7 @@ def _numbers(source: Source, battery: Battery, caught: Sequence[Caught], attacke
     return {
         "format": "dpvae-audit/1", "version": __version__, "run": source.name, "passed": passed, "quick": quick,
         "sentence": _sentence(battery, missed, len(caught), check, passed, quick), "alpha": battery.alpha,
-        "events_sha256": hashlib.sha256((source.plan_bytes)).hexdigest(), "model_sha256": source.model_sha256,
+        "events_sha256": hashlib.sha256(write_events(source.events)).hexdigest(), "model_sha256": source.model_sha256,
         "claim": {"epsilon_target": source.claim.epsilon_target, "delta": source.claim.delta,
                   "lower": check.epsilon.lower if check else None, "upper": check.epsilon.upper if check else None,
                   "accountants": asdict(check) | {"epsilon": None} if check else None,
@@ -246,7 +247,7 @@ def _test(name: str, found: Sequence[Finding], battery: Battery, caught: Sequenc
 
 def _sentence(battery: Battery, missed: Sequence[str], tried: int, check: CrossCheck | None, passed: bool,
               quick: bool) -> str:
-    upper = f"{check.epsilon.upper:.3f}" if check else "?"
+    upper = decimals(check.epsilon.upper, up=True) if check else "?"
     if passed:
         power = "" if quick else f", after catching {tried} of {tried} programs that were broken on purpose"
         return (f"Nothing contradicts the claim of epsilon <= {upper}: {len(battery.findings)} questions were asked of "
@@ -256,11 +257,3 @@ def _sentence(battery: Battery, missed: Sequence[str], tried: int, check: CrossC
                 "Nothing of this run may be signed.")
     return (f"This audit may not sign: it missed {len(missed)} of {tried} programs that were broken on purpose "
             f"({', '.join(missed[:3])}).")
-
-
-def supported(name: str) -> bool:
-    """Whether this audit knows a trainer's kind of rows."""
-    return name in TRAINERS
-
-
-__all__ = ["AuditReport", "audit_run", "capture"]

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dpvae.audit.instruments import Floats, Laboratory, Secrets, Trace, stacked
+from dpvae.audit.instruments import Floats, Laboratory, Secrets, Trace, seeded, stacked
 from dpvae.audit.replay import Claim, Seen
 from dpvae.config import PerformanceConfig, TrainConfig
 from dpvae.models.vae import VAE
@@ -56,7 +56,8 @@ def capture(train: Train, config: TrainConfig, table: Any) -> Trainer:
     with scratch(config, "captured") as placed:
         setattr(Trainer, "fit", fit)  # noqa: B010
         try:
-            train(placed, table)
+            with Laboratory(seeded(0)):  # the same trainer in every audit
+                train(placed, table)
         except _Captured as held:
             return held.trainer
         finally:
