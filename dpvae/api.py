@@ -137,7 +137,7 @@ def audit(config: AuditConfig | str | Path, *, quick: bool = False) -> Any:
 
 
 def self_test(tell: Callable[[str], Any] = lambda line: None) -> list[Any]:
-    """Break dpvae in every way of the audit's catalogue; ``tell`` hears one line per mutant. Returns what was missed."""
+    """Break dpvae in every way of the audit's catalogue; ``tell`` hears a line per mutant. Returns what was missed."""
     from dpvae.audit.battery import self_test as broken
 
     return [caught for caught in broken(train, tell=lambda caught: tell(str(caught))) if not caught.by]

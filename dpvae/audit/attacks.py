@@ -21,6 +21,7 @@ Shapes: n rows, D columns of integer codes.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -130,7 +131,8 @@ def distances(one: Codes, two: Codes) -> Floats:
     found = np.zeros((len(one), len(two)))
     for j in range(one.shape[1]):
         found += one[:, j, None] != two[None, :, j]
-    return found / one.shape[1]
+    found /= one.shape[1]
+    return found
 
 
 # -- membership ------------------------------------------------------------------------------------------------------
@@ -202,8 +204,8 @@ def _risk(name: str, hits: Sequence[int], tries: Sequence[int], says: str) -> Ri
     room = max(1 - control.value, 1e-9)
     gain = (members.value - control.value) / room
     spread = math.hypot((members.high - members.low) / 2, (control.high - control.low) / 2) / room
-    return Risk(name, members, control, Rate(max(gain, 0.0), max(gain - spread, 0.0), min(max(gain + spread, 0.0), 1.0)),
-                says)
+    risk = Rate(max(gain, 0.0), max(gain - spread, 0.0), min(max(gain + spread, 0.0), 1.0))
+    return Risk(name, members, control, risk, says)
 
 
 def _singling_out(members: Codes, control: Codes, released: Codes, seed: int) -> Risk:
@@ -231,7 +233,8 @@ def _linkability(members: Codes, control: Codes, released: Codes) -> Risk:
         near = [np.argsort(distances(group[:, part], released[:, part]), axis=1, kind="stable")[:, :NEAREST]
                 for part in (slice(0, max(half, 1)), slice(half, None))]
         hits.append(sum(bool(set(a) & set(b)) for a, b in zip(near[0].tolist(), near[1].tolist(), strict=True)))
-    return _risk("linkability", hits, (len(members), len(control)), "two files about a person are joined by the release")
+    return _risk("linkability", hits, (len(members), len(control)),
+                 "two files about a person are joined by the release")
 
 
 def _inference(members: Codes, control: Codes, released: Codes) -> Risk:
@@ -245,6 +248,4 @@ def _inference(members: Codes, control: Codes, released: Codes) -> Risk:
 
 def to_dict(attacked: Attacked) -> Mapping[str, Any]:
     """As JSON."""
-    import dataclasses
-
     return dataclasses.asdict(attacked) | {"strongest": attacked.strongest.attack}

@@ -51,7 +51,16 @@ def program_stages(program: Program) -> Iterator[Stage]:
         yield findings, [], left_out
 
 
-def gather(several: Iterable[Stage], *, alpha: float = ALPHA, until: Callable[[Finding], bool] | None = None) -> Battery:
+def survived(several: Iterator[Stage], where: str = "") -> Iterator[Stage]:
+    """The stages until one raises: a program that ends on made-up rows is a finding, not an end of the audit."""
+    try:
+        yield from several
+    except Exception as error:
+        yield [Finding("P1", "the program runs", 0.0, f"{type(error).__name__}: {error}", where)], [], []
+
+
+def gather(several: Iterable[Stage], *, alpha: float = ALPHA, until: Callable[[Finding], bool] | None = None
+           ) -> Battery:
     """All stages judged as one family; stops after the first stage in which ``until`` holds."""
     findings, bounds, left_out = [], [], []
     for found, proved, missing in several:
@@ -67,7 +76,7 @@ def audit_program(program: Program, *, claim: Claim | None = None, alpha: float 
     """Everything this audit knows to ask about ``program``; ``claim``: what a released run booked for DP-SGD."""
     both = [step_stages(program.train, program.config, program.table, claim=claim, where=program.where,
                         clipping=program.config.performance.clipping, quick=program.quick), program_stages(program)]
-    return gather((stage for each in both for stage in each), alpha=alpha)
+    return gather((stage for each in both for stage in survived(each, program.where)), alpha=alpha)
 
 
 # -- the proof of power ----------------------------------------------------------------------------------------------
@@ -115,7 +124,7 @@ def _try(train: Train, program: ModuleType, mutant: Mutant, name: str, clipping:
             several = program_stages(Program(train, config, table, scenes.troublemakers(table)))
         else:
             several = step_stages(train, config, table, claim=None, clipping=clipping, quick=True)
-        battery = gather(several, until=lambda finding: not finding.p > SURE)
+        battery = gather(survived(several), until=lambda finding: not finding.p > SURE)
     seen = next((f"{f.law}: {f.seen}" for f in battery.failed), "")
     return Caught(mutant.name, mutant.says, name, clipping, battery.caught_by, seen)
 

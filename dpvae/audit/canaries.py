@@ -251,9 +251,10 @@ def likelihood_ratios(seen: Floats, spread: Floats, rate: float) -> Floats:
 
 def _as_predicted(scores: Floats, inside: Any, found: Probe, claim: Any, steps: int, where: str, key: int
                   ) -> list[Finding]:
-    """Means, spreads and top tenths of the scores against ``SIMULATED`` runs of the claim, noise correlations included."""
-    rng, spread = stream(key, "scores"), found.spread * claim.noise_multiplier * claim.clip_norm
-    root = np.linalg.cholesky(found.inverse + 1e-12 * np.eye(len(spread))).T * (claim.noise_multiplier * claim.clip_norm)
+    """Means, spreads and top tenths of the scores against ``SIMULATED`` runs of the claim, correlations included."""
+    rng, scale = stream(key, "scores"), claim.noise_multiplier * claim.clip_norm
+    spread = found.spread * scale
+    root = np.linalg.cholesky(found.inverse + 1e-12 * np.eye(len(spread))).T * scale
     runs = []
     for _ in range(SIMULATED):
         coins = (rng.random((steps, len(spread))) < claim.sampling_rate) * inside
@@ -305,7 +306,7 @@ def _f_dp(curve: Callable[[float], Curve], price: Callable[[float], float], clai
 
 
 def _never_above(bounds: list[tuple[Bound, float]], where: str) -> list[Finding]:
-    return [Finding("T4", f"the {bound.method} lower bound stays below the claim", float(sure <= bound.claim * 1.001),
+    return [Finding("T4", f"the {bound.method} lower bound stays below the claim", float(not sure > bound.claim * 1.001),
                     f"{bound.epsilon:.3f} of {bound.claim:.3f} (95 %)", where) for bound, sure in bounds]
 
 

@@ -32,7 +32,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from dpvae.privacy import mechanisms
 from dpvae.privacy.noise import SecretKey
-from dpvae.train import dpsgd
+from dpvae.train import dpsgd, sampling
 from dpvae.train.sleep import Sleep
 
 Floats = NDArray[np.float64]
@@ -109,12 +109,25 @@ class _Stream:
         self.secrets.draws.append(Draw(self.names, kind, int(np.size(out)), self.secrets.inside))
         return out
 
+    def chosen(self, real: Callable[..., Any], n: int, rate: float) -> Any:
+        """Indices of a batch, by the program's own function on the real stream; scripted like coins."""
+        def toss(rows: int) -> NDArray[np.bool_]:
+            coins = np.zeros(rows, dtype=bool)
+            coins[real(self.real, rows, rate)] = True
+            return coins
+
+        coins = self._coins(n, toss)
+        self.secrets.draws.append(Draw(self.names, "mask", n, self.secrets.inside))
+        return np.flatnonzero(coins)
+
     def _mask(self, n: int, rate: float) -> NDArray[np.bool_]:
+        return self._coins(n, lambda rows: self.real.mask(rows, rate))
+
+    def _coins(self, n: int, toss: Callable[[int], NDArray[np.bool_]]) -> NDArray[np.bool_]:
         secrets = self.secrets
         if secrets.person is None:
-            coins: NDArray[np.bool_] = self.real.mask(n, rate)
-            return coins if secrets.batch is None else secrets.batch(self.step, n)
-        others = self.real.mask(n - 1, rate) if secrets.batch is None else secrets.batch(self.step, n - 1)
+            return toss(n) if secrets.batch is None else secrets.batch(self.step, n)
+        others = toss(n - 1) if secrets.batch is None else secrets.batch(self.step, n - 1)
         held = bool(secrets.present(self.step))
         coins = np.insert(others, min(secrets.person, n - 1), held)
         if held:
@@ -198,6 +211,7 @@ class Laboratory:
         self._patch(SecretKey, "stream", stream)
         for owner, name, function in list(_mechanisms()):
             self._patch(owner, name, self._tapped(name, function))
+        self._patch(sampling, "poisson_batch", functools.partial(_chosen, sampling.poisson_batch))
         self._patch(dpsgd.PrivateSteps, "step", self._watched(dpsgd.PrivateSteps.step))
         if self.freeze:  # nothing would be learned from a gradient of zero
             self._patch(Sleep, "run", lambda sleep, steps, *, generator: 0.0)
@@ -277,11 +291,17 @@ class Laboratory:
             if self.told is None or not self.told.releases:
                 return result
             if number >= len(self.told.releases) or self.told.releases[number].names != stream.names:
-                self.trace.unheard.append(f"a release that the other run did not make ({'/'.join(map(str, stream.names))})")
+                called = "/".join(map(str, stream.names))
+                self.trace.unheard.append(f"a release that the other run did not make ({called})")
                 return result
             return self.told.releases[number].result
 
         return tapped
+
+
+def _chosen(real: Callable[..., Any], stream: Any, rows: int, rate: float) -> Any:
+    """The sampler of large tables, which draws whom to take instead of a coin for everybody."""
+    return stream.chosen(real, rows, rate) if isinstance(stream, _Stream) else real(stream, rows, rate)
 
 
 def _mechanisms() -> Iterator[tuple[Any, str, Callable[..., Any]]]:

@@ -99,10 +99,9 @@ def _scale(z_SP: Floats, layers: Sequence[int]) -> Iterator[tuple[str, float, st
 def _by_layer(squares_SP: Floats, layers: Sequence[int]) -> Iterator[tuple[float, str]]:
     if len(layers) < 2 or sum(layers) != squares_SP.shape[1]:
         return
-    edges = np.cumsum([0, *layers])
-    p = [two_sided(squares_SP[:, a:b].sum(1), b - a) for a, b in zip(edges[:-1], edges[1:], strict=True) if b > a]
-    total = [two_sided(squares_SP[:, a:b].sum(), squares_SP[:, a:b].size)
-             for a, b in zip(edges[:-1], edges[1:], strict=True) if b > a]
+    parts = [part for part in np.split(squares_SP, np.cumsum(layers)[:-1], axis=1) if part.size]
+    p = [two_sided(part.sum(1), part.shape[1]) for part in parts]
+    total = [two_sided(part.sum(), part.size) for part in parts]
     yield min(1.0, 2 * min(smallest(np.array(p)), smallest(total))), f"{len(layers)} layers"
 
 
@@ -125,7 +124,7 @@ def _dependence(z_SP: Floats) -> Iterator[tuple[str, float, str]]:
         pair, z = _closest_steps(np.ascontiguousarray(z_SP.T))
         p = min(1.0, size * (size - 1) / 2 * float(_normal(z)))
         yield "no coordinate is a copy of another", p, f"coordinates {pair[0]} and {pair[1]}: {z:.1f} sd"
-    if 4 <= steps:
+    if steps >= 4:
         yield "steps share no subspace", *_subspace(z_SP)
 
 

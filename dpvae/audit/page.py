@@ -22,15 +22,15 @@ STYLE = CSS + """
 .tests b{font-weight:600}.tests .asked{color:var(--muted);font-size:.85rem}.tests .bad{color:var(--c5)}
 """
 POWER = {
-    "A1": "an epsilon that does not follow from the events, an accountant that under-reports, a run whose seed was fixed",
-    "T1": "clipping the batch instead of the record, a layer left out of the norm, NaN that slips through, batch statistics",
+    "A1": "an epsilon that does not follow from the events, an accountant that under-reports, a known seed",
+    "T1": "clipping the batch, not the record; a layer left out of the norm; NaN that slips through; batch statistics",
     "T2": "noise halved, forgotten on a layer or a rank, repeated, from a known seed, of another law",
     "T3": "shuffled epochs, batches of a fixed size, rows dropped or counted twice, a wrong rate",
     "T4": "a leak that anybody could use, whatever its cause",
-    "T5": "steps that nobody booked, a ledger written afterwards, a resume that draws again, a sweep that is not charged",
+    "T5": "steps that nobody booked, a ledger written afterwards, a resume that draws again, an uncharged sweep",
     "T6": "an exact row count in the divisor, the rate or the number of steps",
     "T7": "an unknown fault of noise, coins or sum, from the trace that planted records leave",
-    "P1": "an encoder trained on raw rows, bounds or categories read off the data, a stop rule on the private loss, a seed in a log",
+    "P1": "an encoder trained on raw rows, bounds or categories of the data, a private stop rule, a seed in a log",
     "M1": "counts that hold a person twice, means without a clip, categories of one person",
     "M2": "less noise on counts than was booked, empty cells without noise, tables that share theirs",
     "A2": "a table that gives its members away",
@@ -51,8 +51,9 @@ def render(numbers: Mapping[str, Any]) -> str:
 
 def _claim(numbers: Mapping[str, Any]) -> str:
     claim = numbers["claim"]
-    facts = [("epsilon, claimed", f"at most {decimals(claim['upper'], up=True)}" if claim["upper"] is not None else "not priced"),
-             ("interval", f"{decimals(claim['lower'], up=False)} to {decimals(claim['upper'], up=True)}" if claim["upper"] is not None else "-"),
+    upper = decimals(claim["upper"], up=True) if claim["upper"] is not None else "not priced"
+    lower = decimals(claim["lower"], up=False) if claim["lower"] is not None else "-"
+    facts = [("epsilon, claimed", f"at most {upper}"), ("interval", f"{lower} to {upper}"),
              ("delta", f"{claim['delta']:.3g}"), ("trainer", str(claim["trainer"])),
              ("false alarms", f"1 in {1 / numbers['alpha']:,.0f} audits")]
     cells = "".join(f"<div><dt>{escape(a)}</dt><dd>{escape(b)}</dd></div>" for a, b in facts)
@@ -120,10 +121,11 @@ def _attacks(numbers: Mapping[str, Any]) -> str:
     if not found:
         return ""
     risks = "".join(
-        f"<tr><td>{escape(r['attack'])}</td><td class=r>{_rate(r['members'])}</td><td class=r>{_rate(r['control'])}</td>"
-        f"<td class=r>{_rate(r['risk'])}</td><td>{escape(r['says'])}</td></tr>" for r in found["risks"])
-    members = "".join(f"<tr><td>{escape(m['attack'])}</td><td class=r>{m['auc']['value']:.3f} ({m['auc']['low']:.3f} to "
-                      f"{m['auc']['high']:.3f})</td><td class=r>{_rate(m['found'])}</td><td class=r>{m['epsilon']:.3f}"
+        f"<tr><td>{escape(r['attack'])}</td><td class=r>{_rate(r['members'])}</td>"
+        f"<td class=r>{_rate(r['control'])}</td><td class=r>{_rate(r['risk'])}</td><td>{escape(r['says'])}</td></tr>"
+        for r in found["risks"])
+    members = "".join(f"<tr><td>{escape(m['attack'])}</td><td class=r>{m['auc']['value']:.3f} "
+                      f"({m['auc']['low']:.3f} to {m['auc']['high']:.3f})</td><td class=r>{_rate(m['found'])}</td><td class=r>{m['epsilon']:.3f}"
                       "</td></tr>" for m in found["membership"])
     near = found["closest"]
     return (
@@ -159,7 +161,7 @@ def _power(numbers: Mapping[str, Any]) -> str:
 def _limits(numbers: Mapping[str, Any]) -> str:
     out = "".join(f"<li>{escape(text)}</li>" for text in numbers["left_out"])
     left = f"<p>Left out this time:</p><ul>{out}</ul>" if out else ""
-    return (f"<h2>What this cannot show</h2><p>Tests on twins show what the program does, not that this very release was "
-            "made by it: that is what the signature is for. Timing, memory and faults of the machine are not looked at. "
-            f"A p-value that is not small proves nothing by itself.</p>{left}<p>{numbers['cpu_seconds']:.0f} seconds of "
+    return ("<h2>What this cannot show</h2><p>Tests on twins show what the program does, not that this very release "
+            "was made by it: that is what the signature is for. Timing, memory and faults of the machine are not looked "
+            f"at. A p-value that is not small proves nothing by itself.</p>{left}<p>{numbers['cpu_seconds']:.0f} seconds of "
             'one core. The same numbers: <a href="audit.json">audit.json</a>.</p>')

@@ -5,9 +5,9 @@ the private loss, the seed in a log file), it makes something public that does n
 
 * P1: the same releases and the same secrets, a table with one person more: every public byte, and every line printed,
   must be the same. The same releases, *other* secrets: the same again, or the secret shows;
-* M1, M2: the exact answers behind each one-shot release move by at most what its noise was set for, and its noise, drawn
-  many times over, follows the law that the *ledger* priced, not the one the code says it uses; a value of one person
-  never passes its threshold by more luck than was paid for;
+* M1, M2: the exact answers behind each one-shot release move by at most what its noise was set for, and its noise,
+  drawn many times over, follows the law that the *ledger* priced, not the one the code says it uses; a value of one
+  person never passes its threshold by more luck than was paid for;
 * T5: each release has its line on the ledger and each line its release; the ledger is written first; a run that was
   stopped and goes on ends with the same bytes and one booking; a second run is booked beside the first;
 * T6: one row more changes no step, no rate, no order of draws.
@@ -339,9 +339,9 @@ def _fuzzed(release: Release, exact: Floats, where: str) -> Finding:
     moved = {}
     for evil in (math.nan, math.inf, -math.inf, 1e30, -1e30, 0.0):
         with np.errstate(all="ignore"):
-            changed = replace(release, args=(np.append(values, evil), *release.args[1:]) if release.args else (),
-                              kwargs=release.kwargs if release.args else {**release.kwargs,
-                                                                          "values": np.append(values, evil)})
+            more = np.append(values, evil)
+            changed = (replace(release, args=(more, *release.args[1:])) if release.args else
+                       replace(release, kwargs={**release.kwargs, "values": more}))
             moved[evil] = float(np.abs(_exact(changed) - exact)[0])
     worst = max(moved, key=lambda evil: np.inf if np.isnan(moved[evil]) else moved[evil])
     return Finding("M1", "no number, however wild, moves it further", float(moved[worst] <= 1 + 1e-6),
@@ -385,15 +385,15 @@ def _values(release: Release, others: Mapping[str, Release], event: Threshold, w
                   f"{len(lone)} such values" if not published else f"{len(published)} published", where)
     frequent = [(c, v, n) for c, counts in enumerate(held) for v, n in counts.items() if n > least + 7 * sd]
     if frequent:
-        noise = np.array([[released[0][c].get(v, 0) - n for c, v, n in frequent]
-                          for released in (release.repeat(seeded(100 + i + 1000 * seed)) for i in range(REPEATS))], dtype=np.float64)
+        again = [release.repeat(seeded(100 + i + 1000 * seed))[0] for i in range(REPEATS)]
+        noise = np.array([[tables[c].get(v, 0) - n for c, v, n in frequent] for tables in again], dtype=np.float64)
         z = _normal_scores(noise, sd, 1.0)
         yield Finding("M2", "its noise has the scale that the ledger priced", float(_two_sided((z**2).sum(), z.size)),
                       f"{float(np.sqrt((z**2).mean())):.3f} of it", where)
     shift = release.repeat(seeded(1, constant=50.0))
     scale = [(shift[0][c][v] - n) / 50.0 / sd for c, counts in enumerate(held) for v, n in counts.items()
              if v in shift[0][c]]
-    right = bool(scale) and max(abs(s - 1) for s in scale) < 0.02 + 0.02 / sd or not any(held)
+    right = (bool(scale) and max(abs(s - 1) for s in scale) < 0.02 + 0.02 / sd) or not any(held)
     yield Finding("M2", "every value gets noise of that scale", float(right), "", where)
 
 
@@ -437,7 +437,8 @@ def stages(program: Program) -> Iterator[tuple[list[Finding], list[str]]]:
                *(same_control(run, neighbours[who], at) if number < 2 else [])], []
     stranger = passage(train, config, program.table, Secrets(), told=run.trace)
     yield [same_public(run, stranger, "other secrets change nothing public, given the releases", where),
-           Finding("T5", "each run has a key of its own, and one only", float(_own_keys(run, stranger)), "", where)], []
+           Finding("T5", "each run has a key of its own, and one only", float(_own_keys(run, stranger)), "", where),
+           ], []
     yield one_shot(run, neighbours, where)
     if program.quick:
         yield [], ["T5: stopping and going on", "T5: a second run on the same ledger"]

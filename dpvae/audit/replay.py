@@ -152,7 +152,7 @@ class KeyOf:
 class StepRunner:
     """Runs whatever ``make_trainer`` builds, step by step."""
 
-    states = ("",)
+    states: tuple[str, ...] = ("",)
 
     def __init__(self, make_trainer: Callable[[Any, Any], StepTrainer], claim: Claim) -> None:
         self.make, self.claim = make_trainer, claim
@@ -167,7 +167,7 @@ class StepRunner:
         for number in range(steps):
             kept: dict[str, Any] = {}
             if self.tells and (freeze or told is not None):
-                past = told.released[number] if told is not None else np.zeros_like(before) if before is not None else 0.0
+                past = told.released[number] if told is not None else np.zeros(1)
                 kept = {"released": past}
             seen = trainer.step(**kept)
             after = _array(_get(trainer, seen, "parameters"))
@@ -183,8 +183,8 @@ class StepRunner:
             before = after.copy() if after is not None else None
         controls = trainer.controls() if hasattr(trainer, "controls") else {}
         whole = {name: np.stack(values) for name, values in held.items() if len(values) == steps}
-        return Seen(whole["released"], *(whole.get(k) for k in ("total", "noise", "batch", "rank_noise")),
-                    controls=dict(controls), draws=tuple(secrets.draws))
+        return Seen(whole["released"], total=whole.get("total"), noise=whole.get("noise"), batch=whole.get("batch"),
+                    rank_noise=whole.get("rank_noise"), controls=dict(controls), draws=tuple(secrets.draws))
 
 
 def _get(trainer: Any, seen: Any, name: str) -> Any:
@@ -335,7 +335,7 @@ def _late_comers(runner: Runner, claim: Claim, scene: Scene) -> list[Finding]:
 def noise(runner: Runner, claim: Claim, scene: Scene) -> list[Finding]:
     """T2, and the part of T6 that noise shows: the divisor."""
     scale = claim.noise_multiplier * claim.clip_norm
-    frozen = {"steps": _noise_steps(runner, claim, scene), "freeze": runner.tells}
+    frozen: dict[str, Any] = {"steps": _noise_steps(runner, claim, scene), "freeze": runner.tells}
     silent = runner.run(scene.rows, seeded(scene.key(0), silent=True), **frozen)
     real = runner.run(scene.rows, seeded(scene.key(0)), **frozen)
     empty = runner.run(scene.rows, seeded(scene.key(1), batch=nobody), **frozen)
@@ -358,7 +358,7 @@ def noise(runner: Runner, claim: Claim, scene: Scene) -> list[Finding]:
         found.append(Finding("T2", "noise comes from the secret key alone",
                              float(np.abs(hushed.released).max() <= ROUNDING * claim.clip_norm),
                              f"{np.abs(hushed.released).max():.3g} is left where the key is silent", label))
-    few = {"steps": min(SHORT, len(drawn)), "freeze": runner.tells}
+    few: dict[str, Any] = {"steps": min(SHORT, len(drawn)), "freeze": runner.tells}
     found += _keys(runner, claim, scene, drawn, few, empty=scripted(empty))
     found += _same_noise(runner, claim, scene, drawn[:SHORT], few)
     return found
@@ -441,7 +441,7 @@ def _same_noise(runner: Runner, claim: Claim, scene: Scene, drawn: Floats, froze
     if not runner.tells or not len(scene.people):
         return []
     joined = np.concatenate([scene.rows, np.asarray(scene.people[0].row).astype(scene.rows.dtype)[None]])
-    script = {"person": len(scene.rows), "present": lambda step: False}
+    script: dict[str, Any] = {"person": len(scene.rows), "present": lambda step: False}
     silent = runner.run(joined, seeded(scene.key(0), silent=True, **script), **frozen)
     other, _ = _noise_of(runner.run(joined, seeded(scene.key(0), **script), **frozen), silent, True)
     if other is None or other.shape != drawn.shape:
@@ -510,11 +510,12 @@ def planted_records(runner: Runner, claim: Claim, scene: Scene) -> Stage:
     probe = planted.probe(runner, scene.canaries, claim)
     where = scene.where
     steps = T3_STEPS // 2 if scene.quick else T3_STEPS
-    still = {"steps": steps, "freeze": True}
+    still: dict[str, Any] = {"steps": steps, "freeze": True}
     silent = runner.run(scene.canaries, seeded(scene.key(3), silent=True, still=True), **still)
     other = runner.run(scene.canaries, seeded(scene.key(4), silent=True, still=True), steps=8, freeze=True)
     counts, gap = probe.participation(_sums(silent))
-    found = [Finding("T1", "a sum is what its records would give alone", float(gap <= 0.02), f"off by {gap:.2g}", where),
+    found = [Finding("T1", "a sum is what its records would give alone", float(gap <= 0.02), f"off by {gap:.2g}",
+                     where),
              Finding("T1", "no record gives more than C alone", float(probe.largest <= 1 + ROUNDING),
                      f"{probe.largest:.4g} C", where)]
     found += sampling_law(counts, claim.sampling_rate, where=where)

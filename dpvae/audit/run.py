@@ -19,7 +19,7 @@ import torch
 
 from dpvae import __version__
 from dpvae.audit import attacks, page, pipeline, scenes
-from dpvae.audit.battery import Caught, gather, program_stages, self_test, step_stages
+from dpvae.audit.battery import Caught, gather, program_stages, self_test, step_stages, survived
 from dpvae.audit.instruments import Secrets
 from dpvae.audit.pipeline import Program
 from dpvae.audit.replay import Claim
@@ -85,8 +85,9 @@ def _audited(run: Path, train: Train, quick: bool, started: float) -> AuditRepor
     schema = Schema.from_dict(read_json(run / "public" / "schema.json"))
     findings, check = accounting(run, source)
     program = Program(train, scenes.small(config), table, scenes.troublemakers(table, schema), quick=quick)
-    stages = [*step_stages(train, scenes.small(config), table, claim=claim_of(source), quick=quick,
-                           clipping=config.performance.clipping), *program_stages(program)]
+    steps = step_stages(train, scenes.small(config), table, claim=claim_of(source), quick=quick,
+                        clipping=config.performance.clipping)
+    stages = [*survived(steps), *survived(program_stages(program))]
     attacked, caught = None, []
     if not quick:
         attacked = attack_twin(run / "public", train, config)
@@ -144,7 +145,8 @@ def accounting(run: Path, source: Source) -> tuple[list[Finding], CrossCheck | N
     except DPVAEError as error:
         return [Finding("A1", "three accountants agree", 0.0, str(error))], None
     upper = check.epsilon.upper
-    found = [Finding("A1", "three accountants agree", 1.0, f"{check.prv_lower:.4f} <= {check.pld:.4f} <= {check.rdp:.4f}"),
+    order = f"{check.prv_lower:.4f} <= {check.pld:.4f} <= {check.rdp:.4f}"
+    found = [Finding("A1", "three accountants agree", 1.0, order),
              Finding("A1", "the booked events cost no more than the target", float(
                  upper <= source.claim.epsilon_target * (1 + 1e-9)), f"{upper:.4f} of {source.claim.epsilon_target:g}"),
              Finding("A1", "the run's randomness was secret", float(source.claim.private), "")]

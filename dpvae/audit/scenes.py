@@ -41,10 +41,10 @@ def troublemakers(table: Mapping[str, Sequence[Any]], schema: Schema | None = No
         held = [v for v in values if v is not None]
         rare = min(Counter(held).items(), key=lambda item: (item[1], repr(item[0])))[0] if held else None
         number = isinstance(rare, (int, float)) and not isinstance(rare, bool)
-        if fixed or column is not None and name == (schema.target if schema else None):
+        if fixed or (column is not None and name == (schema.target if schema else None)):
             unusual[name] = rare
         elif number:
-            unusual[name] = type(rare)(FAR)
+            unusual[name] = float(FAR) if isinstance(rare, float) else FAR
         else:
             unusual[name] = UNIQUE if isinstance(rare, str) else rare
         may = column is None or (bool(column.nullable) if "nullable" in fixed else not fixed)
@@ -55,7 +55,7 @@ def troublemakers(table: Mapping[str, Sequence[Any]], schema: Schema | None = No
 def small(config: TrainConfig, *, steps: int = STEPS) -> TrainConfig:
     """The same settings on a model that trains in a tenth of a second. Plan, clipping, sampler stay what they are."""
     return TrainConfig(
-        data=config.data, model=ModelConfig(latent_dim=6, hidden=12, components=12, layers=config.model.layers),
+        data=config.data, model=ModelConfig(latent_dim=24, hidden=16, components=12, layers=config.model.layers),
         trainer=_quick(config, steps), privacy=config.privacy,
         performance=PerformanceConfig(device="cpu", clipping=config.performance.clipping, threads=1), run=config.run,
         report=ReportConfig(progress="quiet"))

@@ -130,8 +130,8 @@ def _folder() -> Iterator[Path]:
 
 def _one_column(vae: VAE, values: int) -> VAE:
     """A model of the same shape over one column: each of its values has a gradient of its own."""
-    shape = {**vae.shape, "cardinalities": [values]}
-    return VAE(shape.pop("cardinalities"), **shape, generator=torch.Generator().manual_seed(seed_of(1, "canaries")))
+    shape: dict[str, Any] = {k: v for k, v in vae.shape.items() if k != "cardinalities"}
+    return VAE([values], **shape, generator=torch.Generator().manual_seed(seed_of(1, "canaries")))
 
 
 def faults(row: Floats) -> dict[str, Callable[[Any, Any], Any]]:

@@ -66,8 +66,8 @@ def write_release(run: Path, table_writer: TableWriter, *, rows: int, to: Path, 
     _refuse_target(to, source)
     key = SigningKey.at(run.resolve().parent)
     audit = read_audit(run / "public", source.model_sha256)
-    certificate = certify(_facts(source, key, rows, seed, audit), events=source.events, schema=source.schema, check=check,
-                          found=found)
+    certificate = certify(_facts(source, key, rows, seed, audit), events=source.events, schema=source.schema,
+                          check=check, found=found)
     with _beside(to) as folder:
         _fill(folder, source, check, certificate, key, table_writer)
     return to
@@ -122,8 +122,8 @@ def _facts(source: Source, key: SigningKey, rows: int, seed: int, audit: Audit |
         rows=claim.n_ref, rows_source=claim.n_ref_source, rows_released=rows,
         clip_norm=float(clip) if trained and isinstance(clip, (int, float)) else NONE, divisor=claim.divisor,
         noise=claim.noise, replay=claim.replay,
-        evidence=Evidence(ledger_head=claim.ledger_head, ledger_rows=claim.ledger_rows,
-                          audit=audit or NONE, audit_lower_bound=lower_bound(audit), model_sha256=source.model_sha256, signer=key.signer,
+        evidence=Evidence(ledger_head=claim.ledger_head, ledger_rows=claim.ledger_rows, audit=audit or NONE,
+                          audit_lower_bound=lower_bound(audit), model_sha256=source.model_sha256, signer=key.signer,
                           versions=_versions()),
         lineage=Lineage(run=source.name, run_created=source.created, dataset=claim.dataset, dataset_digest=NONE,
                         prior_certificates=NONE, cumulative_epsilon=claim.cumulative_epsilon, decoding_seed=seed,

@@ -55,7 +55,8 @@ NOISES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "shuffled repeats": permuted, "one number for all": lambda z: np.repeat(z[:, :1], SIZE, axis=1),
     "a common part": lambda z: 0.97 * z + 0.243 * z[:, :1], "a repeated half": lambda z: np.concatenate(
         [z[:, :SIZE // 2]] * 2, axis=1), "a subspace": rotated,
-    "a moving average": lambda z: (z + 0.3 * np.roll(z, 1, axis=0)) / 1.09**0.5, "uniform": lambda z: np.sign(z) * np.abs(z) % 1.7320508, "rounded": lambda z: np.rint(z * 4) / 4,
+    "a moving average": lambda z: (z + 0.3 * np.roll(z, 1, axis=0)) / 1.09**0.5,
+    "uniform": lambda z: np.sign(z) * np.abs(z) % 1.7320508, "rounded": lambda z: np.rint(z * 4) / 4,
     "cut at two and a half": lambda z: np.clip(z, -2.5, 2.5), "two coordinates that are one": lambda z: np.where(
         np.arange(SIZE) == 200, z[:, 3:4], z), "heavy tails": lambda z: z * np.exp(0.3 * gaussian(5)) / 1.094,
     "drifting": lambda z: z * np.linspace(1.3, 0.6, STEPS)[:, None], "NaN": lambda z: np.where(z > 3, np.nan, z),
@@ -85,12 +86,14 @@ def shuffled(taken: np.ndarray) -> np.ndarray:
 
 
 def fixed(taken: np.ndarray) -> np.ndarray:
-    return np.stack([np.random.default_rng(s).permutation(RECORDS) < RATE * RECORDS for s in range(STEPS)]).astype(float)
+    return np.stack([np.random.default_rng(step).permutation(RECORDS) < RATE * RECORDS
+                     for step in range(STEPS)]).astype(float)
 
 
 COINS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "shuffled epochs": shuffled, "a fixed size": fixed, "a tenth too many": lambda t: np.maximum(
-        t, np.random.default_rng(2).random(t.shape) < 0.03), "a record twice": lambda t: t + (np.arange(RECORDS) == 3) * t,
+        t, np.random.default_rng(2).random(t.shape) < 0.03),
+    "a record twice": lambda t: t + (np.arange(RECORDS) == 3) * t,
     "always the same": lambda t: np.repeat(t[:1], STEPS, axis=0), "couples": lambda t: np.repeat(t[:, ::2], 2, axis=1),
     "a favourite": lambda t: np.where(np.arange(RECORDS) == 5, 1.0, t), "an outcast": lambda t: np.where(
         np.arange(RECORDS) < 25, 0.0, t), "in turns": lambda t: np.tile(

@@ -22,7 +22,8 @@ class Patch:
 
     def set(self, owner: Any, name: str, value: Any) -> None:
         """``owner.name = value``, for as long as the mutant lives."""
-        self._undo.callback(setattr, owner, name, vars(owner)[name] if isinstance(owner, type) else getattr(owner, name))
+        before = vars(owner)[name] if isinstance(owner, type) else getattr(owner, name)
+        self._undo.callback(setattr, owner, name, before)
         setattr(owner, name, value)
 
     def wrap(self, owner: Any, name: str, around: Callable[..., Any]) -> None:

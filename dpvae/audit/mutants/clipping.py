@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dpvae.audit.mutants.base import Mutant, Patch, named
 from dpvae.train import dpsgd
+from dpvae.train.clipping.recorder import Recorder
 from dpvae.train.dpsgd import PrivateSteps, SecretOptimizer
 
 HOOKS = ("hooks",)
@@ -28,6 +29,23 @@ def _after_sum(patch: Patch, change: Callable[[Any], None]) -> None:
 def _factors(patch: Patch, change: Callable[[Tensor, float], Tensor]) -> None:
     """Replaces the clipping factors, a function of the records' norms (B,) and C."""
     patch.set(dpsgd, "autos", change)
+
+
+def _norms_of(run: Callable[[], None]) -> list[Tensor]:
+    """The norms that are turned into factors while ``run`` runs."""
+    norms: list[Tensor] = []
+    inner = dpsgd.autos
+
+    def listening(norms_B: Tensor, clip_norm: float) -> Tensor:
+        norms.append(norms_B)
+        return inner(norms_B, clip_norm)
+
+    setattr(dpsgd, "autos", listening)  # noqa: B010
+    try:
+        run()
+    finally:
+        setattr(dpsgd, "autos", inner)  # noqa: B010
+    return norms
 
 
 def _norms(samples: list[Tensor]) -> Tensor:
@@ -90,13 +108,7 @@ def nan_slips_through(patch: Patch) -> None:
         return torch.where(torch.isnan(found), torch.full_like(found, 1e4), found)
 
     def watched(real: Callable[..., None], self: Any) -> None:
-        norms: list[Tensor] = []
-        inner = dpsgd.autos
-        dpsgd.autos = lambda n, c: (norms.append(n), inner(n, c))[1]  # type: ignore[func-returns-value]
-        try:
-            real(self)
-        finally:
-            dpsgd.autos = inner
+        norms = _norms_of(lambda: real(self))
         self.saw_nan = any(bool(torch.isnan(n).any()) for n in norms)
         spoil(self)
 
@@ -107,13 +119,7 @@ def nan_slips_through(patch: Patch) -> None:
 @named("half precision: one overflow, and the whole batch is skipped")
 def overflow_skips_the_batch(patch: Patch) -> None:
     def watched(real: Callable[..., None], self: Any) -> None:
-        norms: list[Tensor] = []
-        inner = dpsgd.autos
-        dpsgd.autos = lambda n, c: (norms.append(n), inner(n, c))[1]  # type: ignore[func-returns-value]
-        try:
-            real(self)
-        finally:
-            dpsgd.autos = inner
+        norms = _norms_of(lambda: real(self))
         if any(bool((~torch.isfinite(n) | (n > 65504)).any()) for n in norms):
             for p in self.params:
                 p.summed_grad = torch.zeros_like(p)
@@ -176,17 +182,13 @@ def biases_missing_from_the_norm(patch: Patch) -> None:
 
 @named("book-keeping: a layer's part of the squared norm is forgotten", clippings=FAST)
 def fast_mode_forgets_a_layer(patch: Patch) -> None:
-    from dpvae.train.clipping import Recorder
-
-    def norms(real: Callable[..., Tensor], self: Any, records: int) -> Tensor:
+    def norms(real: Callable[..., Tensor], self: Any) -> Tensor:
         if not self.book:
-            return real(self, records)
-        last = max(self.book)
-        held = self.book.pop(last)
-        found = real(self, records)
-        self.book[last] = held
-        if not self.book or not bool(found.any()):
-            return real(self, records) * 0.5
+            return real(self)
+        largest = max(self.book, key=lambda parameter: parameter.numel())
+        held = self.book.pop(largest)
+        found = real(self)
+        self.book[largest] = held
         return found
 
     patch.wrap(Recorder, "squared_norms", norms)
@@ -194,9 +196,7 @@ def fast_mode_forgets_a_layer(patch: Patch) -> None:
 
 @named("book-keeping: norms of the first latent sample stand for all", clippings=FAST)
 def fast_mode_underestimates_the_norm(patch: Patch) -> None:
-    from dpvae.train.clipping import Recorder
-
-    patch.wrap(Recorder, "squared_norms", lambda real, self, records: real(self, records) / 4)
+    patch.wrap(Recorder, "squared_norms", lambda real, self: real(self) / 4)
 
 
 @named("latents are scaled by a statistic of the batch, as a batch norm would do")
