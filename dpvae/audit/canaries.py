@@ -306,8 +306,9 @@ def _f_dp(curve: Callable[[float], Curve], price: Callable[[float], float], clai
 
 
 def _never_above(bounds: list[tuple[Bound, float]], where: str) -> list[Finding]:
-    return [Finding("T4", f"the {bound.method} lower bound stays below the claim", float(not sure > bound.claim * 1.001),
-                    f"{bound.epsilon:.3f} of {bound.claim:.3f} (95 %)", where) for bound, sure in bounds]
+    return [Finding("T4", f"the {bound.method} lower bound stays below the claim",
+                    float(not sure > bound.claim * 1.001), f"{bound.epsilon:.3f} of {bound.claim:.3f} (95 %)", where)
+            for bound, sure in bounds]
 
 
 def mu_of(epsilon: float, delta: float) -> float:

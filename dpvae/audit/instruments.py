@@ -74,8 +74,8 @@ class Secrets:
 
     def open(self, real: Callable[..., Any], own: SecretKey, names: Names) -> Any:
         """The stream called ``names``: scripted, logged."""
-        if self.first is not None:
-            self.first, first = None, self.first
+        first, self.first = self.first, None
+        if first is not None:
             first()
         if not any(own is key for key in self.used):
             self.used.append(own)

@@ -125,8 +125,8 @@ def _attacks(numbers: Mapping[str, Any]) -> str:
         f"<td class=r>{_rate(r['control'])}</td><td class=r>{_rate(r['risk'])}</td><td>{escape(r['says'])}</td></tr>"
         for r in found["risks"])
     members = "".join(f"<tr><td>{escape(m['attack'])}</td><td class=r>{m['auc']['value']:.3f} "
-                      f"({m['auc']['low']:.3f} to {m['auc']['high']:.3f})</td><td class=r>{_rate(m['found'])}</td><td class=r>{m['epsilon']:.3f}"
-                      "</td></tr>" for m in found["membership"])
+                      f"({m['auc']['low']:.3f} to {m['auc']['high']:.3f})</td><td class=r>{_rate(m['found'])}</td>"
+                      f"<td class=r>{m['epsilon']:.3f}</td></tr>" for m in found["membership"])
     near = found["closest"]
     return (
         "<h2>Attacks on a released table</h2><p>On the table of a twin: members against a control group that the twin "
@@ -162,6 +162,7 @@ def _limits(numbers: Mapping[str, Any]) -> str:
     out = "".join(f"<li>{escape(text)}</li>" for text in numbers["left_out"])
     left = f"<p>Left out this time:</p><ul>{out}</ul>" if out else ""
     return ("<h2>What this cannot show</h2><p>Tests on twins show what the program does, not that this very release "
-            "was made by it: that is what the signature is for. Timing, memory and faults of the machine are not looked "
-            f"at. A p-value that is not small proves nothing by itself.</p>{left}<p>{numbers['cpu_seconds']:.0f} seconds of "
-            'one core. The same numbers: <a href="audit.json">audit.json</a>.</p>')
+            "was made by it: that is what the signature is for. Timing, memory and faults of the machine are not "
+            f"looked at. A p-value that is not small proves nothing by itself.</p>{left}"
+            f"<p>{numbers['cpu_seconds']:.0f} seconds of one core. "
+            'The same numbers: <a href="audit.json">audit.json</a>.</p>')

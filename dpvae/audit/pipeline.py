@@ -244,6 +244,7 @@ def resumed(train: Train, config: TrainConfig, table: Any, where: str) -> list[F
     same = (parts.booked, parts.ledger) == (whole.booked, whole.ledger)
     return [Finding("T5", "a run that was stopped and goes on ends as if it had not been", float(not found),
                     ", ".join(found[:4]), where),
+            Finding("T5", "it goes on with its own key", float(_own_keys(parts)), "", where),
             Finding("T5", "it is booked once, and whole", float(same), f"{parts.booked} reservations", where)]
 
 
@@ -322,6 +323,9 @@ def _vector(release: Release, others: Mapping[str, Release], event: Gaussian, wh
     if tables == 1 and isinstance(first, (int, float)):
         yield _fuzzed(release, exact, where)
     drawn = np.stack([_flat(release.repeat(seeded(100 + i + 1000 * seed))) for i in range(REPEATS)]) - exact
+    kinds = {column.tobytes() for column in np.abs(drawn).T}
+    yield Finding("M2", "no two numbers share their noise", float(len(kinds) == drawn.shape[1]),
+                  f"{len(kinds)} of {drawn.shape[1]} differ", where)
     own = (_flat(release.result) - exact)[None]
     sd = cell_sd(event.noise_multiplier, tables)
     unit = 0.0 if isinstance(first, (int, float)) else 1.0
@@ -476,4 +480,4 @@ def _absent(program: Program, run: Passage, other: Passage, where: str) -> list[
 def _own_keys(*runs: Passage) -> bool:
     """Each run has one key (in however many objects), and no two runs share one."""
     each = [{key.tag(b"audit") for key in run.secrets.used} for run in runs]
-    return all(len(tags) == 1 for tags in each) and not set.intersection(*each)
+    return all(len(tags) == 1 for tags in each) and len(set.union(*each)) == len(runs)
