@@ -1,8 +1,9 @@
-"""The verbs, as functions of plain configuration: plan, train, release.
+"""The verbs, as functions of plain configuration: plan, train, release, audit.
 
     plan     public facts -> a Plan           opens no data, spends nothing
     train    a table -> a Run                 books its events first, then spends them
     release  a Run -> a folder to publish     costs nothing
+    audit    a Run -> a verdict on its claim  trains twins on made-up rows; reads no private row
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from dpvae.config import DataConfig, ReleaseConfig, TrainConfig
+from dpvae.config import AuditConfig, DataConfig, ReleaseConfig, TrainConfig
 from dpvae.data import builtin, lake
 from dpvae.data.lake import Table
 from dpvae.data.schema import Schema
@@ -143,6 +144,27 @@ def release(config: ReleaseConfig | str | Path, model: Any = None, *, rows: int 
             curator=str(about.curator), curator_kind=about.kind, intended_use=str(about.use), region=str(about.region),
             sector=about.sector))
     return folder
+
+
+def audit(config: AuditConfig | str | Path, *, quick: bool = False) -> Any:
+    """A :class:`dpvae.audit.run.AuditReport` on a finished run, written into its ``public`` folder as audit.html/json.
+
+    Everything is asked of twins, trained on rows drawn from the released model: no private row is read, and nothing is
+    spent. Raises :class:`RunError` where there is no finished run.
+    """
+    from dpvae.audit.run import audit_run
+    from dpvae.train.run import find_run
+
+    if not isinstance(config, AuditConfig):
+        config = AuditConfig(run=str(config), quick=quick)
+    return audit_run(find_run(config.run, config.root).path, train, quick=config.quick)
+
+
+def self_test(tell: Callable[[str], Any] = lambda line: None) -> list[Any]:
+    """Break dpvae in every way of the audit's catalogue; ``tell`` hears a line per mutant. Returns what was missed."""
+    from dpvae.audit.battery import self_test as broken
+
+    return [caught for caught in broken(train, tell=lambda caught: tell(str(caught))) if not caught.by]
 
 
 def prepare(config: TrainConfig, table: Any = None) -> tuple[Schema, Plan, Table]:

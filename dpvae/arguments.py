@@ -26,10 +26,18 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from dpvae.checks import did_you_mean
-from dpvae.config import LONGEST_NAME, EvaluateConfig, LedgerVerbConfig, ReleaseConfig, TrainConfig, VerifyConfig
+from dpvae.config import (
+    LONGEST_NAME,
+    AuditConfig,
+    EvaluateConfig,
+    LedgerVerbConfig,
+    ReleaseConfig,
+    TrainConfig,
+    VerifyConfig,
+)
 from dpvae.errors import ConfigError
 
-Config = TrainConfig | ReleaseConfig | VerifyConfig | LedgerVerbConfig | EvaluateConfig
+Config = TrainConfig | ReleaseConfig | VerifyConfig | AuditConfig | LedgerVerbConfig | EvaluateConfig
 
 _OVERRIDE = re.compile(r"(?P<sign>\+{0,2})(?P<key>[A-Za-z_][^=\s]*)=(?P<value>.*)", re.DOTALL)
 _TABLES = (".csv", ".parquet", ".pq")

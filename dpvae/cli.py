@@ -4,7 +4,7 @@ The verb is taken off, what was typed is rewritten by :mod:`dpvae.arguments`, Hy
 its flags: ``-m``, ``--help``, ``--cfg``), and a frozen dataclass reaches the verb. Nothing heavy is imported before a
 verb needs it. One line on stderr says what went wrong; the exit codes are
 
-    0 done | 1 a release that does not hold | 2 a mistake in the input, the budget or the machine
+    0 done | 1 a release or an audit that does not hold | 2 a mistake in the input, the budget or the machine
     70 a mistake in dpvae (DPVAE_DEBUG=1 shows where) | 130 stopped by Ctrl-C | 141 nobody reads the output any more
 
 >>> main(["--version"])
@@ -31,7 +31,7 @@ from typing import Any, ClassVar
 import dpvae
 from dpvae import arguments as typed
 from dpvae.checks import did_you_mean
-from dpvae.config import EvaluateConfig, LedgerVerbConfig, ReleaseConfig, TrainConfig, VerifyConfig, build
+from dpvae.config import AuditConfig, EvaluateConfig, LedgerVerbConfig, ReleaseConfig, TrainConfig, VerifyConfig, build
 from dpvae.errors import ConfigError, ReleaseError
 from dpvae.explain import MISTAKE, explain
 
@@ -75,6 +75,14 @@ def _evaluate(config: EvaluateConfig) -> int:
     return 0
 
 
+def _audit(config: AuditConfig) -> int:
+    if config.self_test:
+        return DOES_NOT_HOLD if importlib.import_module("dpvae.api").self_test(print) else 0
+    report = importlib.import_module("dpvae.api").audit(config)
+    print(report)
+    return 0 if report.passed else DOES_NOT_HOLD
+
+
 def _ledger(config: LedgerVerbConfig) -> int:
     print(importlib.import_module("dpvae.privacy.ledger_view").act(config))
     return 0
@@ -99,6 +107,7 @@ VERBS = {
     "release": Verb("write a synthetic table with its certificate", ReleaseConfig, _release,
                     memory="release fewer rows at a time"),
     "verify": Verb("check a release folder: digests, events, epsilon", VerifyConfig, _verify),
+    "audit": Verb("is the claim of a run true? twins, planted records, attacks", AuditConfig, _audit),
     "evaluate": Verb("judge a synthetic table by the real rows; the result is sealed", EvaluateConfig, _evaluate),
     "ledger": Verb("show | check | cap DATASET | export FILE: the book of what was spent", LedgerVerbConfig, _ledger),
 }

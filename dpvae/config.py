@@ -307,6 +307,16 @@ class VerifyConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AuditConfig:
+    """``dpvae audit``: is the claim of a run true, or does the audit itself have power (``self_test``)?"""
+
+    run: str = "latest"
+    quick: bool = False  # in half a minute, and says what it leaves out
+    self_test: bool = False  # break the program in every known way instead, and see that each is noticed
+    root: str = "runs"
+
+
+@dataclass(frozen=True, kw_only=True)
 class LedgerVerbConfig:
     """``dpvae ledger show | check | cap DATASET | export FILE``: the book of spends, looked at and limited."""
 
@@ -390,4 +400,4 @@ def build(cls: type[T], mapping: Mapping[str, Any], *, where: str | None = None)
     return cls(**{key: _convert(prefix + key, hints[key], value) for key, value in mapping.items()})
 
 
-_TOP: tuple[type, ...] = (TrainConfig, ReleaseConfig, VerifyConfig, LedgerVerbConfig, EvaluateConfig)
+_TOP: tuple[type, ...] = (TrainConfig, ReleaseConfig, VerifyConfig, AuditConfig, LedgerVerbConfig, EvaluateConfig)

@@ -38,13 +38,14 @@ def test_a_command_in_the_documents_has_a_verb_and_composes(
     document: str, line: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     seen: list[object] = []
-    for name, members in {"dpvae.api": ("plan", "train", "release"), "dpvae.audit.verify": ("verify",),
+    for name, members in {"dpvae.api": ("plan", "train", "release", "audit"), "dpvae.audit.verify": ("verify",),
                           "dpvae.sweep": ("book", "preview"), "dpvae.selection": ("plan", "select"),
                           "dpvae.privacy.ledger_view": ("act",),
                           "dpvae.evaluate.judge": ("evaluate",)}.items():
         module = ModuleType(name)
         for member in members:
             setattr(module, member, lambda config: seen.append(config) or Passed())
+        module.self_test = lambda tell: seen.append(tell)  # type: ignore[attr-defined]  # nothing was missed
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.chdir(tmp_path)
     Path("release/orders").mkdir(parents=True)
@@ -53,9 +54,9 @@ def test_a_command_in_the_documents_has_a_verb_and_composes(
 
 
 class Passed:
-    """A verification that holds."""
+    """A verification, or an audit, that holds."""
 
-    ok = True
+    ok = passed = True
 
     def to_dict(self) -> dict[str, bool]:
         return {"ok": True}

@@ -27,6 +27,7 @@ from dpvae import checks
 from dpvae.errors import ReleaseError, RunError
 from dpvae.privacy.accountant import CrossCheck, crosscheck
 from dpvae.privacy.consequences import consequences
+from dpvae.release.audited import Audit, lower_bound, read_audit
 from dpvae.release.card import card
 from dpvae.release.certificate import Certificate, Evidence, Facts, Lineage, Version
 from dpvae.release.certify import certify
@@ -64,8 +65,9 @@ def write_release(run: Path, table_writer: TableWriter, *, rows: int, to: Path, 
     found = consequences(source.events, source.claim.delta, source.claim.neighbouring, upper=check.pld)
     _refuse_target(to, source)
     key = SigningKey.at(run.resolve().parent)
-    certificate = certify(_facts(source, key, rows, seed), events=source.events, schema=source.schema, check=check,
-                          found=found)
+    audit = read_audit(run / "public", source.model_sha256)
+    certificate = certify(_facts(source, key, rows, seed, audit), events=source.events, schema=source.schema,
+                          check=check, found=found)
     with _beside(to) as folder:
         _fill(folder, source, check, certificate, key, table_writer)
     return to
@@ -110,7 +112,7 @@ def _refuse_target(to: Path, source: Source) -> None:
     raise ReleaseError(f"to={to}: is not empty; pick another folder")
 
 
-def _facts(source: Source, key: SigningKey, rows: int, seed: int) -> Facts:
+def _facts(source: Source, key: SigningKey, rows: int, seed: int, audit: Audit | None) -> Facts:
     claim = source.claim
     clip = source.config.get("trainer", {}).get("clip_norm") if isinstance(source.config.get("trainer"), dict) else None
     trained = any(type(event).__name__ == "SampledGaussian" for event in source.events)
@@ -120,8 +122,8 @@ def _facts(source: Source, key: SigningKey, rows: int, seed: int) -> Facts:
         rows=claim.n_ref, rows_source=claim.n_ref_source, rows_released=rows,
         clip_norm=float(clip) if trained and isinstance(clip, (int, float)) else NONE, divisor=claim.divisor,
         noise=claim.noise, replay=claim.replay,
-        evidence=Evidence(ledger_head=claim.ledger_head, ledger_rows=claim.ledger_rows, audit=NONE,
-                          audit_lower_bound=NONE, model_sha256=source.model_sha256, signer=key.signer,
+        evidence=Evidence(ledger_head=claim.ledger_head, ledger_rows=claim.ledger_rows, audit=audit or NONE,
+                          audit_lower_bound=lower_bound(audit), model_sha256=source.model_sha256, signer=key.signer,
                           versions=_versions()),
         lineage=Lineage(run=source.name, run_created=source.created, dataset=claim.dataset, dataset_digest=NONE,
                         prior_certificates=NONE, cumulative_epsilon=claim.cumulative_epsilon, decoding_seed=seed,

@@ -12,7 +12,7 @@ from typing import Any
 
 from dpvae.release.certificate import Certificate
 from dpvae.report.meaning import percent
-from dpvae.report.source import schema_columns
+from dpvae.report.source import NONE, schema_columns
 
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"),
          (10_000_000, "1M<n<10M"))
@@ -76,8 +76,13 @@ def _use(certificate: Certificate) -> str:
             "whose results are confirmed on real data. Not fit for: decisions about single people, statements about "
             "rare groups, and as the only evidence for a finding. Accuracy is not guaranteed: "
             "report.html compares the rows with the noisy counts they were made from.\n\n"
-            f"Audit: {escape(certificate.evidence.audit)}. Data set: {escape(certificate.lineage.dataset)}. "
+            f"Audit: {escape(_audit(certificate))} Data set: {escape(certificate.lineage.dataset)}. "
             "Licence: whoever owns the data decides.")
+
+
+def _audit(certificate: Certificate) -> str:
+    audit = certificate.evidence.audit
+    return "none." if audit == NONE else audit.verdict
 
 
 def _gaps(certificate: Certificate) -> str:

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from dpvae.errors import ReleaseError
 from dpvae.privacy.consequences import Consequences, Group
+from dpvae.release.audited import Audit
 from dpvae.report import meaning, records
 from dpvae.report.source import NONE, Absent
 
@@ -158,7 +159,7 @@ class Evidence:
 
     ledger_head: str
     ledger_rows: float | Absent
-    audit: str
+    audit: Audit | Absent
     audit_lower_bound: float | Absent
     model_sha256: str
     signer: Signer

@@ -1,0 +1,140 @@
+"""The audit of a program: replay tests of its trainer, tests of it as a whole, and the proof that both have power.
+
+    battery = audit_program(Program(train, config, table, people))
+    caught = self_test(train)          # every mutant of the catalogue, and the test that caught it
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import Any
+
+from dpvae.audit import pipeline, replay, scenes
+from dpvae.audit.mutants.base import CLIPPINGS, Mutant
+from dpvae.audit.mutants.catalogue import CATALOGUE
+from dpvae.audit.pipeline import Program
+from dpvae.audit.replay import Claim, Stage
+from dpvae.audit.twin import Train, TwinRunner, capture, claim_of
+from dpvae.audit.verdict import ALPHA, Battery, Finding, judge
+from dpvae.config import TRAINERS, DataConfig, PrivacyConfig, TrainConfig, TrainerConfig
+from dpvae.privacy.plan import SgdPlan
+
+SURE = 1e-7  # a p-value that no family of tests forgives
+MICROBATCH = 16  # so that a batch comes in parts
+ROWS = 90
+
+
+def step_stages(train: Train, config: TrainConfig, table: Any, *, claim: Claim | None = None, clipping: str = "auto",
+                where: str = "", quick: bool = False, seed: int = 0) -> Iterator[Stage]:
+    """Replay tests of the trainer that ``train`` builds; ``claim``: what was booked, where that is another plan."""
+    trainer = capture(train, config, table)
+    if trainer.plan.sgd is None:
+        yield [], [], ["T1, T2, T3, T4, T7: this plan has no DP-SGD"]
+        return
+    if claim is None:
+        claim = replace(claim_of(trainer), divisor=trainer.plan.sgd.sampling_rate * (config.data.rows or trainer.rows))
+    else:
+        sgd = SgdPlan(noise_multiplier=claim.noise_multiplier, sampling_rate=claim.sampling_rate, steps=claim.steps,
+                      clip_norm=claim.clip_norm, latent_samples=trainer.plan.sgd.latent_samples)
+        trainer = replace(trainer, plan=replace(trainer.plan, sgd=sgd))
+        claim = replace(claim, divisor=claim.sampling_rate * (config.data.rows or trainer.rows))
+    runner = TwinRunner(trainer, claim, clipping, MICROBATCH)
+    yield from replay.stages(runner, claim, scenes.scene(trainer, where=where, quick=quick, seed=seed))
+
+
+def program_stages(program: Program) -> Iterator[Stage]:
+    """Tests of the program as a whole."""
+    for findings, left_out in pipeline.stages(program):
+        yield findings, [], left_out
+
+
+def survived(several: Iterator[Stage], where: str = "") -> Iterator[Stage]:
+    """The stages until one raises: a program that ends on made-up rows is a finding, not an end of the audit."""
+    try:
+        yield from several
+    except Exception as error:
+        yield [Finding("P1", "the program runs", 0.0, f"{type(error).__name__}: {error}", where)], [], []
+
+
+def gather(several: Iterable[Stage], *, alpha: float = ALPHA, until: Callable[[Finding], bool] | None = None
+           ) -> Battery:
+    """All stages judged as one family; stops after the first stage in which ``until`` holds."""
+    findings, bounds, left_out = [], [], []
+    for found, proved, missing in several:
+        findings += found
+        bounds += proved
+        left_out += missing
+        if until is not None and any(until(f) for f in found):
+            break
+    return judge(findings, alpha=alpha, bounds=bounds, left_out=list(dict.fromkeys(left_out)))
+
+
+def audit_program(program: Program, *, claim: Claim | None = None, alpha: float = ALPHA) -> Battery:
+    """Everything this audit knows to ask about ``program``; ``claim``: what a released run booked for DP-SGD."""
+    both = [step_stages(program.train, program.config, program.table, claim=claim, where=program.where,
+                        clipping=program.config.performance.clipping, quick=program.quick), program_stages(program)]
+    return gather((stage for each in both for stage in survived(each, program.where)), alpha=alpha)
+
+
+# -- the proof of power ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Caught:
+    """What became of one mutant."""
+
+    mutant: str
+    says: str
+    trainer: str
+    clipping: str
+    by: tuple[str, ...]
+    seen: str
+
+    def __str__(self) -> str:
+        verdict = f"caught by {' '.join(self.by)}: {self.seen}" if self.by else "MISSED"
+        return f"{self.trainer:12} {self.clipping:5} {self.mutant}: {verdict}"
+
+
+def self_test(train: Train, *, trainers: Sequence[str] = TRAINERS, clippings: Sequence[str] = CLIPPINGS,
+              mutants: Sequence[Mutant] = CATALOGUE, tell: Callable[[Caught], None] = lambda caught: None
+              ) -> list[Caught]:
+    """Break the program in every way of the catalogue, and see which test notices; in memory, on made-up rows."""
+    program = inspect.getmodule(train)
+    assert program is not None
+    done = []
+    for name in trainers:
+        for clipping in clippings:
+            for mutant in mutants:
+                if name not in mutant.trainers or clipping not in mutant.clippings:
+                    continue
+                if mutant.whole and clipping != clippings[0]:
+                    continue  # nothing of it depends on how gradients are clipped
+                done.append(_try(train, program, mutant, name, clipping))
+                tell(done[-1])
+    return done
+
+
+def _try(train: Train, program: ModuleType, mutant: Mutant, name: str, clipping: str) -> Caught:
+    config, table = specimen(name, clipping)
+    with mutant.living(program):
+        if mutant.whole:
+            several = program_stages(Program(train, config, table, scenes.troublemakers(table)))
+        else:
+            several = step_stages(train, config, table, claim=None, clipping=clipping, quick=True)
+        battery = gather(survived(several), until=lambda finding: not finding.p > SURE)
+    seen = next((f"{f.law}: {f.seen}" for f in battery.failed), "")
+    return Caught(mutant.name, mutant.says, name, clipping, battery.caught_by, seen)
+
+
+def specimen(name: str, clipping: str = "auto", *, measured: bool = False) -> tuple[TrainConfig, scenes.Rows]:
+    """A small table and settings for it: what mutants are tried on, and false alarms are counted on."""
+    table = scenes.people(ROWS)
+    config = TrainConfig(
+        data=DataConfig(target="income", rows=None if measured else ROWS),
+        trainer=TrainerConfig(name=name, sampling_rate=0.2, steps=60, metric_releases=2),
+        privacy=PrivacyConfig(epsilon=8.0, delta=1e-5))
+    config = scenes.small(config)
+    return replace(config, performance=replace(config.performance, clipping=clipping)), table

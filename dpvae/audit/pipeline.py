@@ -1,0 +1,483 @@
+"""The whole program as one function of the table: survey, anchors, DP-SGD, fitting, report.
+
+Whatever a careless line may do (an encoder shown raw rows, a vocabulary read off the table, a stop rule that looks at
+the private loss, the seed in a log file), it makes something public that does not follow from what was released. So:
+
+* P1: the same releases and the same secrets, a table with one person more: every public byte, and every line printed,
+  must be the same. The same releases, *other* secrets: the same again, or the secret shows;
+* M1, M2: the exact answers behind each one-shot release move by at most what its noise was set for, and its noise,
+  drawn many times over, follows the law that the *ledger* priced, not the one the code says it uses; a value of one
+  person never passes its threshold by more luck than was paid for;
+* T5: each release has its line on the ledger and each line its release; the ledger is written first; a run that was
+  stopped and goes on ends with the same bytes and one booking; a second run is booked beside the first;
+* T6: one row more changes no step, no rate, no order of draws.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import json
+import logging
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from dpvae.audit.instruments import NORMALS, Floats, Laboratory, Release, Secrets, Trace, seeded
+from dpvae.audit.laws import noise_law
+from dpvae.audit.twin import Train, scratch
+from dpvae.audit.verdict import Finding
+from dpvae.config import TrainConfig
+from dpvae.privacy.events import Event, Gaussian, SampledGaussian, Threshold
+from dpvae.privacy.ledger import Ledger
+from dpvae.privacy.mechanisms import cell_sd, publication_threshold
+from dpvae.privacy.noise import SecretKey
+from dpvae.report.source import read_events
+from dpvae.rng import stream
+
+REPEATS = 60
+NAME = "twin"
+VOLATILE = re.compile(rb'"(created|ledger_run|ledger_head|issued)": ?"[^"]*"')
+VOLATILE_TEXT = re.compile(rb"\b\d{4}-\d\d-\d\dT[0-9:.+Z]+|\b[0-9a-f]{64}\b(?=[^\n]*ledger)")
+
+
+@dataclass
+class Passage:
+    """One run of the program: what it made public, what it booked, what it was seen to do."""
+
+    files: dict[str, bytes] = field(default_factory=dict)
+    printed: str = ""
+    trace: Trace = field(default_factory=Trace)
+    secrets: Secrets = field(default_factory=Secrets)
+    ledger: tuple[Event, ...] = ()
+    booked: int = 0  # reservations on the ledger
+    rows_at_first_draw: int = -1
+    error: str = ""
+
+
+@contextlib.contextmanager
+def _heard() -> Iterator[io.StringIO]:
+    """All that is printed or logged."""
+    heard = io.StringIO()
+    handler = logging.StreamHandler(heard)
+    handler.setLevel(logging.DEBUG)
+    logging.getLogger().addHandler(handler)
+    try:
+        with contextlib.redirect_stdout(heard), contextlib.redirect_stderr(heard):
+            yield heard
+    finally:
+        logging.getLogger().removeHandler(handler)
+
+
+def passage(train: Train, config: TrainConfig, table: Any, secrets: Secrets, *, told: Trace | None = None,
+            stop_at: int | None = None, again: int = 0) -> Passage:
+    """Run the program on ``table`` in a place that vanishes. ``stop_at``: interrupt it there, then let it go on;
+    ``again``: so many further runs on the same ledger."""
+    done = Passage(secrets=secrets)
+    with scratch(config, NAME) as placed, _heard() as heard:
+        root = Path(placed.run.root)
+        secrets.first = lambda: setattr(done, "rows_at_first_draw", _standing(root))
+        if stop_at is not None:
+            with Laboratory(secrets, stop_at=stop_at) as first, contextlib.suppress(KeyboardInterrupt):
+                train(placed, table)
+            done.trace.updates += first.trace.updates
+        with Laboratory(secrets, told=told) as laboratory:
+            try:
+                train(placed, table)
+            except Exception as error:  # whatever a broken program raises is a finding, not an end of the audit
+                done.error = f"{type(error).__name__}: {error}"
+        done.trace = laboratory.trace
+        for number in range(again):
+            train(replace(placed, run=replace(placed.run, name=f"{NAME}-{number}")), table)
+        _gather(done, root, placed)
+        done.printed = heard.getvalue()
+    return done
+
+
+def _standing(root: Path) -> int:
+    """Reservations on the ledger of ``root``."""
+    path = root / "ledger.db"
+    return sum(row.kind == "reserve" for row in Ledger.open(path).rows()) if path.is_file() else 0
+
+
+def _gather(done: Passage, root: Path, config: TrainConfig) -> None:
+    public = root / NAME / "public"
+    for path in sorted(public.rglob("*")):
+        if path.is_file():
+            done.files[path.relative_to(public).as_posix()] = path.read_bytes()
+    for path in sorted(root.iterdir()):
+        known = path.name.startswith((NAME, "ledger.", ".new-", "signing"))
+        if path.is_file() and not known:
+            done.files[f"../{path.name}"] = path.read_bytes()
+    if (root / "ledger.db").is_file():
+        rows = Ledger.open(root / "ledger.db").rows()
+        names = [row.dataset for row in rows if row.kind == "reserve"]
+        done.booked = len(names)
+        done.ledger = tuple(Ledger.open(root / "ledger.db").events(names[0])) if names else ()
+
+
+# -- P1 --------------------------------------------------------------------------------------------------------------
+
+
+def plain(data: bytes) -> bytes:
+    """A public file without what differs between any two runs: when, and where on the ledger."""
+    return VOLATILE_TEXT.sub(b"", VOLATILE.sub(b"", data))
+
+
+def differing(one: Passage, two: Passage) -> list[str]:
+    """Names of public files that differ, and the words printed where they do."""
+    names = sorted({*one.files, *two.files})
+    found = [name for name in names if plain(one.files.get(name, b"-")) != plain(two.files.get(name, b"-"))]
+    return found + (["what was printed"] if one.printed != two.printed else [])
+
+
+def same_public(one: Passage, two: Passage, law: str, where: str) -> Finding:
+    """P1: everything public is a function of what was released."""
+    found = differing(one, two) + [x for x in (two.error, *two.trace.unheard[:2]) if x]
+    return Finding("P1", law, float(not found and bool(one.files)), f"{len(one.files)} files" if not found
+                   else f"differs: {', '.join(found[:6])}", where)
+
+
+def no_secret(run: Passage, where: str) -> Finding:
+    """No public file and no printed line holds the key, in any common spelling."""
+    shown = b"\n".join(run.files.values()) + run.printed.encode()
+    marks = [m for key in run.secrets.used for m in _spellings(key)]
+    held = [mark for mark in marks if mark in shown]
+    return Finding("P1", "the secret key is nowhere in what leaves", float(not held), f"{len(marks)} spellings", where)
+
+
+def _spellings(key: SecretKey) -> list[bytes]:
+    raw: bytes = getattr(key, "_master")  # noqa: B009
+    number = int.from_bytes(raw, "big")
+    return [raw, raw.hex().encode(), base64.b64encode(raw)[:40], str(number).encode(),
+            str(int.from_bytes(raw, "little")).encode(), str(list(raw))[1:60].encode()]
+
+
+# -- T6 --------------------------------------------------------------------------------------------------------------
+
+
+def same_control(one: Passage, two: Passage, where: str) -> list[Finding]:
+    """T6 over the whole program: steps, rates, releases and draws of n and n + 1 rows."""
+    def draws(run: Passage) -> list[Any]:
+        return [(d.names, d.kind, d.size if d.kind in NORMALS and d.names[0] == "dpsgd" else 0)
+                for d in run.secrets.draws]
+
+    pairs = {
+        "steps of DP-SGD": (len(one.trace.updates), len(two.trace.updates)),
+        "learning rates": (one.trace.rates, two.trace.rates),
+        "parameters": (one.trace.layers, two.trace.layers),
+        "free steps": (one.trace.other_steps, two.trace.other_steps),
+        "releases": ([r.names for r in one.trace.releases], [r.names for r in two.trace.releases]),
+        "draws": (draws(one), draws(two)),
+        "what is booked": (one.ledger, two.ledger),
+    }
+    return [Finding("T6", f"one row more leaves the {name} as they are", float(a == b), "", where)
+            for name, (a, b) in pairs.items()]
+
+
+# -- T5 --------------------------------------------------------------------------------------------------------------
+
+
+def booked_is_drawn(run: Passage, where: str) -> list[Finding]:
+    """T5: releases and ledger, one by one; and the order in which they were made."""
+    seen = Counter((release.phase, release.what) for release in run.trace.releases)
+    wrong = []
+    for event in run.ledger:
+        if isinstance(event, SampledGaussian):
+            if event.steps != len(run.trace.updates):
+                wrong.append(f"{len(run.trace.updates)} steps drawn, {event.steps} booked")
+            continue
+        count = getattr(event, "count", 1)
+        drawn = seen.pop((event.phase, event.what), 0)
+        if drawn != count and not (drawn == 0 and event.phase == "survey"):  # a step with no columns is paid for too
+            wrong.append(f"{event.what}: {drawn} drawn, {count} booked")
+    wrong += [f"{what}: {count} drawn, none booked" for (_, what), count in seen.items()]
+    if run.trace.updates and not any(isinstance(event, SampledGaussian) for event in run.ledger):
+        wrong.append("DP-SGD is not booked")
+    outside = Counter("/".join(map(str, d.names[:2])) for d in run.secrets.draws if d.kind in NORMALS and not d.inside)
+    twice = [names for names, count in Counter((d.names, d.kind) for d in run.secrets.draws).items() if count > 1
+             and names[1] in ("mask",)]
+    stated = read_events(run.files["events.jsonl"], "events.jsonl") if "events.jsonl" in run.files else ()
+    return [
+        Finding("T5", "each release is booked and each booking drawn", float(not wrong and bool(run.ledger)),
+                "; ".join(wrong[:3]) or f"{len(run.ledger)} events", where),
+        Finding("T5", "no noise is drawn outside a release", float(not outside), ", ".join(outside), where),
+        Finding("T5", "no coins are tossed twice", float(not twice), "", where),
+        Finding("T5", "the ledger is written before the first draw", float(run.rows_at_first_draw >= 1),
+                f"{run.rows_at_first_draw} reservations", where),
+        Finding("T5", "the events of the run are those of the ledger", float(stated == run.ledger), "", where),
+        _streams(run, where),
+    ]
+
+
+def _streams(run: Passage, where: str) -> Finding:
+    """Draws of one release share a stream; no two releases do, and noise shares none with coins."""
+    kinds: dict[Any, set[str]] = {}
+    for draw in run.secrets.draws:
+        kinds.setdefault(draw.names, set()).add("noise" if draw.kind in NORMALS else draw.kind)
+    mixed = [names for names, held in kinds.items() if len(held) > 1]
+    opened = Counter(release.names for release in run.trace.releases)
+    repeated = [names for names, count in opened.items() if count > 1]
+    steps = Counter(d.names for d in run.secrets.draws if d.kind in NORMALS and d.names[0] == "dpsgd")
+    repeated += [names for names, count in steps.items() if count > 1]
+    return Finding("T5", "no two releases share a stream", float(not mixed and not repeated),
+                   ", ".join("/".join(map(str, names)) for names in [*mixed, *repeated][:3]), where)
+
+
+def resumed(train: Train, config: TrainConfig, table: Any, where: str) -> list[Finding]:
+    """T5: stopped in the middle of DP-SGD and started again: the same bytes, the same bill."""
+    config = replace(config, trainer=replace(config.trainer, metric_releases=5))  # each one is a checkpoint
+    whole = passage(train, config, table, seeded(7))
+    if len(whole.trace.updates) < 3:
+        return []
+    stop = max(len(whole.trace.updates) - 1, 1)
+    parts = passage(train, config, table, seeded(7), stop_at=stop)
+    found = differing(whole, parts) + ([parts.error] if parts.error else [])
+    same = (parts.booked, parts.ledger) == (whole.booked, whole.ledger)
+    return [Finding("T5", "a run that was stopped and goes on ends as if it had not been", float(not found),
+                    ", ".join(found[:4]), where),
+            Finding("T5", "it goes on with its own key", float(_own_keys(parts)), "", where),
+            Finding("T5", "it is booked once, and whole", float(same), f"{parts.booked} reservations", where)]
+
+
+def second_run(train: Train, config: TrainConfig, table: Any, where: str) -> Finding:
+    """T5: every further run on the same table is a further spend."""
+    run = passage(train, config, table, Secrets(), again=1)
+    half = Counter(run.ledger[:len(run.ledger) // 2])
+    twice = run.booked == 2 and Counter(run.ledger) == half + half
+    return Finding("T5", "a second run on the same data is booked beside the first", float(twice),
+                   f"{run.booked} reservations, {len(run.ledger)} events", where)
+
+
+# -- M1, M2 ----------------------------------------------------------------------------------------------------------
+
+
+def one_shot(run: Passage, neighbours: Mapping[str, Passage], where: str, *, seed: int = 0
+             ) -> tuple[list[Finding], list[str]]:
+    """M1 and M2 for every release of ``run``; ``neighbours`` are runs on tables with one person more."""
+    found: list[Finding] = []
+    left_out: list[str] = []
+    noises: list[Floats] = []
+    for number, release in enumerate(run.trace.releases):
+        event = _booked_for(release, run.ledger)
+        others = {who: other.trace.releases[number] for who, other in neighbours.items()
+                  if number < len(other.trace.releases)}
+        if event is None:
+            continue  # T5 says so
+        where_ = f"{where} {'/'.join(map(str, release.names))}".strip()
+        if release.name == "frequent_values" and isinstance(event, Threshold):
+            found += _values(release, others, event, where_, seed)
+        elif release.name in ("noisy_counts", "noisy_mean_clipped") and isinstance(event, Gaussian):
+            found += _vector(release, others, event, where_, noises, seed)
+        else:
+            left_out.append(f"M1, M2: {release.name} ({release.what}) is not a mechanism this audit knows")
+    if noises:
+        found += noise_law(np.concatenate(noises, axis=1), test="M2", where=f"{where} all statistics".strip())
+    return found, left_out
+
+
+def _booked_for(release: Release, ledger: Sequence[Event]) -> Event | None:
+    return next((e for e in ledger if (e.phase, e.what) == (release.phase, release.what)), None)
+
+
+def _exact(release: Release) -> Floats:
+    return _flat(release.repeat(seeded(1, silent=True)))
+
+
+def _flat(result: Any) -> Floats:
+    """The released numbers, in the unit of one record's part of one table."""
+    first = result[0]
+    if isinstance(first, (int, float)):
+        return np.array([first / _unit(result)])
+    return np.concatenate([np.asarray(table, dtype=np.float64).ravel() for table in first])
+
+
+def _unit(result: Any) -> float:
+    """Of a mean: what one record moves it by at most, which is its noise's sd over the multiplier it states."""
+    return float(result[1] / result[2].noise_multiplier)
+
+
+def _vector(release: Release, others: Mapping[str, Release], event: Gaussian, where: str,
+            noises: list[Floats], seed: int) -> Iterator[Finding]:
+    first = release.result[0]
+    tables = 1 if isinstance(first, (int, float)) else len(first)
+    exact = _exact(release)
+    for who, other in others.items():
+        theirs = _exact(other)
+        moved = float(np.linalg.norm(theirs - exact)) / math.sqrt(tables) if theirs.shape == exact.shape else math.inf
+        yield Finding("M1", "one record moves it by at most what its noise was set for", float(moved <= 1 + 1e-6),
+                      f"{moved:.4g}", f"{where}, {who}")
+        yield Finding("M1", "its scale and its price do not depend on the rows",
+                      float(release.result[1:] == other.result[1:]), "", f"{where}, {who}")
+        same = theirs.shape == exact.shape and np.allclose(
+            _flat(other.repeat(seeded(99))) - theirs, _flat(release.repeat(seeded(99))) - exact, atol=1e-4)
+        yield Finding("M2", "its noise does not depend on the rows", float(same), "", f"{where}, {who}")
+    if tables == 1 and isinstance(first, (int, float)):
+        yield _fuzzed(release, exact, where)
+    drawn = np.stack([_flat(release.repeat(seeded(100 + i + 1000 * seed))) for i in range(REPEATS)]) - exact
+    kinds = {column.tobytes() for column in np.abs(drawn).T}
+    yield Finding("M2", "no two numbers share their noise", float(len(kinds) == drawn.shape[1]),
+                  f"{len(kinds)} of {drawn.shape[1]} differ", where)
+    own = (_flat(release.result) - exact)[None]
+    sd = cell_sd(event.noise_multiplier, tables)
+    unit = 0.0 if isinstance(first, (int, float)) else 1.0
+    z = _normal_scores(np.concatenate([drawn, own]), sd, unit)
+    noises.append(z[:REPEATS])
+    yield Finding("M2", "its noise has the scale that the ledger priced", float(_two_sided((z**2).sum(), z.size)),
+                  f"{float(np.sqrt((z**2).mean())):.3f} of it", where)
+    once = float(_two_sided((z[-1] ** 2).sum(), z.shape[1]))
+    yield Finding("M2", "so had the noise of the run itself", once, "", where)
+
+
+def _fuzzed(release: Release, exact: Floats, where: str) -> Finding:
+    """A mean: whatever one more record's number is, it moves the release by at most what its noise was set for."""
+    values = np.asarray(release.args[0] if release.args else release.kwargs["values"], dtype=np.float64)
+    moved = {}
+    for evil in (math.nan, math.inf, -math.inf, 1e30, -1e30, 0.0):
+        with np.errstate(all="ignore"):
+            more = np.append(values, evil)
+            changed = (replace(release, args=(more, *release.args[1:])) if release.args else
+                       replace(release, kwargs={**release.kwargs, "values": more}))
+            moved[evil] = float(np.abs(_exact(changed) - exact)[0])
+    worst = max(moved, key=lambda evil: np.inf if np.isnan(moved[evil]) else moved[evil])
+    return Finding("M1", "no number, however wild, moves it further", float(moved[worst] <= 1 + 1e-6),
+                   f"{moved[worst]:.4g} for {worst}", where)
+
+
+def _two_sided(statistic: Any, freedom: int) -> Any:
+    return min(1.0, 2 * min(stats.chi2.cdf(statistic, freedom), stats.chi2.sf(statistic, freedom)))
+
+
+def _normal_scores(noise: Floats, sd: float, step: float) -> Floats:
+    """Rounded Gaussian noise as standard normals: a random point of each step's share of the law, mapped back."""
+    if not step:
+        return noise / sd
+    low, high = stats.norm.cdf((noise - step / 2) / sd), stats.norm.cdf((noise + step / 2) / sd)
+    upper = noise > 0  # the far tail keeps its digits on the other side
+    low = np.where(upper, stats.norm.sf((noise + step / 2) / sd), low)
+    high = np.where(upper, stats.norm.sf((noise - step / 2) / sd), high)
+    place = low + stream(3, "rounding").random(noise.shape) * (high - low)
+    return np.asarray(np.where(upper, stats.norm.isf(place), stats.norm.ppf(place)))
+
+
+def _values(release: Release, others: Mapping[str, Release], event: Threshold, where: str, seed: int
+            ) -> Iterator[Finding]:
+    """Thresholded counts: the exact histograms, the noise of frequent values, and the fate of a value held by one."""
+    held = release.args[0] if release.args else release.kwargs["histograms"]
+    columns = len(held)
+    sd = cell_sd(event.noise_multiplier, columns)
+    least = publication_threshold(event.noise_multiplier, columns, event.delta)
+    lone = [(column, value, release) for column, counts in enumerate(held) for value, n in counts.items() if n == 1]
+    for who, other in others.items():
+        theirs = other.args[0] if other.args else other.kwargs["histograms"]
+        moves = [{v: theirs[c].get(v, 0) - held[c].get(v, 0) for v in {*theirs[c], *held[c]}} for c in range(columns)]
+        moved = math.sqrt(sum(step**2 for column in moves for step in column.values()) / columns)
+        yield Finding("M1", "one record moves it by at most what its noise was set for", float(moved <= 1 + 1e-6),
+                      f"{moved:.4g}", f"{where}, {who}")
+        lone += [(c, v, other) for c in range(columns) for v, n in theirs[c].items() if n == 1]
+    published = [str(column) for column, value, source in lone
+                 if value in source.repeat(seeded(1, constant=(least - 2.6) / sd))[0][column]]
+    yield Finding("M1", "a value that one record holds stays below its threshold", float(not published),
+                  f"{len(lone)} such values" if not published else f"{len(published)} published", where)
+    frequent = [(c, v, n) for c, counts in enumerate(held) for v, n in counts.items() if n > least + 7 * sd]
+    if frequent:
+        again = [release.repeat(seeded(100 + i + 1000 * seed))[0] for i in range(REPEATS)]
+        noise = np.array([[tables[c].get(v, 0) - n for c, v, n in frequent] for tables in again], dtype=np.float64)
+        z = _normal_scores(noise, sd, 1.0)
+        yield Finding("M2", "its noise has the scale that the ledger priced", float(_two_sided((z**2).sum(), z.size)),
+                      f"{float(np.sqrt((z**2).mean())):.3f} of it", where)
+    shift = release.repeat(seeded(1, constant=50.0))
+    scale = [(shift[0][c][v] - n) / 50.0 / sd for c, counts in enumerate(held) for v, n in counts.items()
+             if v in shift[0][c]]
+    right = (bool(scale) and max(abs(s - 1) for s in scale) < 0.02 + 0.02 / sd) or not any(held)
+    yield Finding("M2", "every value gets noise of that scale", float(right), "", where)
+
+
+# -- all of it -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Program:
+    """What is audited as a whole: ``train(config, table)``, and the auditor's own table and people."""
+
+    train: Train
+    config: TrainConfig
+    table: Mapping[str, Sequence[Any]]
+    people: Mapping[str, Mapping[str, Any]]
+    where: str = ""
+    quick: bool = False
+
+    def joined(self, row: Mapping[str, Any]) -> dict[str, list[Any]]:
+        """The table with one person more."""
+        return {name: [*values, row[name]] for name, values in self.table.items()}
+
+    @property
+    def rows(self) -> int:
+        return len(next(iter(self.table.values())))
+
+
+def stages(program: Program) -> Iterator[tuple[list[Finding], list[str]]]:
+    """Every test of the program as a whole, a group at a time; findings, and what was left out."""
+    train, config, where = program.train, program.config, program.where
+    run = passage(train, config, program.table, Secrets())
+    if run.error:
+        yield [Finding("P1", "the program runs", 0.0, run.error, where)], []
+        return
+    yield [*booked_is_drawn(run, where), no_secret(run, where)], []
+    neighbours = {}
+    for number, (who, row) in enumerate(program.people.items()):
+        neighbours[who] = _with_person(program, run, row)
+        at = f"{where} {who}".strip()
+        yield [same_public(run, neighbours[who], "one person more changes nothing public, given the releases", at),
+               *_absent(program, run, neighbours[who], at),
+               *(same_control(run, neighbours[who], at) if number < 2 else [])], []
+    stranger = passage(train, config, program.table, Secrets(), told=run.trace)
+    yield [same_public(run, stranger, "other secrets change nothing public, given the releases", where),
+           Finding("T5", "each run has a key of its own, and one only", float(_own_keys(run, stranger)), "", where),
+           ], []
+    yield one_shot(run, neighbours, where)
+    if program.quick:
+        yield [], ["T5: stopping and going on", "T5: a second run on the same ledger"]
+        return
+    yield resumed(train, config, program.table, where), []
+    yield [second_run(train, config, program.table, where)], []
+
+
+def _with_person(program: Program, run: Passage, row: Mapping[str, Any]) -> Passage:
+    """The same secrets and the same releases, one person more, who is in every second batch."""
+    secrets = Secrets(key=run.secrets.used[0], person=program.rows, present=_every_second)
+    return passage(program.train, program.config, program.joined(row), secrets, told=run.trace)
+
+
+def _every_second(step: int) -> bool:
+    return step % 2 == 0
+
+
+def _absent(program: Program, run: Passage, other: Passage, where: str) -> list[Finding]:
+    """DP-SGD inside the whole program: by at most C where the person takes part, by nothing where not."""
+    claim = json.loads(run.files.get("claim.json", b"{}"))
+    if not run.trace.updates or not claim.get("divisor") or len(run.trace.updates) != len(other.trace.updates):
+        return []
+    scale = claim["divisor"] / program.config.trainer.clip_norm
+    moved = [float(np.linalg.norm(a - b)) * scale if a.shape == b.shape else math.inf
+             for a, b in zip(run.trace.updates, other.trace.updates, strict=True)]
+    size = max(float(np.linalg.norm(u)) for u in run.trace.updates) * scale
+    apart, together = max(moved[1::2], default=0.0), max(moved[::2])
+    return [Finding("T1", "inside the whole program, one person moves an update by at most C",
+                    float(together <= 1 + 1e-3 + 1e-5 * size), f"{together:.4g} C", where),
+            Finding("T1", "inside the whole program, a person who is not sampled moves nothing",
+                    float(apart <= 1e-3 + 1e-5 * size), f"{apart:.4g} C", where)]
+
+
+def _own_keys(*runs: Passage) -> bool:
+    """Each run has one key (in however many objects), and no two runs share one."""
+    each = [{key.tag(b"audit") for key in run.secrets.used} for run in runs]
+    return all(len(tags) == 1 for tags in each) and len(set.union(*each)) == len(runs)
