@@ -94,10 +94,11 @@ def count(codes: NDArray[np.integer], cardinalities: Sequence[int], columns: Seq
 
 
 def fit(vae: VAE, anchors: Anchors, *, steps: int, learning_rate: float, generator: torch.Generator,
-        progress: Progress = lambda step, residual: None, further: Further | None = None) -> float:
+        progress: Progress = lambda step, residual: None, further: Further | None = None,
+        free: Sequence[int] = ()) -> float:
     """Fit prior and decoder of ``vae`` (codebook prior) to ``anchors``, from where they stand; returns the final mean
     squared residual in units of the noise variance (1.0: as far away as the noise itself). ``further`` adds the
-    residuals of other released tables. Reads nothing private."""
+    residuals of other released tables; latent directions in ``free`` have no prior. Reads nothing private."""
     codebook = vae.codebook
     assert codebook is not None
     device = codebook.points.device
@@ -110,7 +111,7 @@ def fit(vae: VAE, anchors: Anchors, *, steps: int, learning_rate: float, generat
         chosen = targets.choose(generator)
         chi2, cells = targets.residual(vae, chosen, further)
         optimiser.zero_grad(set_to_none=True)
-        ((chi2 + _prior(vae)) / cells).backward()
+        ((chi2 + _prior(vae, free)) / cells).backward()
         optimiser.step()
         schedule.step()
         residual = float(chi2.detach() / cells)
@@ -118,7 +119,7 @@ def fit(vae: VAE, anchors: Anchors, *, steps: int, learning_rate: float, generat
     return residual
 
 
-def _prior(vae: VAE) -> Tensor:
+def _prior(vae: VAE, free: Sequence[int] = ()) -> Tensor:
     """-2 log density of the points under N(0, I) and of the decoder's weights under N(0, WEIGHT_SD^2).
 
     The chi-square is -2 log likelihood of the released noise, so this makes the fit a maximum a posteriori: where the
@@ -126,8 +127,12 @@ def _prior(vae: VAE) -> Tensor:
     """
     assert vae.codebook is not None
     weights = [layer.weight for layer in vae.decoder if isinstance(layer, nn.Linear)]
+    points = vae.codebook.points
+    if len(free):  # found and measured for themselves: no prior may talk them away
+        bound = [z for z in range(points.shape[1]) if z not in free]
+        points, weights[0] = points[:, bound], weights[0][:, bound]
     decoder = torch.stack([weight.square().sum() for weight in weights]).sum()
-    return vae.codebook.points.square().sum() + decoder / WEIGHT_SD**2
+    return points.square().sum() + decoder / WEIGHT_SD**2
 
 
 def start_bias(vae: VAE, anchors: Anchors) -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, product
 from typing import Any
 
@@ -51,17 +51,18 @@ class Interaction:
     sides: tuple[NDArray[np.bool_], ...]
     table: NDArray[np.int64]  # (2,) * len(columns)
     sd: float
+    directions: tuple[int, ...] = ()  # of the latent space that hold it, once it is written
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able copy."""
         return {"columns": list(self.columns), "sides": [side.tolist() for side in self.sides],
-                "table": self.table.tolist(), "sd": self.sd}
+                "table": self.table.tolist(), "sd": self.sd, "directions": list(self.directions)}
 
     @classmethod
     def of(cls, saved: Mapping[str, Any]) -> Interaction:
         """The interaction that :meth:`to_dict` wrote."""
         return cls(tuple(saved["columns"]), tuple(np.array(side, dtype=bool) for side in saved["sides"]),
-                   np.array(saved["table"], dtype=np.int64), saved["sd"])
+                   np.array(saved["table"], dtype=np.int64), saved["sd"], tuple(saved["directions"]))
 
 
 def splits(anchors: Anchors, orders: Sequence[Numbers | None]) -> list[NDArray[np.bool_]]:
@@ -244,9 +245,10 @@ def stands_out(vae: VAE, found: Interaction, rows: float) -> bool:
 
 
 @torch.no_grad()
-def write(vae: VAE, found: Interaction, *, generator: torch.Generator) -> None:
+def write(vae: VAE, found: Interaction, *, generator: torch.Generator) -> Interaction:
     """Give every point a cell of the table, drawn so that together they follow it, in the latent directions that
-    matter least. A point that is sure of a column keeps it: a cell is drawn by table / expected table x own cells."""
+    matter least; returns the interaction with these. A point that is sure of a column keeps it: a cell is drawn by
+    table / expected table x own cells."""
     codebook, layer = vae.codebook, vae.decoder[-1]
     assert codebook is not None
     assert isinstance(layer, nn.Linear)
@@ -264,3 +266,4 @@ def write(vae: VAE, found: Interaction, *, generator: torch.Generator) -> None:
         layer.weight[:, direction] = 0
         push = torch.where(torch.as_tensor(side), PUSH, -PUSH).to(layer.weight)
         layer.weight[vae.likelihood.slice(column), direction] = push
+    return replace(found, directions=tuple(chosen))

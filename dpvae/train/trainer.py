@@ -154,8 +154,8 @@ class Trainer:
                                         key=self.key)
         for number, one in enumerate(measured):
             if interactions.stands_out(self.vae, one, self.anchors.rows):
-                interactions.write(self.vae, one, generator=self._generator("interactions", number))
-                state.found.append(one.to_dict())
+                written = interactions.write(self.vae, one, generator=self._generator("interactions", number))
+                state.found.append(written.to_dict())
         if state.found and self.plan.latent is None:
             self._anchor("interactions", math.ceil(self.plan.fit_steps * SECOND), anchor.LEARNING_RATE * SECOND, state)
         self.listen(Moment("interactions", 1, 1))
@@ -173,7 +173,8 @@ class Trainer:
             self.listen(Moment(name, step, steps))
 
         anchor.fit(self.vae, self.anchors, steps=steps, learning_rate=learning_rate,
-                   generator=self._generator(name), progress=progress, further=further)
+                   generator=self._generator(name), progress=progress, further=further,
+                   free=[z for one in found for z in one.directions])
 
     def _dream(self, state: TrainState, saved: dict[str, Any]) -> None:
         self._sleep(state, saved, name="dream")
