@@ -304,6 +304,7 @@ def _spend(config: TrainConfig, planned: Plan, table: Table, schema: Schema, run
     import torch
 
     from dpvae.train import anchor
+    from dpvae.train.contrasts import code_order
     from dpvae.train.trainer import Trainer
 
     key = run.key()
@@ -325,7 +326,8 @@ def _spend(config: TrainConfig, planned: Plan, table: Table, schema: Schema, run
     vae = _new_model(config, planned, resolved, device)
     state = Trainer(plan=planned, config=config, vae=vae, codes=torch.as_tensor(codes, device=device).long(),
                     anchors=anchors, rows=public_rows, key=key, checkpoint=run.checkpoint,
-                    listen=progress.listen, processes=processes).fit()
+                    listen=progress.listen, processes=processes,
+                    orders=[code_order(column) for column in resolved.columns]).fit()
     events = (*surveyed.events, *anchor_events, *planned.events()[len(surveyed.events) + len(anchor_events):])
     if events != planned.events():
         raise AssertionError("the events drawn are not the events reserved")

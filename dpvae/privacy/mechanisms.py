@@ -16,7 +16,7 @@ a post-processing of the Gaussian mechanism; which noise values can occur, and h
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from statistics import NormalDist
 from typing import Any, TypeVar
 
@@ -25,13 +25,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from dpvae import checks
 from dpvae.errors import ConfigError
-from dpvae.privacy.events import Gaussian, Threshold
+from dpvae.privacy.events import Gaussian, PureDP, Threshold
 from dpvae.privacy.noise import SecretStream
 from dpvae.privacy.rdp import log_of_stopping
 
 V = TypeVar("V", bound=Hashable)
 
 _UNITS = 1 << 20  # steps between the middle and an end of a clipped range: rounding costs 5e-7 of the half range
+_PRODUCT_UNITS = 1 << 12  # steps in the largest norm of a factor: products stay exact in a double up to 5e8 records
 _LARGEST_SD = 2.0**52  # above it, a rounded float would no longer be an exact integer
 
 
@@ -94,6 +95,63 @@ def noisy_mean_clipped(
     noisy = int(units.sum()) + int(_integer_noise(stream, sd, 1)[0])
     step = half / _UNITS / divisor
     return middle + noisy * step, sd * step, event
+
+
+def noisy_products(
+    blocks: Iterable[tuple[NDArray[Any], NDArray[Any]]], *, left_norm: float, right_norm: float,
+    noise_multiplier: float, stream: SecretStream, phase: str, what: str,
+) -> tuple[NDArray[np.float64], float, Gaussian]:
+    """The sum over records of ``outer(left, right)``, (F, G), the sd of one of its numbers, and the event.
+
+    ``blocks`` yields (left (B, F), right (B, G)): one row per record, a function of that record and of what is
+    released. Each factor is scaled down to its norm where it is longer, so one record moves the sum by at most
+    ``left_norm * right_norm`` in L2. Factors are cut to whole steps of ``norm / 4096``, towards zero: sums of their
+    products are exact, in any order and on any machine, and the noise is an integer. A record with a NaN adds nothing.
+    """
+    event = Gaussian(phase, what, noise_multiplier)
+    checks.positive(left_norm=left_norm, right_norm=right_norm)
+    sd = cell_sd(noise_multiplier, 1) * _PRODUCT_UNITS**2
+    total: NDArray[np.float64] | None = None
+    for left, right in blocks:
+        part = _units(left, left_norm).T @ _units(right, right_norm)
+        total = part if total is None else total + part
+    if total is None:
+        raise ConfigError("blocks: expected at least one, if need be without records")
+    noisy = np.rint(total).astype(np.int64) + _integer_noise(stream, sd, total.size).reshape(total.shape)
+    step = left_norm * right_norm / _PRODUCT_UNITS**2
+    return np.asarray(noisy * step, dtype=np.float64), sd * step, event
+
+
+def _units(rows: NDArray[Any], norm: float) -> NDArray[np.float64]:
+    """Rows as whole multiples of ``norm / 4096``, none longer than ``norm``: checked on the integers themselves."""
+    exact = np.asarray(rows, dtype=np.float64)
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        length = np.sqrt(np.square(exact).sum(1, keepdims=True))
+        units = np.trunc(exact * (_PRODUCT_UNITS / np.maximum(length, norm) * (1 - 1e-12)))
+        kept = np.square(units).sum(1, keepdims=True) <= _PRODUCT_UNITS**2  # False where it is NaN
+    return np.where(kept, units, 0.0)
+
+
+def noisy_choice(
+    blocks: Iterable[NDArray[Any]], *, choices: int, epsilon: float, stream: SecretStream, phase: str, what: str,
+) -> tuple[list[int], PureDP]:
+    """The positions of the ``choices`` largest of many scores, each of which one record moves by at most 1.
+
+    The exponential mechanism, repeated without putting back: Gumbel noise of scale ``2 / epsilon`` on every score,
+    and the largest are named, in order (Durfee and Rogers 2019, arXiv 1905.04273, lemma 4.2). The noise does not grow
+    with the number of candidates. The scores come in blocks and are counted through.
+    """
+    event = PureDP(phase, what, epsilon, choices)
+    best: list[tuple[float, int]] = []
+    start = 0
+    for scores in blocks:
+        values = np.nan_to_num(np.asarray(scores, dtype=np.float64)) * (epsilon / 2)
+        values -= np.log(-np.log(stream.uniform(values.shape)))
+        for i in np.argpartition(-values, min(choices, len(values) - 1))[:choices].tolist() if len(values) else []:
+            best.append((float(values[i]), start + i))
+        best = sorted(best, reverse=True)[:choices]
+        start += len(values)
+    return [position for _, position in best], event
 
 
 def publication_threshold(noise_multiplier: float, columns: int, delta: float) -> int:

@@ -20,7 +20,7 @@ from typing import Any
 from dpvae.config import TrainConfig, TrainerConfig
 from dpvae.errors import AccountingError, ConfigError
 from dpvae.privacy.accountant import Epsilon, calibrate, price
-from dpvae.privacy.events import Event, Gaussian, SampledGaussian, Threshold
+from dpvae.privacy.events import Event, Gaussian, PureDP, SampledGaussian, Threshold
 
 ASSUMED_ROWS = 50_000  # scales the noisy ELBO's divisor and the DP-SGD batch where no public row count is known
 THRESHOLD_SHARE = 0.05  # of delta, for the categories that a thresholded step of the survey may publish
@@ -37,6 +37,22 @@ SURVEY_WHAT = {
     "bins": "noisy fine histogram, for bin edges",
 }
 THRESHOLDED = ("values", "rare")  # the steps that may publish a value only because many records hold it
+WIDE = 60  # columns from which the latent code takes the place of all pairs
+FEW = 5  # columns below which tables of a pair and the target leave nothing out
+INTERACTION_SHARE = 0.02  # of what the survey leaves, to find and measure interactions of many columns
+FOUND = 3  # interactions that are measured
+SUBSPACE_ROUNDS = 5
+CODE_ROUNDS = 5
+LATENT_WEIGHTS = {"target": 0.25, "subspace": 0.48, "moments": 0.04, "codes": 0.16, "table": 0.07}
+LATENT_WHAT = {
+    "target": "noisy sums of contrasts by target value",
+    "subspace": "noisy power method on the contrasts",
+    "moments": "noisy second moments in the subspace",
+    "codes": "noisy sums by latent code",
+    "table": "noisy counts of latent code by target value",
+}
+CHOSEN_WHAT = "interactions of several columns, by the exponential mechanism"
+TABLES_WHAT = "noisy tables of the chosen interactions"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +77,30 @@ class SgdPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LatentPlan:
+    """The latent code of a wide table, complete. ``noise`` is by release; see :mod:`dpvae.train.latent`."""
+
+    noise: Mapping[str, float]
+    directions: int
+    codes: int
+    subspace_rounds: int = SUBSPACE_ROUNDS
+    code_rounds: int = CODE_ROUNDS
+
+    def count(self, name: str) -> int:
+        """How often the release ``name`` is made."""
+        return {"subspace": self.subspace_rounds, "codes": self.code_rounds}.get(name, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InteractionPlan:
+    """Which interactions of several columns there are, and their tables; see :mod:`dpvae.train.interactions`."""
+
+    epsilon: float  # of each choice
+    choices: int
+    noise: float  # of their tables together
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """What will be spent, on what, with which noise. ``epsilon`` is the price of ``events``, not a wish."""
 
@@ -75,6 +115,8 @@ class Plan:
     anchor_noise: Mapping[str, float] = field(default_factory=dict)
     metric_noise: float = 0.0
     metric_releases: int = 0
+    latent: LatentPlan | None = None
+    interactions: InteractionPlan | None = None
     sgd: SgdPlan | None = None
     components: int = 0  # points of the codebook; 0: a standard normal prior
     fit_steps: int = 0  # free: of the decoder on the anchors
@@ -102,6 +144,11 @@ class Plan:
         held = {"rows": 1, "bins": 3 * columns}  # bins: up to three tables of different width for a column
         noise = {f"survey/{step}": nm * math.sqrt(held.get(step, columns)) for step, nm in self.survey_noise.items()}
         noise |= {f"anchor/{name}": nm * math.sqrt(max(tables[name], 1)) for name, nm in self.anchor_noise.items()}
+        if self.latent is not None:
+            noise |= {f"latent/{name}": nm for name, nm in self.latent.noise.items()}
+        if self.interactions is not None:
+            noise["interactions/choice"] = 2 / self.interactions.epsilon
+            noise["interactions/tables"] = self.interactions.noise * math.sqrt(self.interactions.choices)
         noise["metric/elbo"] = self.metric_noise * ELBO_RANGE_PER_COLUMN * columns / 2 / self.rows
         if self.sgd is not None:
             batch = self.sgd.sampling_rate * self.rows
@@ -119,16 +166,23 @@ class Plan:
 def _lines(plan: Plan) -> list[str]:
     """The plan as ``dpvae plan`` prints it."""
     rows = f"{plan.rows:,}" if plan.facts.rows else "measured with noise"
-    lines = [f"plan: {plan.epsilon}", f"  trainer {plan.trainer}, {plan.facts.columns} columns, rows {rows}", "",
+    lines = [f"plan: {plan.epsilon}", f"  trainer {plan.trainer}, {plan.facts.columns} columns, rows {rows}",
+             f"  route {route(plan)}", "",
              f"  {'release':22}{'budget':>8}{'noise multiplier':>19}   one number's noise"]
     noise = plan.expected_noise()
     multipliers = {f"survey/{name}": nm for name, nm in plan.survey_noise.items()}
     multipliers |= {f"anchor/{name}": nm for name, nm in plan.anchor_noise.items()}
     multipliers["metric/elbo"] = plan.metric_noise
+    if plan.latent is not None:
+        multipliers |= {f"latent/{name}": nm for name, nm in plan.latent.noise.items()}
+    if plan.interactions is not None:
+        multipliers |= {"interactions/choice": noise["interactions/choice"],
+                        "interactions/tables": plan.interactions.noise}
     for name, share in plan.shares.items():
         if name == "dpsgd":
             continue
-        unit = "nats per row" if name.startswith("metric") else "rows per cell"
+        kind = name.split("/")[0]
+        unit = {"metric": "nats per row", "latent": "times a record's bound"}.get(kind, "rows per cell")
         lines.append(f"  {name:22}{share:>8.1%}{multipliers[name]:>19.3f}   +-{noise[name]:.3g} {unit}")
     if plan.sgd is not None:
         sgd = plan.sgd
@@ -139,6 +193,18 @@ def _lines(plan: Plan) -> list[str]:
     lines += ["", "  Budget shares are of squared signal; the claim is the PLD price of all releases together.",
               "  Nothing was opened and nothing was spent."]
     return lines
+
+
+def route(plan: Plan) -> str:
+    """Which way a table goes and the public facts that decided it, in a line: nothing else was looked at."""
+    facts = plan.facts
+    inputs = f"{facts.columns} columns, {plan.rows:,} rows, epsilon {plan.target_epsilon:g}"
+    if plan.latent is not None:
+        size = f"{plan.latent.codes} codes, {plan.latent.directions} directions"
+        return f"latent code ({size}): {inputs}; over {WIDE} columns"
+    if plan.trainer == "anchored":
+        return f"all pairs: {inputs}; up to {WIDE} columns, or by trainer.anchor_share"
+    return f"{plan.trainer}, as asked for: {inputs}"
 
 
 def default_delta(rows: int | None) -> float:
@@ -159,8 +225,11 @@ def make_plan(config: TrainConfig, facts: PublicFacts) -> Plan:
     delta = privacy.delta if privacy.delta is not None else default_delta(facts.rows)
     if facts.rows is not None:
         check_delta(delta, facts.rows)
-    shares = split(config.trainer, facts)
+    wide = is_wide(config, facts)
+    shares = split(config.trainer, facts, wide=wide)
     components, fit_steps = capacity(config)
+    if wide:
+        components = config.model.components or 4 * latent_size(privacy.epsilon, facts)[1]
     draft = Plan(target_epsilon=privacy.epsilon, delta=delta, neighbouring=privacy.neighbouring,
                  trainer=config.trainer.name, facts=facts, shares=shares, components=components, fit_steps=fit_steps)
 
@@ -189,6 +258,20 @@ def check_delta(delta: float, rows: float, note: str = "") -> None:
         )
 
 
+def is_wide(config: TrainConfig, facts: PublicFacts) -> bool:
+    """Whether a latent code takes the place of all pairs: many columns, and nobody asked for something else."""
+    linear = config.model.layers in (None, 0)
+    return (config.trainer.name == "anchored" and config.trainer.anchor_share is None and linear
+            and facts.columns > WIDE)
+
+
+def latent_size(epsilon: float, facts: PublicFacts) -> tuple[int, int]:
+    """Directions and codes: as many as their noise leaves of use. A code needs hundreds of rows at epsilon 1."""
+    strength = math.sqrt((facts.rows or ASSUMED_ROWS) * min(epsilon, 10.0))
+    codes = 2 ** round(math.log2(min(max(strength / 4, 4.0), 256.0)))
+    return min(max(round(strength / 14), 4), 32, facts.columns), codes
+
+
 def capacity(config: TrainConfig) -> tuple[int, int]:
     """Points and fitting steps of the anchored decoder: the less noise there is, the more of it there is to hold.
 
@@ -201,7 +284,7 @@ def capacity(config: TrainConfig) -> tuple[int, int]:
     return config.model.components or round(1000 * finer), config.trainer.fit_steps or round(600 * finer)
 
 
-def split(trainer: TrainerConfig, facts: PublicFacts) -> dict[str, float]:
+def split(trainer: TrainerConfig, facts: PublicFacts, *, wide: bool = False) -> dict[str, float]:
     """Shares of squared signal by release; they add up to one. The rule and its evidence: docs/decisions.md."""
     survey = trainer.survey_share
     if survey is None:
@@ -213,12 +296,22 @@ def split(trainer: TrainerConfig, facts: PublicFacts) -> dict[str, float]:
         raise ConfigError(f"trainer.survey_share={survey:g}, trainer.metric_share={metric:g}: expected a sum below 1")
     anchor = trainer.anchor_share
     if anchor is None:
-        anchor = {"anchored": 0.90, "decoder_only": 0.05, "joint": 0.05}[trainer.name]
+        anchor = {"anchored": 0.08 if wide else 0.90, "decoder_only": 0.05, "joint": 0.05}[trainer.name]
     shares = {f"survey/{step}": survey * SURVEY_WEIGHTS[step] / sum(SURVEY_WEIGHTS[s] for s in facts.survey_steps)
               for step in facts.survey_steps}
-    shares |= {f"anchor/{name}": left * anchor * part for name, part in _anchor_parts(trainer.name, facts).items()}
+    parts = {"one-way": 1.0} if wide else _anchor_parts(trainer.name, facts)
+    shares |= {f"anchor/{name}": left * anchor * part for name, part in parts.items()}
+    rest = left * (1 - anchor)
+    if trainer.name == "anchored" and facts.columns >= FEW and rest > 0:
+        found = min(left * INTERACTION_SHARE, rest / 2)
+        shares |= {"interactions/choice": found / 2, "interactions/tables": found / 2}
+        rest -= found
+    if wide:
+        kept = {name: weight for name, weight in LATENT_WEIGHTS.items() if facts.has_target or name != "target"}
+        shares |= {f"latent/{name}": rest * weight / sum(kept.values()) for name, weight in kept.items()}
+        rest = 0.0
     shares["metric/elbo"] = metric
-    shares["dpsgd"] = left * (1 - anchor)
+    shares["dpsgd"] = rest
     return {name: share for name, share in shares.items() if share > 0}
 
 
@@ -246,10 +339,28 @@ def _scaled(draft: Plan, trainer: TrainerConfig, signal: float) -> Plan:
     survey = {name.removeprefix("survey/"): nm for name, nm in noise.items() if name.startswith("survey/")}
     sgd = _sgd(draft.facts, trainer, signal * math.sqrt(draft.shares["dpsgd"])) if "dpsgd" in noise else None
     releases = min(trainer.metric_releases, (sgd.steps if sgd else 0) + (trainer.name == "anchored"))
+    draft = replace(draft, latent=_latent(draft, noise), interactions=_interactions(draft, signal))
     return replace(
         draft, survey_noise=survey, survey_delta=THRESHOLD_SHARE * draft.delta if {*THRESHOLDED} & {*survey} else 0.0,
         anchor_noise={n.removeprefix("anchor/"): nm for n, nm in noise.items() if n.startswith("anchor/")},
         metric_noise=noise["metric/elbo"] * math.sqrt(releases), metric_releases=releases, sgd=sgd)
+
+
+def _latent(draft: Plan, noise: Mapping[str, float]) -> LatentPlan | None:
+    found = {name.removeprefix("latent/"): nm for name, nm in noise.items() if name.startswith("latent/")}
+    if not found:
+        return None
+    directions, codes = latent_size(draft.target_epsilon, draft.facts)
+    latent = LatentPlan(noise=found, directions=directions, codes=codes)
+    return replace(latent, noise={name: nm * math.sqrt(latent.count(name)) for name, nm in found.items()})
+
+
+def _interactions(draft: Plan, signal: float) -> InteractionPlan | None:
+    """A pure epsilon is about as much as a squared signal of epsilon squared; the price corrects it."""
+    if "interactions/choice" not in draft.shares:
+        return None
+    return InteractionPlan(epsilon=signal * math.sqrt(draft.shares["interactions/choice"] / FOUND), choices=FOUND,
+                           noise=1 / (signal * math.sqrt(draft.shares["interactions/tables"])))
 
 
 def _sgd(facts: PublicFacts, trainer: TrainerConfig, signal: float) -> SgdPlan:
@@ -269,6 +380,12 @@ def _events(plan: Plan) -> tuple[Event, ...]:
         events.append(Threshold("survey", what, nm, plan.survey_delta) if step in THRESHOLDED
                       else Gaussian("survey", what, nm))
     events += [Gaussian("anchor", f"noisy {name} tables", nm) for name, nm in plan.anchor_noise.items()]
+    if plan.latent is not None:
+        events += [Gaussian("latent", LATENT_WHAT[name], nm, plan.latent.count(name))
+                   for name, nm in plan.latent.noise.items()]
+    if plan.interactions is not None:
+        events += [PureDP("interactions", CHOSEN_WHAT, plan.interactions.epsilon, plan.interactions.choices),
+                   Gaussian("interactions", TABLES_WHAT, plan.interactions.noise)]
     if plan.sgd is not None:
         events.append(SampledGaussian("dpsgd", "clipped gradients, Poisson sampling", plan.sgd.noise_multiplier,
                                       plan.sgd.sampling_rate, plan.sgd.steps))

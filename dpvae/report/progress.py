@@ -22,7 +22,7 @@ from dpvae.privacy.plan import Plan
 
 EVERY = 5.0  # seconds between two plain lines, and between two prices
 WIDE = 110  # columns of a terminal with room for every word
-BEFORE = ("anchor", "fit", "dream")  # phases that come before DP-SGD; those after it spend nothing
+BEFORE = ("anchor", "fit", "interactions", "dream")  # phases that come before DP-SGD; those after it spend nothing
 
 
 class _Moment(Protocol):

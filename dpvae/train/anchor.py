@@ -32,6 +32,7 @@ from dpvae.privacy.noise import SecretKey
 
 Counts = NDArray[np.int64]
 Progress = Callable[[int, float], None]
+Further = Callable[[Tensor, Tensor], tuple[Tensor, int]]  # P (K, W), expected rows of each point (K,) -> chi2, cells
 
 TARGET_VALUES = 4  # pairs are split by the target's value up to this many values: L x W x W cells are kept in memory
 LEARNING_RATE = 0.03
@@ -93,9 +94,11 @@ def count(codes: NDArray[np.integer], cardinalities: Sequence[int], columns: Seq
 
 
 def fit(vae: VAE, anchors: Anchors, *, steps: int, learning_rate: float, generator: torch.Generator,
-        progress: Progress = lambda step, residual: None) -> float:
+        progress: Progress = lambda step, residual: None, further: Further | None = None,
+        free: Sequence[int] = ()) -> float:
     """Fit prior and decoder of ``vae`` (codebook prior) to ``anchors``, from where they stand; returns the final mean
-    squared residual in units of the noise variance (1.0: as far away as the noise itself). Reads nothing private."""
+    squared residual in units of the noise variance (1.0: as far away as the noise itself). ``further`` adds the
+    residuals of other released tables; latent directions in ``free`` have no prior. Reads nothing private."""
     codebook = vae.codebook
     assert codebook is not None
     device = codebook.points.device
@@ -106,9 +109,9 @@ def fit(vae: VAE, anchors: Anchors, *, steps: int, learning_rate: float, generat
     residual = math.nan
     for step in range(steps):
         chosen = targets.choose(generator)
-        chi2, cells = targets.residual(vae, chosen)
+        chi2, cells = targets.residual(vae, chosen, further)
         optimiser.zero_grad(set_to_none=True)
-        ((chi2 + _prior(vae)) / cells).backward()
+        ((chi2 + _prior(vae, free)) / cells).backward()
         optimiser.step()
         schedule.step()
         residual = float(chi2.detach() / cells)
@@ -116,7 +119,7 @@ def fit(vae: VAE, anchors: Anchors, *, steps: int, learning_rate: float, generat
     return residual
 
 
-def _prior(vae: VAE) -> Tensor:
+def _prior(vae: VAE, free: Sequence[int] = ()) -> Tensor:
     """-2 log density of the points under N(0, I) and of the decoder's weights under N(0, WEIGHT_SD^2).
 
     The chi-square is -2 log likelihood of the released noise, so this makes the fit a maximum a posteriori: where the
@@ -124,8 +127,12 @@ def _prior(vae: VAE) -> Tensor:
     """
     assert vae.codebook is not None
     weights = [layer.weight for layer in vae.decoder if isinstance(layer, nn.Linear)]
+    points = vae.codebook.points
+    if len(free):  # found and measured for themselves: no prior may talk them away
+        bound = [z for z in range(points.shape[1]) if z not in free]
+        points, weights[0] = points[:, bound], weights[0][:, bound]
     decoder = torch.stack([weight.square().sum() for weight in weights]).sum()
-    return vae.codebook.points.square().sum() + decoder / WEIGHT_SD**2
+    return points.square().sum() + decoder / WEIGHT_SD**2
 
 
 def start_bias(vae: VAE, anchors: Anchors) -> None:
@@ -189,7 +196,7 @@ class _Targets:
         positions = [torch.arange(self.columns.starts[j], self.columns.starts[j + 1]) for j in sorted(kept)]
         return torch.cat(positions).to(self.device)
 
-    def residual(self, vae: VAE, chosen: Tensor | None) -> tuple[Tensor, int]:
+    def residual(self, vae: VAE, chosen: Tensor | None, further: Further | None = None) -> tuple[Tensor, int]:
         """Sum of squared residuals in units of the noise, and the number of cells in it."""
         codebook = vae.codebook
         assert codebook is not None
@@ -207,6 +214,9 @@ class _Targets:
         if self.pairs_LWW is not None:
             pair_chi2, pair_cells = self._pairs(p_KW, w_K, given_KL, chosen)
             chi2, cells = chi2 + pair_chi2, cells + pair_cells
+        if further is not None:
+            more_chi2, more_cells = further(p_KW, w_K)
+            chi2, cells = chi2 + more_chi2, cells + more_cells
         return chi2, cells
 
     def _pairs(self, p_KW: Tensor, w_K: Tensor, given_KL: Tensor | None, chosen: Tensor | None) -> tuple[Tensor, int]:

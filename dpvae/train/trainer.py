@@ -1,6 +1,7 @@
 """The training loop: phases in order, one state, resumable at every checkpoint.
 
-    anchored       fit the decoder to the anchors (free) -> DP-SGD on the decoder -> fit again (free) -> sleep (free)
+    anchored       fit the decoder to the anchors (free) -> find interactions of many columns -> DP-SGD on the decoder
+                   -> fit again (free) -> sleep (free); a wide table: latent code -> find interactions -> sleep (free)
     decoder_only   sleep phase (free) -> DP-SGD on the decoder, the encoder dreaming along -> sleep phase (free)
     joint          DP-SGD on encoder and decoder: the textbook DP-VAE, kept as the baseline
 
@@ -12,7 +13,7 @@ masks and the same noise, and ends with the same weights: nothing is released tw
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,21 +27,25 @@ from dpvae.models.vae import VAE
 from dpvae.privacy.accountant import price
 from dpvae.privacy.mechanisms import noisy_mean_clipped
 from dpvae.privacy.noise import SecretKey
-from dpvae.privacy.plan import ELBO_RANGE_PER_COLUMN, Plan
+from dpvae.privacy.plan import ELBO_RANGE_PER_COLUMN, LatentPlan, Plan
 from dpvae.rng import seed_of
-from dpvae.train import anchor, objectives
+from dpvae.train import anchor, interactions, latent, objectives
 from dpvae.train.anchor import Anchors
 from dpvae.train.checkpoint import load_state, optimiser_state, restore_optimiser, save_state
+from dpvae.train.contrasts import Numbers
 from dpvae.train.dpsgd import PrivateSteps
+from dpvae.train.interactions import Interaction
 from dpvae.train.parallel import Processes
 from dpvae.train.sleep import Sleep
 
 CHECKPOINT_EVERY = 20  # DP-SGD steps
 AVERAGING = 0.95  # decay of the averaged weights that are released
 DREAMS_PER_STEP = 3  # sleep steps between two steps of DP-SGD (decoder_only)
+SECOND = 0.5  # of the first fit's steps and learning rate, once interactions were found
+ALL_BUT = 20  # latent directions that a latent code leaves to interactions
 REFIT = 0.25  # of the first fit's steps and learning rate
 REFINING = 0.1  # the anchored decoder is near its optimum already: DP-SGD refines it with smaller steps
-PHASES = {"anchored": ("fit", "dpsgd", "refit", "sleep"), "decoder_only": ("dream", "dpsgd", "sleep"),
+PHASES = {"anchored": ("fit", "interactions", "dpsgd", "refit", "sleep"), "decoder_only": ("dream", "dpsgd", "sleep"),
           "joint": ("dpsgd",)}
 
 
@@ -61,6 +66,7 @@ class TrainState:
     phase: int = 0
     step: int = 0
     metrics: list[dict[str, Any]] = field(default_factory=list)
+    found: list[dict[str, Any]] = field(default_factory=list)  # interactions that the decoder was made to follow
 
 
 Listener = Callable[[Moment], None]
@@ -80,6 +86,7 @@ class Trainer:
     checkpoint: Path
     listen: Listener = lambda moment: None
     processes: Processes | None = None  # that train together; the first one writes
+    orders: Sequence[Numbers | None] = ()  # by column: where its codes lie on an axis; empty: nowhere
 
     def fit(self) -> TrainState:
         """Train from the last checkpoint, or from the start; returns the final state."""
@@ -102,13 +109,14 @@ class Trainer:
             anchor.start_bias(self.vae, self.anchors)
             return TrainState(), {}
         self.vae.load_state_dict(saved["vae"])
-        return TrainState(saved["phase"], saved["step"], saved["metrics"]), saved.get("extra", {})
+        state = TrainState(saved["phase"], saved["step"], saved["metrics"], saved.get("found", []))
+        return state, saved.get("extra", {})
 
     def _save(self, state: TrainState, extra: dict[str, Any] | None = None) -> None:
         if self.processes is not None and not self.processes.first:
             return
         save_state(self.checkpoint, {"vae": self.vae.state_dict(), "phase": state.phase, "step": state.step,
-                                     "metrics": state.metrics, "extra": extra or {}})
+                                     "metrics": state.metrics, "found": state.found, "extra": extra or {}})
 
     def _generator(self, *names: str | int) -> torch.Generator:
         return torch.Generator(device=self.codes.device).manual_seed(seed_of(self.config.run.seed, *names))
@@ -116,22 +124,57 @@ class Trainer:
     # -- phases ------------------------------------------------------------------------------------------------------
 
     def _fit(self, state: TrainState, saved: dict[str, Any]) -> Moment:
-        """Post-processing: decoder and prior fitted to the anchors."""
-        self._anchor("fit", self.plan.fit_steps, anchor.LEARNING_RATE)
+        """Decoder and prior fitted to the anchors: post-processing. In a wide table: written down from a latent code,
+        whose releases it pays for."""
         steps = self.plan.fit_steps
+        if self.plan.latent is None:
+            self._anchor("fit", steps, anchor.LEARNING_RATE)
+        else:
+            self._latent(self.plan.latent)
         return Moment("fit", steps, steps, self._release_metric(state, "fit", steps, 0))
+
+    def _latent(self, plan: LatentPlan) -> None:
+        rng = np.random.default_rng(seed_of(self.config.run.seed, "latent"))
+        steps = sum(plan.count(name) for name in plan.noise)
+        done = iter(range(1, steps + 1))
+        released = latent.Latent(
+            self.codes.cpu().numpy(), self.anchors, self._orders(), plan=plan, key=self.key, rng=rng,
+            progress=lambda step: self.listen(Moment("fit", next(done), steps))).measure()
+        latent.write(self.vae, self.anchors, released, directions=self.vae.prior.dim - ALL_BUT)
+
+    def _orders(self) -> Sequence[Numbers | None]:
+        return self.orders or [None] * self.codes.shape[1]
+
+    def _interactions(self, state: TrainState, saved: dict[str, Any]) -> None:
+        """Interactions of several columns that the decoder lacks: chosen and measured (two releases), then fitted."""
+        plan = self.plan.interactions
+        if plan is None:
+            return
+        measured = interactions.measure(self.codes.cpu().numpy(), self.anchors, self._orders(), self.vae, plan=plan,
+                                        key=self.key)
+        for number, one in enumerate(measured):
+            if interactions.stands_out(self.vae, one, self.anchors.rows):
+                written = interactions.write(self.vae, one, generator=self._generator("interactions", number))
+                state.found.append(written.to_dict())
+        if state.found and self.plan.latent is None:
+            self._anchor("interactions", math.ceil(self.plan.fit_steps * SECOND), anchor.LEARNING_RATE * SECOND, state)
+        self.listen(Moment("interactions", 1, 1))
 
     def _refit(self, state: TrainState, saved: dict[str, Any]) -> None:
         """Post-processing: back to the anchors after DP-SGD, gently; what they leave open stays as DP-SGD left it."""
         if self.plan.sgd is not None:
-            self._anchor("refit", math.ceil(self.plan.fit_steps * REFIT), anchor.LEARNING_RATE * REFIT)
+            self._anchor("refit", math.ceil(self.plan.fit_steps * REFIT), anchor.LEARNING_RATE * REFIT, state)
 
-    def _anchor(self, name: str, steps: int, learning_rate: float) -> None:
+    def _anchor(self, name: str, steps: int, learning_rate: float, state: TrainState | None = None) -> None:
+        found = [Interaction.of(one) for one in (state.found if state is not None else [])]
+        further = interactions.further(self.vae, found) if found else None
+
         def progress(step: int, residual: float) -> None:
             self.listen(Moment(name, step, steps))
 
         anchor.fit(self.vae, self.anchors, steps=steps, learning_rate=learning_rate,
-                   generator=self._generator(name), progress=progress)
+                   generator=self._generator(name), progress=progress, further=further,
+                   free=[z for one in found for z in one.directions])
 
     def _dream(self, state: TrainState, saved: dict[str, Any]) -> None:
         self._sleep(state, saved, name="dream")

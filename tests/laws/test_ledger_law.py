@@ -18,11 +18,11 @@ from small_runs import TRAINERS, Draw, ScriptedKey, people, small_config
 from dpvae import api
 from dpvae.config import LedgerConfig, TrainConfig
 from dpvae.privacy import mechanisms, plan
-from dpvae.privacy.events import Event, Gaussian, SampledGaussian, Threshold
+from dpvae.privacy.events import Event, Gaussian, PureDP, SampledGaussian, Threshold
 from dpvae.privacy.ledger import Ledger
 from dpvae.privacy.noise import SecretKey
-from dpvae.privacy.plan import SURVEY_WHAT
-from dpvae.train import anchor
+from dpvae.privacy.plan import CHOSEN_WHAT, LATENT_WHAT, SURVEY_WHAT, TABLES_WHAT
+from dpvae.train import anchor, interactions
 from dpvae.train import trainer as trainer_module
 
 ROWS = 120
@@ -39,6 +39,7 @@ class Book:
     streams: list[tuple[str | int, ...]] = field(default_factory=list)
     integers: list[tuple[tuple[str | int, ...], float, int]] = field(default_factory=list)  # names, sd, cells
     normals: dict[tuple[str | int, ...], np.ndarray] = field(default_factory=dict)
+    choices: list[tuple[float, int]] = field(default_factory=list)  # epsilon and number of every private choice
     rows_on_the_ledger: list[int] = field(default_factory=list)  # at each draw
     tape: Tape = field(default_factory=lambda: Tape(1.0))
 
@@ -65,6 +66,13 @@ def watched(patch: pytest.MonkeyPatch, config: TrainConfig) -> Book:
         book.integers.append((opened.names_for_test, sd, size))
         return real_noise(opened, sd, size)
 
+    real_choice = mechanisms.noisy_choice
+
+    def choice(blocks: Any, *, choices: int, epsilon: float, **rest: Any) -> Any:
+        book.choices.append((epsilon, choices))
+        return real_choice(blocks, choices=choices, epsilon=epsilon, **rest)
+
+    patch.setattr(interactions, "noisy_choice", choice)
     patch.setattr(SecretKey, "stream", stream)
     patch.setattr(mechanisms, "_integer_noise", integer_noise)
     patch.setattr(trainer_module, "PrivateSteps", tapped(book.tape))
@@ -83,16 +91,27 @@ def drawn(book: Book, config: TrainConfig) -> Counter[Booked]:
     for names, sd, _ in book.integers:
         cells.setdefault(names, []).append(sd)
     metrics = []
+    rounds: Counter[tuple[str, float]] = Counter()
+    for epsilon, count in book.choices:
+        found["PureDP", "interactions", CHOSEN_WHAT, round(epsilon, 9), count] += 1
     for names, sds in cells.items():
         assert len(set(sds)) == 1, "tables that are released together share their noise"
         multiplier = sds[0] / math.sqrt(len(sds))  # a record is in one cell of each table
         if names[0] == "metric":
             metrics.append(round(multiplier / mechanisms._UNITS, 9))
+        elif names[0] == "latent" and names[1] != "table":
+            rounds[str(names[1]), round(multiplier / mechanisms._PRODUCT_UNITS**2, 9)] += 1
+        elif names == ("latent", "table"):
+            rounds["table", round(multiplier, 9)] += 1
+        elif names == ("interactions", "tables"):
+            found["Gaussian", "interactions", TABLES_WHAT, round(multiplier, 9), 1] += 1
         elif names == ("survey", "values"):
             found["Threshold", "survey", SURVEY_WHAT["values"], round(multiplier, 9), 1] += 1
         else:
             what = SURVEY_WHAT[str(names[1])] if names[0] == "survey" else f"noisy {names[1]} tables"
             found["Gaussian", str(names[0]), what, round(multiplier, 9), 1] += 1
+    for (name, multiplier), count in rounds.items():
+        found["Gaussian", "latent", LATENT_WHAT[name], multiplier, count] += 1
     for multiplier, count in Counter(metrics).items():
         found["Gaussian", "metric", "noisy ELBO", multiplier, count] += 1
     steps, multiplier = steps_drawn(book, config)
@@ -123,6 +142,8 @@ def booked(events: list[Event]) -> Counter[Booked]:
             found[kind, event.phase, event.what, round(event.noise_multiplier, 4), event.steps] += 1
         elif isinstance(event, Threshold):
             found[kind, event.phase, event.what, round(event.noise_multiplier, 9), 1] += 1
+        elif isinstance(event, PureDP):
+            found[kind, event.phase, event.what, round(event.epsilon, 9), event.count] += 1
         else:
             assert isinstance(event, Gaussian)
             found[kind, event.phase, event.what, round(event.noise_multiplier, 9), event.count] += 1
@@ -159,6 +180,19 @@ def test_every_draw_is_booked_and_every_booking_is_drawn_with_its_noise_multipli
     book, events = train_watched(monkeypatch, config)
     assert drawn(book, config) == booked(events)
     assert len(events) >= 5
+
+
+@pytest.mark.parametrize("target", ["income", None])
+@pytest.mark.parametrize("wide", [3, 60])
+def test_a_latent_code_and_interactions_are_booked_as_they_are_drawn(
+        wide: int, target: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "WIDE", wide)
+    monkeypatch.setattr(plan, "FEW", 4)
+    config = config_of("anchored", tmp_path, data={"target": target}, model={"components": 300, "latent_dim": 30})
+    book, events = train_watched(monkeypatch, config)
+    assert drawn(book, config) == booked(events)
+    assert {"interactions", *(["latent"] if wide == 3 else ["dpsgd"])} < {event.phase for event in events}
+    assert max(Counter(book.streams).values()) == 1
 
 
 @pytest.mark.parametrize("name", TRAINERS)

@@ -12,8 +12,16 @@ from scipy import stats
 
 from dpvae.errors import ConfigError
 from dpvae.privacy import mechanisms
-from dpvae.privacy.events import Gaussian, Threshold
-from dpvae.privacy.mechanisms import cell_sd, frequent_values, noisy_counts, noisy_mean_clipped, publication_threshold
+from dpvae.privacy.events import Gaussian, PureDP, Threshold
+from dpvae.privacy.mechanisms import (
+    cell_sd,
+    frequent_values,
+    noisy_choice,
+    noisy_counts,
+    noisy_mean_clipped,
+    noisy_products,
+    publication_threshold,
+)
 from dpvae.privacy.noise import SecretKey, SecretStream
 
 KEY = SecretKey.from_seed(7)
@@ -221,3 +229,89 @@ def test_empty_columns_publish_nothing_and_still_cost() -> None:
     got, event = frequent_values([{}, {}], noise_multiplier=4.0, delta=1e-6, stream=Silent(), **NAMES)
     assert got == [{}, {}]
     assert event.delta == 1e-6
+
+
+# -- sums of products ------------------------------------------------------------------------------------------------
+
+
+def products(left: np.ndarray, right: np.ndarray, *, at_once: int = 100, stream: SecretStream | None = None,
+             noise: float = 1.0) -> np.ndarray:
+    blocks = ((left[i:i + at_once], right[i:i + at_once]) for i in range(0, max(len(left), 1), at_once))
+    released, _, event = noisy_products(blocks, left_norm=2.0, right_norm=0.5, noise_multiplier=noise,
+                                        stream=stream or Silent(), **NAMES)
+    assert event == Gaussian("survey", "a test", noise)
+    return released
+
+
+def moved_by(record: tuple[np.ndarray, np.ndarray]) -> float:
+    """By how much one more record moves the sum, in units of the claimed bound."""
+    rng = np.random.default_rng(3)
+    left, right = rng.normal(size=(50, 4)), rng.normal(size=(50, 3))
+    more = products(np.vstack([left, record[0]]), np.vstack([right, record[1]]))
+    return float(np.linalg.norm(more - products(left, right)))
+
+
+@settings(max_examples=60)
+@given(st.lists(st.floats(allow_nan=True, allow_infinity=True, width=64), min_size=4, max_size=4),
+       st.lists(st.floats(-10, 10), min_size=3, max_size=3))
+def test_one_record_moves_a_sum_of_products_by_at_most_the_product_of_the_norms(a: list[float],
+                                                                               b: list[float]) -> None:
+    assert moved_by((np.array(a), np.array(b))) <= 1.0 + 1e-12
+
+
+def test_products_that_are_not_cut_to_their_norm_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mutant: units without the cut."""
+    loud = (np.full(4, 30.0), np.ones(3))
+    assert 0.99 < moved_by(loud) <= 1.0
+    monkeypatch.setattr(mechanisms, "_units",
+                        lambda rows, norm: np.trunc(np.asarray(rows) * (mechanisms._PRODUCT_UNITS / norm)))
+    assert moved_by(loud) > 1.01
+
+
+def test_a_sum_of_products_is_right_and_the_same_in_any_order_and_in_any_parts() -> None:
+    rng = np.random.default_rng(0)
+    left, right = rng.normal(size=(400, 4)) * 0.3, rng.normal(size=(400, 3)) * 0.1
+    whole = products(left, right, at_once=400)
+    np.testing.assert_allclose(whole, left.T @ right, atol=400 * 2.0 * 0.5 / 4096)
+    order = rng.permutation(400)
+    np.testing.assert_array_equal(whole, products(left[order], right[order], at_once=7))
+
+
+def test_the_noise_of_a_sum_of_products_has_the_sd_that_is_named() -> None:
+    zero = np.zeros((1, 200)), np.zeros((1, 50))
+    released = products(*zero, stream=KEY.stream("products"), noise=7.0)
+    assert released.std() == pytest.approx(7.0 * 2.0 * 0.5, rel=0.03)
+
+
+def test_no_records_at_all_give_noise_all_the_same() -> None:
+    assert products(np.zeros((0, 4)), np.zeros((0, 3)), stream=KEY.stream("none")).shape == (4, 3)
+    with pytest.raises(ConfigError, match="blocks"):
+        noisy_products([], left_norm=1.0, right_norm=1.0, noise_multiplier=1.0, stream=Silent(), **NAMES)
+
+
+# -- the exponential mechanism -----------------------------------------------------------------------------------------
+
+
+def chosen(scores: list[list[float]], *, epsilon: float, choices: int = 1, number: int = 0) -> list[int]:
+    found, event = noisy_choice([np.array(block) for block in scores], choices=choices, epsilon=epsilon,
+                                stream=KEY.stream("choice", number), **NAMES)
+    assert event == PureDP("survey", "a test", epsilon, choices)
+    return found
+
+
+def test_the_choice_is_the_largest_where_noise_is_small_in_whichever_block_it_lies() -> None:
+    assert chosen([[1.0, 90.0], [3.0], [70.0, 2.0, 80.0]], epsilon=50.0, choices=3) == [1, 5, 3]
+
+
+def test_the_choice_follows_the_law_of_the_exponential_mechanism() -> None:
+    """P(i) is proportional to exp(epsilon score / 2)."""
+    counts = np.bincount([chosen([[0.0, 1.0], [2.0]], epsilon=1.0, number=n)[0] for n in range(4000)], minlength=3)
+    odds = np.exp(0.5 * np.arange(3))
+    assert stats.chisquare(counts, 4000 * odds / odds.sum()).pvalue > 1e-4
+
+
+def test_a_choice_with_half_the_noise_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mutant: scores not halved, so that epsilon is spent twice."""
+    counts = np.bincount([chosen([[0.0, 1.0], [2.0]], epsilon=2.0, number=n)[0] for n in range(4000)], minlength=3)
+    odds = np.exp(0.5 * np.arange(3))
+    assert stats.chisquare(counts, 4000 * odds / odds.sum()).pvalue < 1e-4

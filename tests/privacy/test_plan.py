@@ -13,8 +13,19 @@ from dpvae.config import TrainConfig, build
 from dpvae.errors import AccountingError, ConfigError
 from dpvae.privacy import plan as module
 from dpvae.privacy.accountant import price
-from dpvae.privacy.events import Gaussian, SampledGaussian, Threshold
-from dpvae.privacy.plan import SURVEY_WEIGHTS, Plan, PublicFacts, check_delta, default_delta, make_plan, split
+from dpvae.privacy.events import Gaussian, PureDP, SampledGaussian, Threshold
+from dpvae.privacy.plan import (
+    CHOSEN_WHAT,
+    FOUND,
+    SURVEY_WEIGHTS,
+    WIDE,
+    Plan,
+    PublicFacts,
+    check_delta,
+    default_delta,
+    make_plan,
+    split,
+)
 
 STEPS = tuple(SURVEY_WEIGHTS)
 TRAINERS = ("anchored", "decoder_only", "joint")
@@ -68,6 +79,8 @@ def test_a_plan_with_five_percent_less_noise_would_break_its_promise() -> None:
     made = plan(facts(), privacy={"epsilon": 1.0, "delta": 1e-5})
 
     def quieter(event: Any) -> Any:
+        if isinstance(event, PureDP):
+            return PureDP(event.phase, event.what, event.epsilon / 0.95, event.count)
         return type(event)(**{**vars(event), "noise_multiplier": event.noise_multiplier * 0.95})
 
     assert price([quieter(event) for event in made.events()], delta=1e-5).upper > 1.0
@@ -98,6 +111,37 @@ def test_steps_and_rate_follow_from_public_rows_or_from_nothing() -> None:
     small = plan(facts(rows=1000)).sgd
     assert small is not None
     assert small.sampling_rate == 0.25
+
+
+def test_a_wide_table_gets_a_latent_code_and_a_narrow_one_all_pairs_and_the_plan_says_why() -> None:
+    narrow, wide = plan(facts(columns=WIDE)), plan(facts(columns=WIDE + 1))
+    assert narrow.latent is None
+    assert wide.latent is not None
+    assert wide.sgd is None
+    assert set(wide.anchor_noise) == {"one-way"}
+    assert "route all pairs: 60 columns, 40,000 rows, epsilon 1" in str(narrow)
+    assert "route latent code (64 codes, 14 directions): 61 columns, 40,000 rows, epsilon 1" in str(wide)
+    assert price(wide.events(), delta=wide.delta).upper <= 1.0
+
+
+@pytest.mark.parametrize("groups", [{"trainer": {"anchor_share": 0.9}}, {"trainer": {"name": "joint"}},
+                                    {"model": {"layers": 1}}])
+def test_who_asks_for_another_way_gets_it_on_a_wide_table_too(groups: dict[str, Any]) -> None:
+    assert plan(facts(columns=200), **groups).latent is None
+
+
+def test_interactions_are_asked_about_from_five_columns_on() -> None:
+    assert plan(facts(columns=4)).interactions is None
+    asked = plan(facts(columns=5)).interactions
+    assert asked is not None
+    assert [event for event in plan(facts(columns=5)).events() if isinstance(event, PureDP)] == [
+        PureDP("interactions", CHOSEN_WHAT, asked.epsilon, FOUND)]
+
+
+def test_the_anchors_of_a_narrow_table_keep_their_share_beside_interactions() -> None:
+    with_them, without = (split(build(TrainConfig, {}).trainer, facts(columns=columns)) for columns in (5, 4))
+    assert {k: v for k, v in with_them.items() if k.startswith("anchor")} == {
+        k: v for k, v in without.items() if k.startswith("anchor")}
 
 
 def test_dpsgd_gets_the_share_the_plan_names() -> None:
