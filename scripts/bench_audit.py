@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """How often does the audit raise a false alarm, how often are its lower bounds true, and how tight are they?
 
     python scripts/bench_audit.py runs=200 toys=200
