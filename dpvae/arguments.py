@@ -19,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
+import json
 import os
 import re
 import typing
@@ -30,14 +31,18 @@ from dpvae.config import (
     LONGEST_NAME,
     AuditConfig,
     EvaluateConfig,
+    ImputeConfig,
     LedgerVerbConfig,
     ReleaseConfig,
+    SampleConfig,
+    ScoreConfig,
     TrainConfig,
     VerifyConfig,
 )
 from dpvae.errors import ConfigError
 
-Config = TrainConfig | ReleaseConfig | VerifyConfig | AuditConfig | LedgerVerbConfig | EvaluateConfig
+Config = (TrainConfig | ReleaseConfig | VerifyConfig | AuditConfig | LedgerVerbConfig | EvaluateConfig | ScoreConfig
+          | SampleConfig | ImputeConfig)
 
 _OVERRIDE = re.compile(r"(?P<sign>\+{0,2})(?P<key>[A-Za-z_][^=\s]*)=(?P<value>.*)", re.DOTALL)
 _TABLES = (".csv", ".parquet", ".pq")
@@ -221,6 +226,29 @@ def action_first(arguments: Sequence[str]) -> list[str]:
     second = "file" if action in ("check", "export") else "ledger.dataset"
     keys = dict(zip(plain, ("action", second), strict=False))
     return [f"{keys.pop(word)}={word}" if word in keys else word for word in arguments]
+
+
+def table_named(arguments: Sequence[str]) -> list[str]:
+    """``data=TABLE`` as ``table=TABLE``, where a table is a plain file and no group of knobs.
+
+    >>> table_named(["data=orders.csv", "run=first"])
+    ['table=orders.csv', 'run=first']
+    """
+    return [f"table={word.removeprefix('data=')}" if word.startswith("data=") else word for word in arguments]
+
+
+def given_gathered(arguments: Sequence[str]) -> list[str]:
+    """Every ``given.COLUMN=VALUE`` in one JSON value, since a column may be called anything.
+
+    >>> given_gathered(["rows=9", "given.sex=Female", "given.age=30..40"])
+    ['rows=9', 'given={"sex": "Female", "age": "30..40"}']
+    """
+    held = {key: None if value == "null" else value for key, _, value in
+            (word.removeprefix("given.").partition("=") for word in arguments if word.startswith("given."))}
+    rest = [word for word in arguments if not word.startswith("given.")]
+    if held and any(word.startswith("given=") for word in rest):
+        raise ConfigError("given=: expected a table of partial rows, or given.COLUMN=VALUE, not both")
+    return [*rest, f"given={json.dumps(held, ensure_ascii=False)}"] if held else rest
 
 
 def job_name(base: str, swept: Iterable[str]) -> str:

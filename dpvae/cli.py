@@ -31,7 +31,18 @@ from typing import Any, ClassVar
 import dpvae
 from dpvae import arguments as typed
 from dpvae.checks import did_you_mean
-from dpvae.config import AuditConfig, EvaluateConfig, LedgerVerbConfig, ReleaseConfig, TrainConfig, VerifyConfig, build
+from dpvae.config import (
+    AuditConfig,
+    EvaluateConfig,
+    ImputeConfig,
+    LedgerVerbConfig,
+    ReleaseConfig,
+    SampleConfig,
+    ScoreConfig,
+    TrainConfig,
+    VerifyConfig,
+    build,
+)
 from dpvae.errors import ConfigError, ReleaseError
 from dpvae.explain import MISTAKE, explain
 
@@ -88,6 +99,14 @@ def _ledger(config: LedgerVerbConfig) -> int:
     return 0
 
 
+def _use(name: str) -> Callable[[Any], int]:
+    def run(config: ScoreConfig | SampleConfig | ImputeConfig) -> int:
+        print(getattr(importlib.import_module("dpvae.release.verbs"), name)(config))
+        return 0
+
+    return run
+
+
 @dataclass(frozen=True)
 class Verb:
     """One word of the command line; its knobs are ``conf/<word>.yaml``."""
@@ -109,6 +128,10 @@ VERBS = {
     "verify": Verb("check a release folder: digests, events, epsilon", VerifyConfig, _verify),
     "audit": Verb("is the claim of a run true? twins, planted records, attacks", AuditConfig, _audit),
     "evaluate": Verb("judge a synthetic table by the real rows; the result is sealed", EvaluateConfig, _evaluate),
+    "score": Verb("how strange each row of a table is, and which cells make it so", ScoreConfig, _use("score")),
+    "sample": Verb("synthetic rows: any number, given.COLUMN=VALUE, another balance, SQL", SampleConfig,
+                   _use("sample"), memory="draw fewer rows at a time"),
+    "impute": Verb("fill a table's missing cells, several times", ImputeConfig, _use("impute")),
     "ledger": Verb("show | check | cap DATASET | export FILE: the book of what was spent", LedgerVerbConfig, _ledger),
 }
 
@@ -343,6 +366,8 @@ def _compose(word: str, arguments: Sequence[str]) -> int:
         return _hand_over(word, words, flags)
     sweep = bool({"-m", "--multirun"} & set(flags)) or "hydra.mode=MULTIRUN" in words
     words = typed.folder_first(words) if verb.config is VerifyConfig else words
+    words = typed.table_named(words) if verb.config in (ScoreConfig, ImputeConfig) else words
+    words = typed.given_gathered(words) if verb.config is SampleConfig else words
     words = typed.action_first(words) if verb.config is LedgerVerbConfig else words
     overrides = typed.rewrite(words, verb.config, groups=groups_of(verb), sweep=sweep)
     if not sweep or any(text.lstrip("+").startswith("hydra.sweep.dir=") for text in overrides):

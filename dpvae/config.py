@@ -363,6 +363,82 @@ class EvaluateConfig:
                 raise ConfigError(f"{name}='': expected a name, or nothing at all")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig:
+    """``dpvae score``: how strange each row of a table is, and which cells make it so."""
+
+    run: str = "latest"  # several, separated by commas, are one ensemble
+    table: str | None = None  # typed data=: a file or the name of a built-in table
+    to: str | None = None  # None: scores.parquet in the run's private/ folder
+    score: str = "iwae"
+    contributions: int = 3  # cells named per row
+    id: str | None = None  # a column of the table that is copied beside its row's number
+    threshold: str | None = None  # synthetic: free | private: charged
+    false_alarm: float = 0.01
+    epsilon: float | None = None  # what threshold=private may spend
+    delta: float | None = None  # of that; None: the rule of privacy/plan.py
+    ledger_url: str | None = None  # where it is booked; None: sqlite in the runs folder
+    outside: str = "error"
+    seed: int = 0
+    root: str = "runs"
+
+    def __post_init__(self) -> None:
+        checks.one_of(("iwae", "elbo", "reconstruction", "regret"), score=self.score)
+        checks.one_of(OUTSIDE, outside=self.outside)
+        checks.fraction(false_alarm=self.false_alarm)
+        checks.whole(0, contributions=self.contributions, seed=self.seed)
+        if self.threshold is not None:
+            checks.one_of(("synthetic", "private"), threshold=self.threshold)
+        if self.epsilon is not None:
+            checks.at_least(PRICEABLE[0], epsilon=self.epsilon)
+            _at_most(MAX_EPSILON, epsilon=self.epsilon)
+        if self.delta is not None:
+            checks.fraction(delta=self.delta)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """``dpvae sample``: synthetic rows of any number, under a condition, with another balance, as a test database."""
+
+    run: str = "latest"
+    rows: int | None = None  # None: 1000, or one for each partial row
+    to: str = "rows.csv"
+    format: str | None = None  # parquet | csv | sql; None: the file's ending
+    given: str | None = None  # typed given.COLUMN=VALUE, or the file of a table of partial rows
+    balance: str | None = None  # even, or JSON: shares of the values of the label
+    label: str | None = None  # the column that is balanced; None: the schema's target
+    id: str | None = None  # name of a column that numbers the rows
+    seed: int = 0
+    root: str = "runs"
+
+    def __post_init__(self) -> None:
+        checks.whole(0, seed=self.seed)
+        if self.rows is not None:
+            checks.whole(1, rows=self.rows)
+        if self.format is not None:
+            checks.one_of(("parquet", "csv", "sql"), format=self.format)
+        if not self.to:
+            raise ConfigError("to='': expected a file, such as to=rows.csv")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImputeConfig:
+    """``dpvae impute``: missing cells drawn from what the model says of them."""
+
+    run: str = "latest"
+    table: str | None = None  # typed data=: a file with holes
+    draws: int = 5
+    to: str | None = None  # a new folder; None: imputed/ in the run's private/ folder
+    outside: str = "error"
+    seed: int = 0
+    root: str = "runs"
+
+    def __post_init__(self) -> None:
+        checks.whole(1, draws=self.draws)
+        checks.whole(0, seed=self.seed)
+        checks.one_of(OUTSIDE, outside=self.outside)
+
+
 def _plain(kind: Any) -> type:
     """``float`` for ``float | None``; the class itself otherwise."""
     options = [k for k in typing.get_args(kind) if k is not types.NoneType]
@@ -400,4 +476,5 @@ def build(cls: type[T], mapping: Mapping[str, Any], *, where: str | None = None)
     return cls(**{key: _convert(prefix + key, hints[key], value) for key, value in mapping.items()})
 
 
-_TOP: tuple[type, ...] = (TrainConfig, ReleaseConfig, VerifyConfig, AuditConfig, LedgerVerbConfig, EvaluateConfig)
+_TOP: tuple[type, ...] = (TrainConfig, ReleaseConfig, VerifyConfig, AuditConfig, LedgerVerbConfig, EvaluateConfig,
+                          ScoreConfig, SampleConfig, ImputeConfig)

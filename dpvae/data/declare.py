@@ -8,6 +8,8 @@
       joined: {kind: datetime, min: 2011-01-01, max: 2020-01-01, format: "%Y-%m-%d", missing: true}
       notes_code: {}                     # nothing is public: everything about it is measured
 
+Rules between columns stand under ``constraints``: see :mod:`dpvae.data.constraints`.
+
 A described column has no missing cells unless it says ``missing: true`` (or ``missing: measure``). Whatever else is
 left out of a description is measured. YAML is read by the 1.2 rules: ``no`` and ``2011-01-01`` are text, not a
 boolean and a date, so that a category list reads as it is written.
@@ -30,6 +32,7 @@ from typing import Any
 import yaml
 
 from dpvae.checks import did_you_mean
+from dpvae.data import constraints
 from dpvae.data.schema import EPOCH, KINDS, NUMERIC, STEPS, Column, Schema
 from dpvae.errors import SchemaError
 
@@ -39,6 +42,7 @@ _KEYS = {  # key -> kinds it may stand with
     "min": NUMERIC, "max": NUMERIC, "heaps": NUMERIC, "edges": NUMERIC,
     "decimals": ("continuous",), "format": ("datetime",), "unit": ("datetime",),
 }
+_PARTS = ("columns", "target", "constraints")
 _FIELD = {"min": "lower", "max": "upper", "missing": "nullable"}
 
 
@@ -77,23 +81,25 @@ def from_yaml(path: str | os.PathLike[str]) -> Schema:
         why = getattr(error, "problem", None) or ("not UTF-8" if isinstance(error, ValueError) else "cannot be parsed")
         raise SchemaError(f"schema={str(path)!r}: not valid YAML{where} ({why}); repair it") from error
     try:
-        return declare(mapping)
+        return declare(mapping, Path(path).parent)
     except SchemaError as error:
         raise SchemaError(f"schema={str(path)!r}: {error}") from None
 
 
-def declare(mapping: Any) -> Schema:
-    """The schema in a mapping of the form above."""
+def declare(mapping: Any, folder: Path | None = None) -> Schema:
+    """The schema in a mapping of the form above; ``folder`` is where files of its constraints lie."""
     if not isinstance(mapping, Mapping) or not isinstance(mapping.get("columns"), Mapping) or not mapping["columns"]:
         raise SchemaError("schema: expected a mapping with the key 'columns': {name: {kind: ...}, ...}")
     for key in mapping:
-        if key not in ("columns", "target"):
-            raise SchemaError(f"schema.{key}: no such key{did_you_mean(str(key), ['columns', 'target'])}")
+        if key not in _PARTS:
+            raise SchemaError(f"schema.{key}: no such key{did_you_mean(str(key), _PARTS)}")
     columns = tuple(_column(str(name), facts or {}) for name, facts in mapping["columns"].items())
     target = mapping.get("target")
     if target is not None and (isinstance(target, bool) or not isinstance(target, (str, int, float))):
         raise SchemaError(f"schema.target={target!r}: expected the name of a column")
-    return Schema(columns, target if target is None else str(target))
+    names = [column.name for column in columns]
+    return Schema(columns, target if target is None else str(target),
+                  constraints.parse(mapping.get("constraints") or [], names, folder))
 
 
 def _column(name: str, facts: Any) -> Column:

@@ -19,7 +19,8 @@ import codecs
 import csv
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,6 +49,9 @@ class Cells(NamedTuple):
     values: np.ndarray
     missing: np.ndarray
     dtype: str
+
+
+Append = Callable[["Mapping[str, Cells] | Table"], None]
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,41 @@ def read(source: Any) -> Table:
         found = "no row" if table.rows == 0 else "one row"
         raise DataError(f"rows={table.rows}: the table has {found}; expected at least 2")
     return table
+
+
+def batches(source: Any, rows: int) -> Iterator[Table]:
+    """The table in parts of at most ``rows`` rows, in order; a file is never held in memory as a whole."""
+    if isinstance(source, (str, os.PathLike)):
+        path = _existing(source)
+        opened = _csv_batches(path) if path.suffix.lower() == ".csv" else _parquet_batches(path, rows)
+        dtype = CSV if path.suffix.lower() == ".csv" else None
+    else:
+        arrow, dtype = (to_arrow(source), None) if isinstance(source, Table) else _open(source)
+        opened = iter(arrow.to_batches())
+    for batch in opened:
+        for start in range(0, batch.num_rows, rows):
+            part = pa.Table.from_batches([batch.slice(start, rows)])
+            _check_names(part.column_names)
+            yield Table(tuple(part.column_names), tuple(
+                _from_arrow(n, c, dtype) for n, c in zip(part.column_names, part.columns, strict=True)))
+
+
+def _parquet_batches(path: Path, rows: int) -> Iterator[pa.RecordBatch]:
+    _check_names(_parquet_schema(path).names)
+    with pq.ParquetFile(path) as file:
+        yield from file.iter_batches(batch_size=rows, use_threads=False)
+
+
+def _csv_batches(path: Path) -> Iterator[pa.RecordBatch]:
+    names, separator = _csv_header(path)
+    _check_encoding(path)
+    try:
+        with pacsv.open_csv(path, pacsv.ReadOptions(use_threads=False, column_names=names, skip_rows=1),
+                            pacsv.ParseOptions(delimiter=separator, newlines_in_values=True),
+                            _csv_as_text(names)) as reader:
+            yield from reader
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"data={str(path)!r}: {_first_line(error)}; repair the file") from error
 
 
 def header(source: Any) -> tuple[tuple[str, str], ...]:
@@ -195,8 +234,7 @@ def _read_csv(path: Path) -> pa.Table:
         table = pacsv.read_csv(
             path, pacsv.ReadOptions(use_threads=False, column_names=names, skip_rows=1),
             pacsv.ParseOptions(delimiter=separator, newlines_in_values=True, invalid_row_handler=refuse),
-            pacsv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), null_values=[""],
-                                 strings_can_be_null=True, quoted_strings_can_be_null=True))
+            _csv_as_text(names))
     except (pa.ArrowException, OSError) as error:
         if ragged:
             row = ragged[0]
@@ -206,6 +244,11 @@ def _read_csv(path: Path) -> pa.Table:
         raise DataError(f"data={str(path)!r}: {_first_line(error)}; repair the file") from error
     _check_last_quote(path, table)
     return table
+
+
+def _csv_as_text(names: list[str]) -> pacsv.ConvertOptions:
+    return pacsv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), null_values=[""],
+                                strings_can_be_null=True, quoted_strings_can_be_null=True)
 
 
 def _check_encoding(path: Path) -> None:
@@ -357,6 +400,35 @@ def write_parquet(columns: Mapping[str, Cells] | Table, path: str | os.PathLike[
     try:
         pq.write_table(to_arrow(columns), partial, compression="zstd")
         os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def appending(path: str | os.PathLike[str], format: str) -> Iterator[Append]:
+    """A function that appends columns to a Parquet (``parquet``) or CSV (``csv``) file; the file appears under ``path``
+    when all of it is written, or not at all."""
+    target = Path(path)
+    partial = target.with_name(target.name + ".partial")
+    opened: list[Any] = []
+
+    def append(columns: Mapping[str, Cells] | Table) -> None:
+        table = to_arrow(columns)
+        if not opened:
+            opened.append(pq.ParquetWriter(partial, table.schema, compression="zstd") if format == "parquet"
+                          else pacsv.CSVWriter(partial, table.schema,
+                                               write_options=pacsv.WriteOptions(quoting_style="needed")))
+        opened[0].write_table(table.cast(opened[0].schema) if format == "parquet" else table)
+
+    try:
+        yield append
+        for writer in opened:
+            writer.close()
+        if opened:
+            os.replace(partial, target)
+    except OSError as error:
+        raise DataError(f"to={str(target)!r}: cannot be written ({error.strerror or error}); "
+                        "choose another place") from error
     finally:
         partial.unlink(missing_ok=True)
 

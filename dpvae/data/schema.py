@@ -32,6 +32,7 @@ from functools import cached_property
 from typing import Any, Self
 
 from dpvae.checks import did_you_mean, one_of
+from dpvae.data.constraints import Constraint
 from dpvae.data.dtypes import is_text, natural_kind, unit_of
 from dpvae.errors import ConfigError, SchemaError
 
@@ -165,10 +166,11 @@ class Column:
 
 @dataclass(frozen=True)
 class Schema:
-    """All columns in table order, and the column to be predicted, if any."""
+    """All columns in table order, the column to be predicted, if any, and what holds between columns."""
 
     columns: tuple[Column, ...]
     target: str | None = None
+    constraints: tuple[Constraint, ...] = ()  # what every released row fulfils; declared, so public
 
     def __post_init__(self) -> None:
         if self.target is not None and self.target not in self.names:
@@ -188,12 +190,14 @@ class Schema:
 
     @classmethod
     def from_dict(cls, mapping: Mapping[str, Any]) -> Self:
-        if set(mapping) - {"columns", "target"} or "columns" not in mapping:
-            raise SchemaError(f"schema keys={sorted(mapping)}: expected columns and target")
-        return cls(tuple(Column.from_dict(c) for c in mapping["columns"]), mapping.get("target"))
+        if set(mapping) - {"columns", "target", "constraints"} or "columns" not in mapping:
+            raise SchemaError(f"schema keys={sorted(mapping)}: expected columns, target and constraints")
+        return cls(tuple(Column.from_dict(c) for c in mapping["columns"]), mapping.get("target"),
+                   tuple(Constraint.from_dict(c) for c in mapping.get("constraints", ())))
 
     def to_dict(self) -> dict[str, Any]:
-        return {"target": self.target, "columns": [column.to_dict() for column in self.columns]}
+        held = {"constraints": [rule.to_dict() for rule in self.constraints]} if self.constraints else {}
+        return {"target": self.target, "columns": [column.to_dict() for column in self.columns], **held}
 
     def digest(self) -> str:
         """SHA-256 of the canonical JSON."""
@@ -241,7 +245,7 @@ class Schema:
             if name not in self.names:
                 raise SchemaError(f"table column={name!r}: not in the schema{did_you_mean(name, self.names)}; "
                                   f"describe it, or write '{name}: {{}}' to have it measured")
-        return Schema(tuple(_settle(self.column(name), dtype) for name, dtype in header), self.target)
+        return dataclasses.replace(self, columns=tuple(_settle(self.column(name), dtype) for name, dtype in header))
 
 
 def _one_of(choices: Sequence[str], **values: object) -> None:

@@ -119,7 +119,7 @@ class _Survey:
         self.table, self.noise, self.delta, self.key = table, noise, delta, key
         self.total, self.outside = total, outside
         self.columns = list(schema.columns)
-        self.target = schema.target
+        self.schema = schema
         self.measured: dict[str, Any] = {}
         self.gone: dict[int, float] = {}  # noisy counts of missing cells
         self.candidates: dict[int, dict[float, int]] = {}  # noisy counts of values that may be heaps
@@ -306,7 +306,7 @@ class _Survey:
             elif not column.is_numeric and column.other is None:
                 self._answer(j, other=False)
             self.columns[j] = with_snapped_edges(self.columns[j])
-        return Schema(tuple(self.columns), self.target)
+        return replace(self.schema, columns=tuple(self.columns))
 
 
 def _floats(values: np.ndarray) -> tuple[float, ...]:

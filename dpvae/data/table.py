@@ -142,13 +142,27 @@ class TableCodec:
             codes[:, j] = coder.encode(cells, outside)
         return codes
 
-    def decode(self, codes: np.ndarray, rng: np.random.Generator) -> dict[str, Cells]:
-        """Cells by column name, for codes of shape (rows, columns); ``rng`` is public randomness."""
+    def shares(self, name: str, low: float, high: float) -> np.ndarray:
+        """Of each code of a numeric column, the share that lies in [``low``, ``high``] of its axis; (codes,)."""
+        coder = self._coders[self.schema.names.index(name)]
+        assert isinstance(coder, _Numeric)
+        return coder.shares(low, high)
+
+    def decode(self, codes: np.ndarray, rng: np.random.Generator,
+               between: Mapping[str, tuple[float, float]] | None = None) -> dict[str, Cells]:
+        """Cells by column name, for codes of shape (rows, columns); ``rng`` is public randomness.
+
+        Where ``between`` names a numeric column, its values are drawn from that part of their bins.
+        """
         sizes = np.array(self.schema.cardinalities)
         if codes.ndim != 2 or codes.shape[1] != len(sizes) or (codes < 0).any() or (codes >= sizes).any():
             raise DataError(f"codes of shape {codes.shape}: expected (rows, {len(sizes)}), each below its cardinality")
-        return {column.name: coder.decode(codes[:, j].astype(np.int64), rng)
-                for j, (column, coder) in enumerate(zip(self.schema.columns, self._coders, strict=True))}
+        cells = {}
+        for j, (column, coder) in enumerate(zip(self.schema.columns, self._coders, strict=True)):
+            part = (between or {}).get(column.name)
+            held = {"between": part} if part is not None and isinstance(coder, _Numeric) else {}
+            cells[column.name] = coder.decode(codes[:, j].astype(np.int64), rng, **held)
+        return cells
 
     def log_density_offset(self, codes: np.ndarray) -> np.ndarray:
         """Minus the log width of each row's bins, shape (rows,): turns log p(codes) into a log density, in nats."""
@@ -255,20 +269,43 @@ class _Numeric:
         middles = (self.heaps[order][1:] + self.heaps[order][:-1]) / 2
         return order[np.searchsorted(middles, axis, side="right")]
 
-    def decode(self, codes: np.ndarray, rng: np.random.Generator) -> Cells:
+    def _place(self, x: float) -> float:
+        """Where ``x`` lies on the line of cumulative weights, on which bin b is [b, b + 1]."""
+        return float(np.interp(x, self.leaf_edges, self.cumulative))
+
+    def _span(self, low: float, high: float) -> tuple[float, float]:
+        """The part of that line between two points of the axis, both included."""
+        half = self.column.step / 2
+        return self._place(low - half), self._place(high + half)
+
+    def shares(self, low: float, high: float) -> np.ndarray:
+        out = np.zeros(self.column.cardinality)
+        out[:len(self.heaps)] = (self.heaps >= low) & (self.heaps <= high)
+        if self.column.bins:
+            first, last = self._span(low, high)
+            bins = np.arange(self.column.bins)
+            out[len(self.heaps):self.column.values] = np.clip(last - bins, 0, 1) - np.clip(first - bins, 0, 1)
+        return out
+
+    def decode(self, codes: np.ndarray, rng: np.random.Generator, between: tuple[float, float] | None = None) -> Cells:
         heaps = len(self.heaps)
         missing = codes == self.missing_code if self.missing_code is not None else np.zeros(len(codes), dtype=bool)
         axis = np.zeros(len(codes))
         on_heap = ~missing & (codes < heaps)
         axis[on_heap] = self.heaps[codes[on_heap]]
         in_bin = ~missing & ~on_heap
-        axis[in_bin] = self._draw(codes[in_bin] - heaps, rng)
+        axis[in_bin] = self._draw(codes[in_bin] - heaps, rng, between)
+        if between is not None:  # a rounding error must not step over the ends of what was asked for
+            axis = np.clip(axis, *between)
         return from_axis(self.column, axis, missing)
 
-    def _draw(self, bins: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def _draw(self, bins: np.ndarray, rng: np.random.Generator, between: tuple[float, float] | None) -> np.ndarray:
         if not len(bins):
             return np.zeros(0)
         place = bins + rng.random(len(bins))
+        if between is not None:
+            first, last = (np.clip(end - bins, 0.0, 1.0) for end in self._span(*between))
+            place = bins + first + (place - bins) * (last - first)
         leaf = np.searchsorted(self.cumulative, place, side="right") - 1
         low, high = self.leaf_edges[leaf], self.leaf_edges[leaf + 1]
         start, end = self.cumulative[leaf], self.cumulative[leaf + 1]

@@ -50,16 +50,8 @@ class Codebook(nn.Module):
         return self.weights.log_softmax(0)
 
     def sample_index(self, rows: int, *, generator: torch.Generator) -> Tensor:
-        """(rows,) indices of points, in random order.
-
-        Systematic resampling: each point is drawn floor or ceil of (rows x weight) times, so the sample is closer to
-        the weights than independent draws would be, and each draw on its own still follows them.
-        """
-        edges = self.log_weights.detach().double().exp().cumsum(0).to(generator.device)
-        start = torch.rand(1, generator=generator, device=generator.device, dtype=torch.float64)
-        ticks = (torch.arange(rows, device=generator.device, dtype=torch.float64) + start) / rows * edges[-1]
-        index = torch.searchsorted(edges, ticks).clamp_max(len(edges) - 1)
-        return index[torch.randperm(rows, generator=generator, device=generator.device)]
+        """(rows,) indices of points, in random order; see :func:`systematic`."""
+        return systematic(self.log_weights.detach(), rows, generator=generator)
 
     def sample(self, rows: int, *, generator: torch.Generator) -> Tensor:
         """(rows, Z)."""
@@ -84,3 +76,16 @@ def strata(group_B: Tensor, columns: int, *, generator: torch.Generator) -> Tens
         offset = torch.rand(len(sizes), generator=generator, device=device)
         uniform_BD[shuffled, j] = (place_B + offset[group_B]) / sizes[group_B]
     return uniform_BD.clamp_max(1 - 2.0**-24)
+
+
+def systematic(log_weights_K: Tensor, rows: int, *, generator: torch.Generator) -> Tensor:
+    """(rows,) indices by weight, in random order.
+
+    Systematic resampling: each point is drawn floor or ceil of (rows x weight) times, so the sample is closer to
+    the weights than independent draws would be, and each draw on its own still follows them.
+    """
+    edges = log_weights_K.double().exp().cumsum(0).to(generator.device)
+    start = torch.rand(1, generator=generator, device=generator.device, dtype=torch.float64)
+    ticks = (torch.arange(rows, device=generator.device, dtype=torch.float64) + start) / rows * edges[-1]
+    index = torch.searchsorted(edges, ticks).clamp_max(len(edges) - 1)
+    return index[torch.randperm(rows, generator=generator, device=generator.device)]

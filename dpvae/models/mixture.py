@@ -1,0 +1,161 @@
+"""A trained VAE as what its density is: a finite mixture of products, with every conditional in closed form.
+
+With a codebook prior this is the model itself: log p(x) = logsumexp_k [log w_k + sum_j log p(x_j | z_k)], exactly. With
+the normal prior the points are a fixed set of draws from it, and everything here holds for the Monte-Carlo mixture.
+Given k the columns are independent, so a marginal leaves columns out of the sum, a conditional is a posterior over k,
+and a row with holes is completed by drawing k, then the holes.
+
+Shapes: B rows, D columns, W one-hot width, K points.
+
+>>> columns = Columns((2, 2))
+>>> mixture = Mixture(columns, torch.zeros(2).log_softmax(0), torch.log(torch.tensor([[.9, .1, .9, .1],
+...                                                                                 [.1, .9, .1, .9]])))
+>>> mixture.log_prob(torch.tensor([[0, 0]])).exp()          # 1/2 * .81 + 1/2 * .01
+tensor([0.4100])
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dpvae.models.likelihood import Columns
+from dpvae.models.prior import systematic
+from dpvae.models.vae import VAE
+
+POINTS = 16_384  # draws from a normal prior that stand for it
+_CELLS = 2**21  # numbers in a (rows, points) table: bounds memory
+
+
+class Mixture:
+    """``log_weights`` (K,) and ``log_probs`` (K, W), normalised inside each column, both in nats."""
+
+    def __init__(self, columns: Columns, log_weights_K: Tensor, log_probs_KW: Tensor) -> None:
+        self.columns, self.log_weights, self.log_probs = columns, log_weights_K, log_probs_KW
+        nothing_1K = torch.zeros(1, len(log_weights_K), dtype=log_probs_KW.dtype)
+        self._table_WK = torch.cat([log_probs_KW.T, nothing_1K])  # the last row: a cell that was not observed
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, vae: VAE, *, generator: torch.Generator, points: int = POINTS, double: bool = False) -> Mixture:
+        """The mixture that ``vae`` is (codebook) or is well described by (normal prior: ``points`` draws of it).
+
+        ``double`` makes every sum exact enough for a row's score not to depend on the rows beside it.
+        """
+        dtype = torch.float64 if double else torch.float32
+        if vae.codebook is not None:
+            z_KZ, log_weights_K = vae.codebook.points, vae.codebook.log_weights.detach().to(dtype)
+        else:
+            z_KZ = vae.prior.sample(points, generator=generator)
+            log_weights_K = torch.zeros(points, dtype=dtype).log_softmax(0)
+        log_KW = torch.cat([vae.likelihood.log_probs(vae.decode(z).to(dtype)) for z in z_KZ.split(4096)])
+        return cls(vae.likelihood, log_weights_K, log_KW.detach())
+
+    @property
+    def points(self) -> int:
+        return len(self.log_weights)
+
+    def chunks(self, codes_BD: Tensor) -> Iterator[slice]:
+        """Slices of rows whose (rows, K) table stays small."""
+        step = max(_CELLS // self.points, 1)
+        return (slice(i, i + step) for i in range(0, len(codes_BD), step))
+
+    def joint(self, codes_BD: Tensor, observed_BD: Tensor | None = None) -> Tensor:
+        """log w_k + sum over the observed columns of log p(x_j | k), (B, K)."""
+        flat_BD = self.columns.flat(codes_BD.long())
+        if observed_BD is not None:
+            flat_BD = torch.where(observed_BD, flat_BD, self.columns.width)
+        return functional.embedding_bag(flat_BD, self._table_WK, mode="sum").add_(self.log_weights)
+
+    def log_prob(self, codes_BD: Tensor, observed_BD: Tensor | None = None) -> Tensor:
+        """log p(x), or the marginal of what is observed, (B,) nats."""
+        return torch.cat([_logsumexp_(self.joint(codes_BD[s], None if observed_BD is None else observed_BD[s]))
+                          for s in self.chunks(codes_BD)] or [self.log_weights[:0]])
+
+    def reweighted(self, log_evidence_K: Tensor) -> Mixture:
+        """The mixture given evidence whose likelihood at each point is ``log_evidence`` (K,)."""
+        return Mixture(self.columns, (self.log_weights + log_evidence_K).log_softmax(0), self.log_probs)
+
+    def balanced(self, j: int, shares: dict[int, float]) -> Mixture:
+        """The mixture in which the codes of column j have these ``shares``, and the rows of each code follow the same
+        law as before: a point for every (point, code)."""
+        total = sum(shares.values())
+        weights, probs = [], []
+        for code, share in shares.items():
+            if share > 0:
+                log_K = self.log_weights + self.log_probs[:, self.columns.starts[j] + code]
+                weights.append(log_K.log_softmax(0) + math.log(share / total))
+                log_KW = self.log_probs.clone()
+                log_KW[:, self.columns.slice(j)] = -torch.inf
+                log_KW[:, self.columns.starts[j] + code] = 0.0
+                probs.append(log_KW)
+        return Mixture(self.columns, torch.cat(weights), torch.cat(probs))
+
+    def log_evidence(self, masks: dict[int, Tensor]) -> Tensor:
+        """log p(column j falls under ``masks[j]`` for every j | k), (K,); a mask holds a share in [0, 1] per code."""
+        log_K = torch.zeros_like(self.log_weights)
+        for j, share_C in masks.items():
+            part_KC = self.log_probs[:, self.columns.slice(j)]
+            log_K = log_K + (part_KC + share_C.to(part_KC).log()).logsumexp(1)
+        return log_K
+
+    def conditionals(self, codes_BD: Tensor) -> Tensor:
+        """log p(x_j = v | the other columns), (B, W): for each column, every value it could have had."""
+        joint_BK = self.joint(codes_BD)
+        flat_BD = self.columns.flat(codes_BD.long())
+        probs_KW = self.log_probs.exp()
+        parts = []
+        for j in range(len(self.columns.sizes)):
+            without_BK = (joint_BK - self._table_WK[flat_BD[:, j]]).softmax(1)
+            parts.append((without_BK @ probs_KW[:, self.columns.slice(j)]).clamp_min(1e-30).log())
+        return torch.cat(parts, 1)
+
+    def sample(self, rows: int, *, generator: torch.Generator, masks: dict[int, Tensor] | None = None) -> Tensor:
+        """Rows of codes, (rows, D); where there are ``masks`` the mixture must be :meth:`reweighted` by them."""
+        index_B = systematic(self.log_weights, rows, generator=generator)
+        shift_W = torch.zeros(self.columns.width, dtype=self.log_probs.dtype)
+        for j, share_C in (masks or {}).items():
+            shift_W[self.columns.slice(j)] = share_C.to(shift_W).log()
+        return torch.cat([self.columns.sample(self.log_probs[part] + shift_W, generator=generator)
+                          for part in index_B.split(4096)])
+
+    def complete(self, codes_BD: Tensor, observed_BD: Tensor, *, generator: torch.Generator,
+                 forbidden: Sequence[int] = ()) -> Tensor:
+        """``codes`` with the cells that are not observed drawn from p(missing | observed), (B, D).
+
+        ``forbidden`` are places in the one-hot width that no drawn cell may take (the code of a missing cell).
+        """
+        log_KW = self.log_probs.clone()
+        log_KW[:, list(forbidden)] = -torch.inf
+        done = []
+        for s in self.chunks(codes_BD):
+            k_B = _gumbel_max(self.joint(codes_BD[s], observed_BD[s]), generator=generator)
+            drawn_BD = self.columns.sample(log_KW[k_B], generator=generator)
+            done.append(torch.where(observed_BD[s], codes_BD[s].long(), drawn_BD))
+        return torch.cat(done) if done else codes_BD.long()
+
+
+def effective_size(log_weights: Tensor) -> float:
+    """How many equally heavy points these weights are worth: 1 / sum of squares (Kish)."""
+    return float(1 / log_weights.double().softmax(-1).square().sum())
+
+
+def _logsumexp_(log_BK: Tensor) -> Tensor:
+    """logsumexp over K that spends its argument."""
+    top_B = log_BK.amax(1, keepdim=True)
+    return log_BK.sub_(top_B).exp_().sum(1).log_() + top_B[:, 0]
+
+
+def _gumbel_max(log_BK: Tensor, *, generator: torch.Generator) -> Tensor:
+    uniform_BK = torch.rand(log_BK.shape, generator=generator, dtype=log_BK.dtype)
+    return (log_BK - (-uniform_BK.clamp_min(1e-12).log()).log()).argmax(1)
+
+
+def as_codes(codes: np.ndarray) -> Tensor:
+    """numpy codes of any width as torch's int64."""
+    return torch.as_tensor(np.ascontiguousarray(codes)).long()

@@ -1,0 +1,44 @@
+"""Where a score becomes an alarm, with a stated rate of false ones, learnt from private rows: charged, and booked.
+
+The rows' scores are counted on a grid that the model's own rows gave (public), noise is added to the counts, and the
+threshold is the grid point below which the wanted share of them lies. One record is in one cell: sensitivity 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dpvae.privacy.accountant import calibrate
+from dpvae.privacy.events import Event, Gaussian
+from dpvae.privacy.mechanisms import noisy_counts
+from dpvae.privacy.noise import SecretStream
+
+PHASE, WHAT = "threshold", "noisy histogram of scores, for an alarm's threshold"
+CELLS = 64
+
+
+def grid(synthetic: np.ndarray) -> np.ndarray:
+    """Rising edges, (CELLS - 1,), dense where alarms begin: from the scores of synthetic rows, so public."""
+    shares = np.concatenate([np.geomspace(1e-4, 0.2, CELLS // 2), np.linspace(0.2, 0.98, CELLS)[1:]])
+    return np.unique(np.quantile(synthetic, shares))
+
+
+def events(epsilon: float, delta: float, neighbouring: str) -> tuple[Event, ...]:
+    """The one access that costs ``epsilon``: to be booked before :func:`noisy_threshold` draws."""
+    signal = calibrate(lambda s: (Gaussian(PHASE, WHAT, 1 / s),), epsilon=epsilon, delta=delta,
+                       neighbouring=neighbouring)
+    return (Gaussian(PHASE, WHAT, 1 / signal),)
+
+
+def noisy_threshold(scores: np.ndarray, edges: np.ndarray, false_alarm: float, *, booked: Sequence[Event],
+                    stream: SecretStream) -> float:
+    """The edge below which a share ``false_alarm`` of the private ``scores`` lies, up to the noise."""
+    (event,) = booked
+    assert isinstance(event, Gaussian)
+    counts = np.bincount(np.searchsorted(edges, scores, side="right"), minlength=len(edges) + 1)
+    (noisy,), _ = noisy_counts([counts], noise_multiplier=event.noise_multiplier, stream=stream, phase=PHASE, what=WHAT)
+    below = np.maximum.accumulate(np.cumsum(noisy)[:-1])  # counts below each edge; they cannot fall
+    total = max(float(noisy.sum()), 1.0)
+    return float(edges[max(int(np.searchsorted(below, false_alarm * total, side="right")) - 1, 0)])

@@ -1,0 +1,193 @@
+"""What one released model is used for: score, sample, impute. Plain configuration in, a file and a line of text out.
+
+All of it is post-processing of a released model: free, but for a threshold that is learnt from private rows, which is
+charged. What is computed *about* rows that you hold is as private as they are, and goes to ``private/`` unless you say
+otherwise.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dpvae.config import ImputeConfig, SampleConfig, ScoreConfig
+from dpvae.data import builtin, lake
+from dpvae.data.lake import Cells, Table
+from dpvae.data.schema import Schema
+from dpvae.errors import ConfigError, DataError, ReleaseError
+from dpvae.privacy.ledger import Ledger
+from dpvae.privacy.noise import SecretKey
+from dpvae.privacy.plan import default_delta
+from dpvae.release import export, threshold
+from dpvae.release.impute import Imputer, complete
+from dpvae.release.sample import Sampler, load_public, parse_given, readable, sample_cells
+from dpvae.release.score import Density, Ensemble
+from dpvae.report.source import read_run
+from dpvae.rng import seed_of
+from dpvae.train.run import RunFolder, find_run
+
+ROWS_AT_ONCE = 65_536
+_KEEP = "A score is about its row and as private as that row: the file is for you, not for publication."
+
+
+def score(config: ScoreConfig) -> str:
+    """Write one score per row of a table, with the cells that explain it; returns what to tell the user."""
+    runs = [find_run(name.strip(), config.root) for name in config.run.split(",")]
+    judge = Ensemble([Density(*_released(run), seed=config.seed, outside=config.outside) for run in runs])
+    if len({member.schema.names for member in judge.members}) > 1:
+        raise ConfigError(f"run={config.run}: expected runs on the same columns, to be one ensemble")
+    source = _source(config.table)
+    if config.to is None:
+        runs[0].private.mkdir(exist_ok=True)
+    to = Path(config.to) if config.to is not None else runs[0].private / "scores.parquet"
+    format = export.format_of(str(to), None)
+    if format == "sql":
+        raise ConfigError(f"to={to}: expected a .parquet or .csv file")
+    line, limit = _limit(config, judge, runs[0], source)
+    rows = export.write(_scored(config, judge, source, limit), to, format=format, table="scores")
+    return f"scored {rows:,} rows in nats (higher is stranger): {to}\n{line}{_KEEP}"
+
+
+def _scored(config: ScoreConfig, judge: Ensemble, source: Any, limit: float | None) -> Iterator[dict[str, Cells]]:
+    first = 0
+    for table in lake.batches(source, ROWS_AT_ONCE):
+        known = _select(table, judge.schema)
+        values = judge.score(known, config.score)
+        nothing = np.zeros(len(values), dtype=bool)
+        rows = {"row": Cells(np.arange(first, first + len(values)), nothing, "int64")}
+        if config.id is not None:
+            rows[config.id] = table.column(config.id)
+        rows["score"] = Cells(-values, nothing, "double")
+        if limit is not None:
+            rows["anomaly"] = Cells(values < limit, nothing, "bool")
+        if config.contributions:
+            rows |= _top(judge.explain(known), judge.schema, config.contributions)
+        first += len(values)
+        yield rows
+
+
+def _top(costs: np.ndarray, schema: Schema, count: int) -> dict[str, Cells]:
+    """The ``count`` costliest cells of each row, by name and nats."""
+    order = np.argsort(-costs, axis=1)[:, :count]
+    names, nothing, rows = np.array(schema.names, dtype=object), np.zeros(len(costs), dtype=bool), {}
+    for i in range(order.shape[1]):
+        rows[f"top_{i + 1}"] = Cells(names[order[:, i]], nothing, "string")
+        rows[f"top_{i + 1}_nats"] = Cells(np.take_along_axis(costs, order[:, i:i + 1], 1)[:, 0], nothing, "double")
+    return rows
+
+
+def _limit(config: ScoreConfig, judge: Ensemble, run: RunFolder, source: Any) -> tuple[str, float | None]:
+    """The threshold, and the line that says what it rests on."""
+    if config.threshold is None:
+        return "", None
+    if config.threshold == "synthetic":
+        limit = judge.threshold(config.false_alarm, config.score)
+        return (f"threshold {-limit:.3f}: {config.false_alarm:.2%} of the model's own rows lie above it; nothing was "
+                "spent\n"), limit
+    if config.epsilon is None:
+        raise ConfigError("threshold=private: costs budget; say how much, such as epsilon=0.1")
+    member = judge.members[0]
+    own = readable(member.schema, sample_cells(member.vae, member.schema, 20_000, seed=seed_of(config.seed, "grid")))
+    edges = threshold.grid(judge.score(own, config.score))
+    scores = np.concatenate([judge.score(_select(table, judge.schema), config.score)
+                             for table in lake.batches(source, ROWS_AT_ONCE)])
+    claim = read_run(run.path).claim
+    delta = config.delta if config.delta is not None else default_delta(int(claim.n_ref))
+    ledger = Ledger.open(config.ledger_url or Path(config.root) / "ledger.db")
+    key, asked = SecretKey.generate(), threshold.events(config.epsilon, delta, claim.neighbouring)
+    booked = ledger.reserve(claim.dataset, f"{run.path.name}-threshold-{uuid.uuid4().hex[:12]}", asked, delta=delta,
+                            neighbouring=claim.neighbouring, noise=key.tag(b"noise"))
+    limit = threshold.noisy_threshold(scores, edges, config.false_alarm, booked=booked.events,
+                                      stream=key.stream("threshold"))
+    ledger.commit(booked)
+    return (f"threshold {-limit:.3f}: about {config.false_alarm:.2%} of the table's rows lie above it, measured with "
+            f"noise; epsilon {config.epsilon:g} booked on {claim.dataset}\n"), limit
+
+
+def sample(config: SampleConfig) -> str:
+    """Write synthetic rows; returns what to tell the user."""
+    run = find_run(config.run, config.root)
+    vae, schema = _released(run)
+    format = export.format_of(config.to, config.format)
+    name = Path(config.to).stem
+    if config.given is not None and not config.given.lstrip().startswith("{"):
+        partial = _partial(lake.read(_source(config.given)), schema)
+        rows = config.rows if config.rows is not None else partial.rows
+        if rows % partial.rows:
+            raise ConfigError(f"rows={rows}: expected a multiple of the {partial.rows} partial rows of {config.given}")
+        blocks: Any = iter([complete(vae, schema, partial, rows // partial.rows, seed=config.seed)])
+        line = ""
+    else:
+        given = parse_given(config.given) if config.given is not None else None
+        sampler = Sampler(vae, schema, seed=config.seed, given=given, balance=_balance(config.balance),
+                          label=config.label)
+        blocks = sampler.blocks(config.rows if config.rows is not None else 1000)
+        line = f"; {sampler.evidence}" if sampler.evidence is not None else ""
+    rows = export.write(export.numbered(blocks, config.id), config.to, format=format, table=name, key=config.id)
+    return f"drew {rows:,} synthetic rows: {config.to}{line}; nothing was spent"
+
+
+def _balance(text: str | None) -> Any:
+    if text is None or text == "even":
+        return text
+    return parse_given(text)
+
+
+def _partial(table: Table, schema: Schema) -> Table:
+    """Partial rows: columns that are not there are holes."""
+    for name in table.names:
+        schema.column(name)
+    holes = np.ones(table.rows, dtype=bool)
+    nothing = np.full(table.rows, "", dtype=object)
+    return Table(schema.names, tuple(table.column(name) if name in table.names else Cells(nothing, holes, "string")
+                                     for name in schema.names))
+
+
+def impute(config: ImputeConfig) -> str:
+    """Write ``draws`` completed copies of a table; returns what to tell the user."""
+    run = find_run(config.run, config.root)
+    vae, schema = _released(run)
+    source = _source(config.table)
+    to = Path(config.to) if config.to is not None else run.private / "imputed"
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise ReleaseError(f"to={to}: is there already; pick another folder")
+    ending = ".csv" if str(source).lower().endswith(".csv") else ".parquet"
+    imputer = Imputer(vae, schema, seed=config.seed, outside=config.outside)
+    holes = 0
+    for draw in range(config.draws):
+        holes = 0
+
+        def completed(draw: int = draw) -> Iterator[dict[str, Cells]]:
+            nonlocal holes
+            for number, table in enumerate(lake.batches(source, ROWS_AT_ONCE)):
+                known = _select(table, schema)
+                holes += sum(int(cells.missing.sum()) for cells in known.cells)
+                full = imputer.draw(known, draw, number)
+                filled = dict(zip(full.names, full.cells, strict=True))
+                yield {name: filled.get(name, cells) for name, cells in zip(table.names, table.cells, strict=True)}
+
+        rows = export.write(completed(), to / f"draw-{draw + 1}{ending}", format=ending[1:], table="rows")
+    return (f"filled {holes:,} missing cells of {rows:,} rows, {config.draws} times: {to}/draw-*{ending}\n"
+            "Each copy is one draw of what the missing cells may have been: use all of them. The observed cells are "
+            "yours, unchanged, and as private as before.")
+
+
+def _released(run: RunFolder) -> tuple[Any, Schema]:
+    if not run.finished:
+        raise DataError(f"run={run.path.name}: is not finished; give its train command again")
+    return load_public(run.public)
+
+
+def _source(place: str | None) -> Any:
+    if place is None:
+        raise ConfigError("data=null: expected a table, such as data=orders.csv")
+    return builtin.path(place) if place in builtin.names() else place
+
+
+def _select(table: Table, schema: Schema) -> Table:
+    """The model's columns, in its order; what it does not know is left out."""
+    return Table(schema.names, tuple(table.column(name) for name in schema.names))
