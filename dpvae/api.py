@@ -21,16 +21,18 @@ import numpy as np
 
 from dpvae.config import AuditConfig, DataConfig, ReleaseConfig, TrainConfig
 from dpvae.data import builtin, lake
+from dpvae.data.grid import equal_bins
 from dpvae.data.lake import Table
 from dpvae.data.schema import Schema
-from dpvae.data.survey import survey, survey_steps
+from dpvae.data.survey import Survey, survey, survey_steps
 from dpvae.data.table import TableCodec, validate
-from dpvae.errors import ConfigError, DPVAEError, RunError
+from dpvae.errors import BudgetError, ConfigError, DPVAEError, RunError
 from dpvae.privacy.accountant import Epsilon
 from dpvae.privacy.chain import UnknownOutcome
 from dpvae.privacy.events import Event
 from dpvae.privacy.ledger import Ask, Cap, Ledger, Reservation, content_tag
 from dpvae.privacy.plan import Plan, PublicFacts, check_delta, make_plan
+from dpvae.privacy.silence import Silence
 from dpvae.report.progress import Progress
 from dpvae.report.run import report_run
 from dpvae.report.source import read_run, write_events
@@ -44,6 +46,9 @@ PADDING = ("batches are filled up to a public size with rows of weight zero; wha
            "parts, and no record is dropped")
 REPLAY = ("a step replayed after a crash draws the identical mask and noise from a key sealed in private/, which is "
           "destroyed when the run ends: the same release, not a second one")
+
+
+NOT_PRIVATE = "NOT PRIVATE: privacy=off, no noise was added; nothing was booked, and this run cannot be released"
 
 
 @dataclass(frozen=True)
@@ -92,14 +97,18 @@ def train(config: TrainConfig, table: Any = None) -> Run:
             bind(run, rows, schema)
             if not run.complete:
                 report_run(run.path)
-            return _finished(run, planned, "this run is finished already; nothing was spent")
+            return _finished(run, planned, NOT_PRIVATE if config.privacy.off else
+                             "this run is finished already; nothing was spent")
         bind(run, rows, schema)
-        ledger, reservation = reserve(config, lambda: ask(config, planned, rows, run), run)
-        fulfil(config, schema, planned, rows, run, ledger, processes=processes, say=say)
-        ledger.commit(reservation)
+        if config.privacy.off:
+            fulfil(config, schema, planned, rows, run, _unbooked(config, run), processes=processes, say=say)
+        else:
+            ledger, reservation = reserve(config, lambda: ask(config, planned, rows, run), run)
+            fulfil(config, schema, planned, rows, run, ledger, processes=processes, say=say)
+            ledger.commit(reservation)
         run.finish()
     report_run(run.path)
-    return _finished(run, planned)
+    return _finished(run, planned, NOT_PRIVATE if config.privacy.off else "")
 
 
 def _follow(config: TrainConfig, planned: Plan, rows: Table, schema: Schema, processes: Any) -> Run:
@@ -283,6 +292,17 @@ def _fingerprint(table: Table) -> bytes:
     return digest.digest()
 
 
+def _unbooked(config: TrainConfig, run: Any) -> Ledger:
+    """The ledger, on which a run without protection books nothing, as no price would do; it must have no cap."""
+    ledger = open_ledger(config)
+    if any(row.kind == "cap" and row.dataset == _dataset(config) for row in ledger.rows()):
+        if run.fresh:
+            run.discard()
+        raise BudgetError(f"privacy=off: dataset {_dataset(config)!r} has a cap, which a run without protection would "
+                          "break; train with a budget")
+    return ledger
+
+
 def _dataset(config: TrainConfig) -> str:
     path = config.data.path
     return config.ledger.dataset or config.data.builtin or (Path(path).stem if path else "table")
@@ -307,7 +327,7 @@ def _spend(config: TrainConfig, planned: Plan, table: Table, schema: Schema, run
     from dpvae.train.contrasts import code_order
     from dpvae.train.trainer import Trainer
 
-    key = run.key()
+    key = Silence(run.key()) if config.privacy.off else run.key()
     progress.begin("survey")
     surveyed = survey(table, schema, noise=planned.survey_noise, delta=planned.survey_delta or 1e-9, key=key,
                       rows=config.data.rows, outside=config.data.outside)
@@ -316,11 +336,16 @@ def _spend(config: TrainConfig, planned: Plan, table: Table, schema: Schema, run
                     f" (about {surveyed.rows:.0f} rows were counted; this run stays booked)")
     progress.phase("survey", 1)
     progress.begin("anchor")
-    resolved = surveyed.schema
+    dense = config.trainer.name == "density"
+    resolved = equal_bins(surveyed.schema) if dense else surveyed.schema
     codes = TableCodec(resolved).encode(table, config.data.outside)
     target = resolved.names.index(resolved.target) if resolved.target is not None else None
-    anchors, anchor_events = anchor.measure(codes, resolved.cardinalities, target, noise=planned.anchor_noise, key=key)
+    tables = {name: nm for name, nm in planned.anchor_noise.items() if name == "one-way" or not dense}
+    anchors, anchor_events = anchor.measure(codes, resolved.cardinalities, target, noise=tables, key=key)
     progress.phase("anchor", 1)
+    if dense:
+        return _density(config, planned, codes, replace(surveyed, schema=resolved), anchors, anchor_events, key,
+                        progress)
     device = _device(config.performance.device)
     public_rows = max(round(surveyed.rows), 1)
     vae = _new_model(config, planned, resolved, device)
@@ -332,6 +357,31 @@ def _spend(config: TrainConfig, planned: Plan, table: Table, schema: Schema, run
     if events != planned.events():
         raise AssertionError("the events drawn are not the events reserved")
     return _Result(vae.cpu(), resolved, surveyed.rows, events, state.metrics, anchors)
+
+
+def _density(config: TrainConfig, planned: Plan, codes: Any, surveyed: Survey, anchors: Any,
+             anchor_events: tuple[Event, ...], key: Any, progress: Progress) -> _Result:
+    """The rest of ``trainer=density``; every draw is a function of the key, so a run that stopped starts it again."""
+    import torch
+
+    from dpvae.rng import seed_of
+    from dpvae.train import density
+    from dpvae.train.sleep import Sleep
+
+    progress.begin("fit")
+    vae, events = density.fit(
+        codes, surveyed.schema, rows=anchors.rows, components=planned.components, seed=config.run.seed,
+        noise={name: nm for name, nm in planned.anchor_noise.items() if name != "one-way"}, key=key,
+        hidden=config.model.hidden, protected=not config.privacy.off)
+    progress.phase("fit", 1)
+    progress.begin("sleep")
+    Sleep(vae).run(config.trainer.sleep_steps, generator=torch.Generator().manual_seed(
+        seed_of(config.run.seed, "sleep", 0)))
+    progress.phase("sleep", 1)
+    drawn = (*surveyed.events, *anchor_events, *events)
+    if drawn != planned.events():
+        raise AssertionError("the events drawn are not the events reserved")
+    return _Result(vae, surveyed.schema, surveyed.rows, drawn, [], anchors)
 
 
 def _new_model(config: TrainConfig, planned: Plan, schema: Schema, device: Any) -> Any:
@@ -384,7 +434,7 @@ def _publish(config: TrainConfig, planned: Plan, run: Any, ledger: Ledger, resul
     write_json(run.public / "claim.json", {
         "epsilon_target": config.privacy.epsilon, "delta": planned.delta, "neighbouring": planned.neighbouring,
         "unit": "row", "n_ref": rows, "n_ref_source": "declared" if config.data.rows else "measured",
-        "private": config.privacy.secret_seed is None,
+        "private": config.privacy.secret_seed is None and not config.privacy.off,
         "divisor": planned.sgd.sampling_rate * rows if planned.sgd else None,
         "noise": "; ".join(f"{name}: {text}" for name, text in drawn.items()), "replay": REPLAY, "dataset": dataset,
         "ledger_head": ledger.head(), "ledger_rows": len(ledger.rows()),
@@ -397,7 +447,10 @@ def _finite(value: float) -> float | None:
 
 def _finished(run: Any, planned: Plan, note: str = "") -> Run:
     assert planned.epsilon is not None
-    return Run(run.path, planned, planned.epsilon, note)
+    epsilon = planned.epsilon
+    if note == NOT_PRIVATE:
+        epsilon = replace(epsilon, lower=math.inf, estimate=math.inf, upper=math.inf)
+    return Run(run.path, planned, epsilon, note)
 
 
 def _public_rows(run: Path) -> int:

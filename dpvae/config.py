@@ -27,7 +27,7 @@ from dpvae.errors import ConfigError
 T = TypeVar("T")
 
 OUTSIDE = ("error", "clip", "missing")
-TRAINERS = ("anchored", "decoder_only", "joint")
+TRAINERS = ("anchored", "decoder_only", "joint", "density")
 NEIGHBOURS = ("add_remove", "replace_one")
 PROGRESS = ("auto", "rich", "plain", "quiet", "json")
 CURATORS = ("Government", "Industry", "Nonprofit")  # these two as the registry spells them
@@ -139,6 +139,7 @@ class PrivacyConfig:
     neighbouring: str = "add_remove"
     max_epsilon: float = MAX_EPSILON  # a larger epsilon is refused as a mistake
     secret_seed: int | None = None  # fixes the secret randomness: the run is stamped NOT PRIVATE
+    off: bool = False  # no noise at all: the run is stamped NOT PRIVATE, books nothing and cannot be released
 
     def __post_init__(self) -> None:
         checks.positive(**{"privacy.epsilon": self.epsilon, "privacy.max_epsilon": self.max_epsilon})
@@ -378,13 +379,11 @@ class ScoreConfig:
     epsilon: float | None = None  # what threshold=private may spend
     delta: float | None = None  # of that; None: the rule of privacy/plan.py
     ledger_url: str | None = None  # where it is booked; None: sqlite in the runs folder
-    outside: str = "error"
     seed: int = 0
     root: str = "runs"
 
     def __post_init__(self) -> None:
         checks.one_of(("iwae", "elbo", "reconstruction", "regret"), score=self.score)
-        checks.one_of(OUTSIDE, outside=self.outside)
         checks.fraction(false_alarm=self.false_alarm)
         checks.whole(0, contributions=self.contributions, seed=self.seed)
         if self.threshold is not None:

@@ -288,8 +288,7 @@ class DPVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, Bas
 
     def _density(self) -> Density:
         check_is_fitted(self)
-        return Density(self.model_, self.schema_, seed=self.seed,
-                       outside=(self.options or {}).get("data.outside", "error"))
+        return Density(self.model_, self.schema_, seed=self.seed)
 
     def _returned(self, cells: Mapping[str, Cells]) -> Any:
         return frames.like(cells, self._form, self._likeness)

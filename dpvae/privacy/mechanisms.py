@@ -154,6 +154,26 @@ def noisy_choice(
     return [position for _, position in best], event
 
 
+def noisy_sums(
+    contributions: Iterable[NDArray[np.float64]], size: int, *, noise_multiplier: float, stream: SecretStream,
+    phase: str, what: str,
+) -> tuple[NDArray[np.float64], Gaussian]:
+    """The sum over records of one vector each, (size,), with noise of sd ``noise_multiplier`` per coordinate.
+
+    ``contributions`` yields parts of shape (records, size). A vector longer than 1 is scaled down to it. Each is then
+    cut to whole steps of 2**-20 towards zero, which makes none longer, so that the sum and its noise are integers.
+    """
+    event = Gaussian(phase, what, noise_multiplier)
+    total = np.zeros(size, dtype=np.int64)
+    for part in contributions:
+        part = np.nan_to_num(part, nan=0.0, posinf=0.0, neginf=0.0)
+        # the norm is rounded too: a hair below one, so that no vector comes out longer
+        shorter = np.minimum(1.0, (1 - 1e-12) / np.maximum(np.linalg.norm(part, axis=1), 1e-300))
+        total += np.trunc(part * shorter[:, None] * _UNITS).astype(np.int64).sum(axis=0)
+    noisy = total + _integer_noise(stream, cell_sd(noise_multiplier, 1) * _UNITS, size)
+    return noisy / _UNITS, event
+
+
 def publication_threshold(noise_multiplier: float, columns: int, delta: float) -> int:
     """The smallest noisy count that may be published, so that a value of one record stays hidden.
 

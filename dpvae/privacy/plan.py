@@ -143,7 +143,8 @@ class Plan:
         tables = {"one-way": columns, "with-target": features, "pairs": features * (features - 1) // 2}
         held = {"rows": 1, "bins": 3 * columns}  # bins: up to three tables of different width for a column
         noise = {f"survey/{step}": nm * math.sqrt(held.get(step, columns)) for step, nm in self.survey_noise.items()}
-        noise |= {f"anchor/{name}": nm * math.sqrt(max(tables[name], 1)) for name, nm in self.anchor_noise.items()}
+        noise |= {f"anchor/{name}": nm * math.sqrt(max(tables.get(name, 1), 1))
+                  for name, nm in self.anchor_noise.items()}
         if self.latent is not None:
             noise |= {f"latent/{name}": nm for name, nm in self.latent.noise.items()}
         if self.interactions is not None:
@@ -278,17 +279,30 @@ def capacity(config: TrainConfig) -> tuple[int, int]:
     Measured on Adult (reports/bench): at epsilon 1 more of either changes nothing, at epsilon 10 the fit is the
     bottleneck. Costs time, never privacy.
     """
+    if config.trainer.name == "density":
+        return config.model.components or _density_points(config), 0
     if config.trainer.name != "anchored":
         return 0, 0
     finer = min(max(math.sqrt(config.privacy.epsilon), 1.0), 2.0)
     return config.model.components or round(1000 * finer), config.trainer.fit_steps or round(600 * finer)
 
 
+def _density_points(config: TrainConfig) -> int:
+    """As many clusters as the noise lets one tell apart; 100 where there is none."""
+    if config.privacy.off:
+        return 100
+    rows = config.data.rows or ASSUMED_ROWS
+    return min(max(round(16 * math.sqrt(config.privacy.epsilon * rows / 5000)), 8), 128)
+
+
 def split(trainer: TrainerConfig, facts: PublicFacts, *, wide: bool = False) -> dict[str, float]:
     """Shares of squared signal by release; they add up to one. The rule and its evidence: docs/decisions.md."""
     survey = trainer.survey_share
     if survey is None:
-        survey = 0.05 if set(facts.survey_steps) <= {"rows", "bins"} else _survey_share(facts.rows)
+        few = set(facts.survey_steps) <= {"rows", "bins"}
+        survey = 0.05 if few else _survey_share(facts.rows)
+        if trainer.name == "density":  # needs a column's scale, and has few rows to learn it from
+            survey = 0.15
     survey = survey if facts.survey_steps else 0.0
     metric = trainer.metric_share
     left = 1.0 - survey - metric
@@ -296,7 +310,8 @@ def split(trainer: TrainerConfig, facts: PublicFacts, *, wide: bool = False) -> 
         raise ConfigError(f"trainer.survey_share={survey:g}, trainer.metric_share={metric:g}: expected a sum below 1")
     anchor = trainer.anchor_share
     if anchor is None:
-        anchor = {"anchored": 0.08 if wide else 0.90, "decoder_only": 0.05, "joint": 0.05}[trainer.name]
+        anchor = {"anchored": 0.08 if wide else 0.90, "decoder_only": 0.05, "joint": 0.05,
+                  "density": 1.0}[trainer.name]
     shares = {f"survey/{step}": survey * SURVEY_WEIGHTS[step] / sum(SURVEY_WEIGHTS[s] for s in facts.survey_steps)
               for step in facts.survey_steps}
     parts = {"one-way": 1.0} if wide else _anchor_parts(trainer.name, facts)
@@ -325,7 +340,10 @@ def _survey_share(rows: int | None) -> float:
 
 
 def _anchor_parts(trainer: str, facts: PublicFacts) -> dict[str, float]:
-    """One-way tables alone for the trainers that learn from gradients; pairs (by target value) for ``anchored``."""
+    """One-way tables alone for the trainers that learn from gradients; pairs (by target value) for ``anchored``;
+    moments and rounds of clustering for ``density``."""
+    if trainer == "density":
+        return {"one-way": 0.05, "second-moment": 0.29, **{f"cluster-{i + 1}": 0.22 for i in range(3)}}
     if trainer != "anchored" or facts.columns - facts.has_target < 2:
         return {"one-way": 1.0} if not facts.has_target else {"one-way": 0.5, "with-target": 0.5}
     if not facts.has_target:

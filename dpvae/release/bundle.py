@@ -92,8 +92,8 @@ def files(folder: Path) -> list[str]:
 
 def _refuse_unreleasable(source: Source) -> None:
     if not source.claim.private:
-        raise ReleaseError(f"run={source.name}: stamped NOT PRIVATE (its secret randomness was fixed); "
-                           "train without privacy.secret_seed to release")
+        raise ReleaseError(f"run={source.name}: stamped NOT PRIVATE (its secret randomness was fixed, or it had "
+                           "none); train without privacy.secret_seed and privacy=off to release")
 
 
 def _refuse_target(to: Path, source: Source) -> None:

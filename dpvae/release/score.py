@@ -20,7 +20,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -49,9 +49,10 @@ CALIBRATION_ROWS = 20_000
 class Density:
     """One released model as a judge of rows."""
 
-    def __init__(self, vae: VAE, schema: Schema, *, seed: int = 0, outside: str = "error") -> None:
-        self.vae, self.schema, self.seed, self.outside = vae, schema, seed, outside
-        self.codec = TableCodec(schema)
+    def __init__(self, vae: VAE, schema: Schema, *, seed: int = 0) -> None:
+        self.vae, self.schema, self.seed = vae, schema, seed
+        # a value outside its declared domain is no mistake here, but the strangest thing that a row can hold
+        self.codec = TableCodec(replace(schema, columns=tuple(replace(c, declared=()) for c in schema.columns)))
         self._kept: dict[str, Any] = {}
 
     def encode(self, table: Table) -> np.ndarray:
@@ -59,7 +60,7 @@ class Density:
         if table.names != self.schema.names:
             raise DataError(f"columns={', '.join(table.names)}: expected those of fit, in their order: "
                             f"{', '.join(self.schema.names)}")
-        return self.codec.encode(table, self.outside)
+        return self.codec.encode(table)
 
     def score(self, table: Table, score: str = "iwae", *, codes: np.ndarray | None = None) -> np.ndarray:
         """The ``score`` of each row, (rows,) nats; lower is stranger."""
@@ -71,16 +72,18 @@ class Density:
         return values + self.codec.log_density_offset(codes) - beyond(self.schema, table).sum(1)
 
     def explain(self, table: Table, *, codes: np.ndarray | None = None) -> np.ndarray:
-        """How many nats each cell costs its row, (rows, D): what the likeliest value there, given the rest of the row,
-        would give back. 0 for a cell that is as expected."""
+        """How strange each cell is beside the rest of its row, (rows, D) nats: log u(x_j) - log p(x_j | x_-j), where u
+        is flat over the column. It is the evidence that the cell is an arbitrary value rather than the model's, so the
+        largest is the likeliest place of a single mistake (by Bayes' rule, before any mistake: each cell as likely).
+        """
         codes = self.encode(table) if codes is None else codes
         mixture, x_BD = self._mixture(double=False), as_codes(codes)
         width_W = torch.as_tensor(np.concatenate(self.codec.widths)).float().log()
+        flat_D = -torch.as_tensor([math.log(width.sum()) for width in self.codec.widths])
         costs = []
         for part in mixture.chunks(x_BD):
             log_BW = mixture.conditionals(x_BD[part]) - width_W
-            best_BD = torch.stack([p.amax(-1) for p in log_BW.split(self.vae.likelihood.sizes, -1)], -1)
-            costs.append(best_BD - log_BW.gather(1, self.vae.likelihood.flat(x_BD[part])))
+            costs.append(flat_D - log_BW.gather(1, self.vae.likelihood.flat(x_BD[part])))
         found = torch.cat(costs).double().numpy() if costs else np.zeros((0, len(self.schema.columns)))
         return found + beyond(self.schema, table)
 
@@ -180,8 +183,8 @@ def beyond(schema: Schema, table: Table) -> np.ndarray:
     for j, (column, cells) in enumerate(zip(schema.columns, table.cells, strict=True)):
         if column.is_numeric:
             axis = to_axis(column, cells)
-            low, high = column.lower or 0.0, column.upper or 0.0
-            edges = column.edges or (low, high)
+            edges = column.edges or (column.lower or 0.0, column.upper or 0.0)
+            low, high = min(edges[0], *(column.heaps or edges)), max(edges[-1], *(column.heaps or edges))
             below = (low - axis) / max(edges[1] - edges[0], 1e-300)
             above = (axis - high) / max(edges[-1] - edges[-2], 1e-300)
             out[:, j] = 2 * np.log1p(np.nan_to_num(np.maximum(np.maximum(below, above), 0.0), posinf=1e9))

@@ -37,7 +37,7 @@ _KEEP = "A score is about its row and as private as that row: the file is for yo
 def score(config: ScoreConfig) -> str:
     """Write one score per row of a table, with the cells that explain it; returns what to tell the user."""
     runs = [find_run(name.strip(), config.root) for name in config.run.split(",")]
-    judge = Ensemble([Density(*_released(run), seed=config.seed, outside=config.outside) for run in runs])
+    judge = Ensemble([Density(*_released(run), seed=config.seed) for run in runs])
     if len({member.schema.names for member in judge.members}) > 1:
         raise ConfigError(f"run={config.run}: expected runs on the same columns, to be one ensemble")
     source = _source(config.table)

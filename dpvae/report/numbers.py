@@ -54,7 +54,8 @@ def plain_sentence(claim: RunClaim, check: CrossCheck, subject: str, pairs: mean
     """The guarantee in words, or its plain absence."""
     if not claim.private:
         return (f"{subject} is NOT PRIVATE: its secret randomness was fixed (privacy.secret_seed), so whoever knows "
-                "the seed can undo the noise. It is for tests and must not be published.")
+                "the seed can undo the noise, or there was none (privacy=off). It is for tests and must not be "
+                "published.")
     return meaning.sentence(lower=check.epsilon.lower, upper=check.epsilon.upper, delta=claim.delta, unit=claim.unit,
                             neighbouring=claim.neighbouring, subject=subject, pairs=pairs)
 
