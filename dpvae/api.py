@@ -97,10 +97,10 @@ def train(config: TrainConfig, table: Any = None) -> Run:
             bind(run, rows, schema)
             if not run.complete:
                 report_run(run.path)
-            return _finished(run, planned, NOT_PRIVATE if config.privacy.off else
+            return _finished(run, planned, NOT_PRIVATE if not config.privacy.noise else
                              "this run is finished already; nothing was spent")
         bind(run, rows, schema)
-        if config.privacy.off:
+        if not config.privacy.noise:
             fulfil(config, schema, planned, rows, run, _unbooked(config, run), processes=processes, say=say)
         else:
             ledger, reservation = reserve(config, lambda: ask(config, planned, rows, run), run)
@@ -108,7 +108,7 @@ def train(config: TrainConfig, table: Any = None) -> Run:
             ledger.commit(reservation)
         run.finish()
     report_run(run.path)
-    return _finished(run, planned, NOT_PRIVATE if config.privacy.off else "")
+    return _finished(run, planned, NOT_PRIVATE if not config.privacy.noise else "")
 
 
 def _follow(config: TrainConfig, planned: Plan, rows: Table, schema: Schema, processes: Any) -> Run:
@@ -327,7 +327,7 @@ def _spend(config: TrainConfig, planned: Plan, table: Table, schema: Schema, run
     from dpvae.train.contrasts import code_order
     from dpvae.train.trainer import Trainer
 
-    key = Silence(run.key()) if config.privacy.off else run.key()
+    key: Any = Silence(run.key()) if not config.privacy.noise else run.key()
     progress.begin("survey")
     surveyed = survey(table, schema, noise=planned.survey_noise, delta=planned.survey_delta or 1e-9, key=key,
                       rows=config.data.rows, outside=config.data.outside)
@@ -372,7 +372,7 @@ def _density(config: TrainConfig, planned: Plan, codes: Any, surveyed: Survey, a
     vae, events = density.fit(
         codes, surveyed.schema, rows=anchors.rows, components=planned.components, seed=config.run.seed,
         noise={name: nm for name, nm in planned.anchor_noise.items() if name != "one-way"}, key=key,
-        hidden=config.model.hidden, protected=not config.privacy.off)
+        hidden=config.model.hidden, protected=config.privacy.noise)
     progress.phase("fit", 1)
     progress.begin("sleep")
     Sleep(vae).run(config.trainer.sleep_steps, generator=torch.Generator().manual_seed(
@@ -434,7 +434,7 @@ def _publish(config: TrainConfig, planned: Plan, run: Any, ledger: Ledger, resul
     write_json(run.public / "claim.json", {
         "epsilon_target": config.privacy.epsilon, "delta": planned.delta, "neighbouring": planned.neighbouring,
         "unit": "row", "n_ref": rows, "n_ref_source": "declared" if config.data.rows else "measured",
-        "private": config.privacy.secret_seed is None and not config.privacy.off,
+        "private": config.privacy.secret_seed is None and config.privacy.noise,
         "divisor": planned.sgd.sampling_rate * rows if planned.sgd else None,
         "noise": "; ".join(f"{name}: {text}" for name, text in drawn.items()), "replay": REPLAY, "dataset": dataset,
         "ledger_head": ledger.head(), "ledger_rows": len(ledger.rows()),

@@ -139,7 +139,7 @@ class PrivacyConfig:
     neighbouring: str = "add_remove"
     max_epsilon: float = MAX_EPSILON  # a larger epsilon is refused as a mistake
     secret_seed: int | None = None  # fixes the secret randomness: the run is stamped NOT PRIVATE
-    off: bool = False  # no noise at all: the run is stamped NOT PRIVATE, books nothing and cannot be released
+    noise: bool = True  # False (privacy=off): the run is stamped NOT PRIVATE, books nothing and cannot be released
 
     def __post_init__(self) -> None:
         checks.positive(**{"privacy.epsilon": self.epsilon, "privacy.max_epsilon": self.max_epsilon})

@@ -39,7 +39,7 @@ def score(split: Split, name: str, *, epsilon: float, off: bool, seed: int) -> n
     if name in PUBLISHED:
         facts |= dict(zip(("min", "max"), PUBLISHED[name], strict=True))
     schema = {"columns": {f"x{j}": facts for j in range(split.train.shape[1])}}
-    options = {"trainer.sleep_steps": 1, "trainer.metric_share": 1e-6, "data.outside": "clip", "privacy.off": off}
+    options = {"trainer.sleep_steps": 1, "trainer.metric_share": 1e-6, "data.outside": "clip", "privacy.noise": not off}
     model = DPVAE(20.0 if off else epsilon, delta=DELTA, rows=len(split.train), trainer="density", seed=seed,
                   options=options)
     return -model.fit(split.train, schema=schema).score_samples(split.test)
@@ -109,7 +109,8 @@ def main() -> None:
     args.out.with_suffix(".json").write_text(json.dumps({"command": command, "runs": runs}, indent=1) + "\n")
     lines = [f"`{command}`", "", f"AUROC x 100, mean ± sd of {len(args.seeds)} seeds. `off` is NOT PRIVATE "
              f"(privacy=off); `private` has the epsilon named, delta {DELTA:g}, everything measured included; "
-             "`collapsed`, `knn` and `iforest` see the exact rows.", "", "## Trained on normal rows (S)", "", *table(runs, "S"), "",
+             "`collapsed`, `knn` and `iforest` see the exact rows.", "",
+             "## Trained on normal rows (S)", "", *table(runs, "S"), "",
              "## Trained on all rows, anomalies among them (U)", "", *table(runs, "U")]
     args.out.with_suffix(".md").write_text("\n".join(lines) + "\n")
 

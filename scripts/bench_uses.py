@@ -6,8 +6,9 @@
 
 Trains one private model on TRAIN (or takes the finished run of --run) and measures, on TEST rows it never saw:
 scoring speed per core (CPU seconds of this process, one thread) and memory; how often the cell that was corrupted is
-the first explanation; imputation of 20 % of the cells, missing at random, against the mode and the marginal; ten conditions
-against the real subgroups of TRAIN, whose own sampling noise is the floor; the error of rows compressed to d numbers.
+the first explanation; imputation of 20 % of the cells, missing at random, against the mode and the marginal; ten
+conditions against the real subgroups of TRAIN, whose own sampling noise is the floor; the error of rows compressed to
+d numbers.
 """
 
 from __future__ import annotations
@@ -263,7 +264,8 @@ def lines(results: dict[str, Any], command: str) -> list[str]:
            f"{max(c['above_floor'] for c in results['conditions']):.3f} |", "",
            "| condition | real share | model's share | effective points | TVD | floor | above |", "|---" * 7 + "|"]
     out += [f"| {json.dumps(c['given'])} | {c['real_share']:.2%} | {c['model_share']:.2%} | "
-            f"{c['effective_points']:.0f} | {c['tvd']:.3f} | {c['floor']:.3f} | {c['above_floor']:.3f} |" for c in results["conditions"]]
+            f"{c['effective_points']:.0f} | {c['tvd']:.3f} | {c['floor']:.3f} | {c['above_floor']:.3f} |"
+            for c in results["conditions"]]
     out += ["", "Rows as d numbers (latents on their principal axes) and back: share of wrong categories; mean "
             "absolute error of numbers in units of the median's.", "",
             "| d | categories wrong | numbers off |", "|---" * 3 + "|"]

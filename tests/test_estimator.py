@@ -466,3 +466,66 @@ def test_infinity_is_refused_and_missing_cells_are_not(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
     with pytest.raises(ConfigError, match=r"seed=-1"):
         model.sample(3, seed=-1)
+
+
+# -- one model, many uses ----------------------------------------------------------------------------------------------
+
+
+def test_a_range_or_alternatives_give_the_exact_conditional_law(fitted: DPVAE) -> None:
+    rows = everything()
+    law = np.exp(fitted.score_samples(rows)) * (rows["age"].between(2, 6) & rows["job"].isin(["a", "c"]))
+    drawn = fitted.sample(20_000, given={"age": (2, 6), "job": ["a", "c"]})
+    assert_same_law(drawn, (law / law.sum()).to_numpy())
+    found = fitted.evidence({"age": (2, 6), "job": ["a", "c"]})
+    assert found.probability == pytest.approx(float(law.sum()), rel=1e-6)
+    assert 1 <= found.effective <= found.points == 16
+
+
+def test_a_condition_that_contradicts_the_model_is_refused(fitted: DPVAE) -> None:
+    model = copy.deepcopy(fitted)
+    places = model.model_.likelihood.starts
+    with torch.no_grad():  # every point holds (Female, a) or (Male, b), and nothing else
+        model.model_.decoder[-1].weight.zero_()
+        model.model_.decoder[-1].weight[places[1]] = model.model_.decoder[-1].weight[places[2]] = 0
+        points = model.model_.prior.points
+        points.zero_()
+        points[::2, 0] = 1
+        for j, code, sign in ((1, 0, 40), (1, 1, -40), (2, 0, 40), (2, 1, -40)):
+            model.model_.decoder[-1].weight[places[j] + code, 0] = sign
+            model.model_.decoder[-1].bias[places[j] + code] = -sign / 2
+    with pytest.raises(DataError, match="next to impossible together"):
+        model.sample(5, given={"sex": "Female", "job": "b"})
+
+
+def test_imputed_cells_follow_the_law_given_what_was_seen(fitted: DPVAE) -> None:
+    holed = pd.DataFrame({"age": [7] * 20_000, "sex": [None] * 20_000, "job": ["b"] * 20_000}, dtype=object)
+    holed["age"] = holed["age"].astype("int64")
+    (full,) = fitted.impute(holed, draws=1)
+    law = conditional(fitted, {"age": 7, "job": "b"})
+    assert_same_law(full, law)
+    assert list(full.dtypes) == list(holed.dtypes)
+
+
+def test_draws_of_an_imputation_differ_and_keep_what_was_seen(gaussian: DPVAE) -> None:
+    holed = small().astype(object).mask(np.random.default_rng(0).random((ROWS, 3)) < 0.3)
+    holed["age"] = pd.array(holed["age"].tolist(), dtype="Int64")
+    one, two = gaussian.impute(holed, draws=2)
+    seen = holed.notna()
+    assert (one[seen] == holed[seen]).where(seen, True).all().all()
+    assert not one.equals(two)
+    assert not one["age"].isna().any()
+    assert not one["sex"].isna().any()
+    assert str(one["age"].dtype) == "Int64"
+
+
+def test_a_balance_is_drawn_as_asked() -> None:
+    model = DPVAE(20.0, target="sex", options=SEEDED).fit(small())
+    rows = model.sample(4000, balance={"Female": 0.9, "Male": 0.1})
+    assert (rows["sex"] == "Female").mean() == pytest.approx(0.9, abs=0.02)
+    with pytest.raises(DataError, match="balance="):
+        model.sample(5, balance={"Female": -1})
+
+
+def test_explanations_and_thresholds_are_there_for_every_form(fitted: DPVAE) -> None:
+    assert fitted.explain(small()).shape == (ROWS, 3)
+    assert (fitted.score_samples(fitted.sample(4000, seed=8)) < fitted.threshold(0.05)).mean() <= 0.07

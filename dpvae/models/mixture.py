@@ -49,7 +49,7 @@ class Mixture:
         """
         dtype = torch.float64 if double else torch.float32
         if vae.codebook is not None:
-            z_KZ, log_weights_K = vae.codebook.points, vae.codebook.log_weights.detach().to(dtype)
+            z_KZ, log_weights_K = vae.codebook.points, vae.codebook.weights.detach().to(dtype).log_softmax(0)
         else:
             z_KZ = vae.prior.sample(points, generator=generator)
             log_weights_K = torch.zeros(points, dtype=dtype).log_softmax(0)

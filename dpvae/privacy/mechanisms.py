@@ -167,6 +167,7 @@ def noisy_sums(
     total = np.zeros(size, dtype=np.int64)
     for part in contributions:
         part = np.nan_to_num(part, nan=0.0, posinf=0.0, neginf=0.0)
+        part = part / np.maximum(np.abs(part).max(axis=1, initial=1.0), 1.0)[:, None]  # or its square may be infinite
         # the norm is rounded too: a hair below one, so that no vector comes out longer
         shorter = np.minimum(1.0, (1 - 1e-12) / np.maximum(np.linalg.norm(part, axis=1), 1e-300))
         total += np.trunc(part * shorter[:, None] * _UNITS).astype(np.int64).sum(axis=0)

@@ -289,7 +289,7 @@ def capacity(config: TrainConfig) -> tuple[int, int]:
 
 def _density_points(config: TrainConfig) -> int:
     """As many clusters as the noise lets one tell apart; 100 where there is none."""
-    if config.privacy.off:
+    if not config.privacy.noise:
         return 100
     rows = config.data.rows or ASSUMED_ROWS
     return min(max(round(16 * math.sqrt(config.privacy.epsilon * rows / 5000)), 8), 128)

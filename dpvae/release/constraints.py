@@ -3,7 +3,8 @@ and synthetic rows: nothing private is read, so it costs nothing.
 
 A formula is computed and an id is dealt out. A row that breaks another rule is drawn again, so that the rows follow the
 model given the rules; only where the model can hardly fulfil them is a row repaired: bounds are clipped to, ordered
-columns are sorted, the nearest public combination is taken. A row that still breaks a rule is refused, never released.
+columns are raised to the one before, the nearest public combination is taken. A row that still breaks a rule is
+refused, never released.
 """
 
 from __future__ import annotations
@@ -145,15 +146,28 @@ def _repaired(schema: Schema, rows: Rows) -> Rows:
             axis = np.clip(to_axis(columns[0], rows[columns[0].name]), *_limits(rule))
             rows[columns[0].name] = from_axis(columns[0], np.nan_to_num(axis), np.isnan(axis))
         elif rule.kind == "order":
-            axes = np.stack([to_axis(column, rows[column.name]) for column in columns], 1)
-            held = ~np.isnan(axes)
-            for i in range(len(axes)):
-                axes[i, held[i]] = np.sort(axes[i, held[i]])
-            for j, column in enumerate(columns):
-                rows[column.name] = from_axis(column, np.nan_to_num(axes[:, j]), ~held[:, j])
+            rows |= _ordered(schema, columns, rows)
         elif rule.kind == "combinations":
             rows |= _nearest(columns, rule.facts["rows"], rows)
     return _computed(schema, rows)
+
+
+def _ordered(schema: Schema, columns: list[Column], rows: Rows) -> Rows:
+    """Each cell raised to the largest before it, within what all columns after it can still reach."""
+    bounds = [(column.lower or 0.0, column.upper or 0.0) for column in columns]
+    for rule in schema.constraints:
+        if rule.kind == "range" and rule.columns[0] in (column.name for column in columns):
+            j = [column.name for column in columns].index(rule.columns[0])
+            low, high = _limits(rule)
+            bounds[j] = max(bounds[j][0], low), min(bounds[j][1], high)
+    out, before = {}, np.full(len(rows[columns[0].name].values), -np.inf)
+    for j, column in enumerate(columns):
+        axis = to_axis(column, rows[column.name])
+        reach = min(high for _, high in bounds[j:])
+        axis = np.clip(np.fmax(axis, np.where(np.isnan(axis), np.nan, before)), min(bounds[j][0], reach), reach)
+        before = np.fmax(before, axis)
+        out[column.name] = from_axis(column, np.nan_to_num(axis), np.isnan(axis))
+    return out
 
 
 def _nearest(columns: list[Column], allowed: list[list[str | None]], rows: Rows) -> Rows:

@@ -18,7 +18,7 @@ Shapes: n records, D columns, F features (one per numeric column, one per catego
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -187,7 +187,7 @@ class _Fit:
         twice = np.where(upper[0] == upper[1], 1.0, math.sqrt(2))  # an isometry of symmetric matrices
         largest = self.limit**2 + 1.0  # the norm of (x, 1) (x, 1)'
 
-        def contributions() -> object:
+        def contributions() -> Iterator[Array]:
             for part in self._parts():
                 x = self.features.rows(self.flat[part], self.limit)
                 x = np.concatenate([x, np.ones((len(x), 1))], 1)
@@ -232,7 +232,7 @@ class _Fit:
         mixture, components = points.mixture(self.features, self.columns), len(points.weights)
         largest = self.limit * math.sqrt(2)
 
-        def contributions() -> object:
+        def contributions() -> Iterator[Array]:
             for part in self._parts():
                 posterior = mixture.joint(torch.as_tensor(self.codes[part].astype(np.int64))).softmax(1).numpy()
                 x = self.features.rows(self.flat[part], self.limit)

@@ -1,0 +1,182 @@
+"""score, sample and impute as they are typed: files, refusals, and what is spent."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dpvae import cli
+from dpvae.privacy.ledger import Ledger
+
+TINY = ["trainer.fit_steps=30", "trainer.steps=2", "trainer.sleep_steps=20", "model=small", "report.progress=quiet",
+        "privacy.epsilon=20"]
+ROWS = 600
+
+
+def people() -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    age = rng.integers(18, 80, ROWS)
+    return pd.DataFrame({"age": age, "city": rng.choice(["north", "south", "east"], ROWS),
+                         "pay": rng.gamma(2.0, 10.0, ROWS).round(1), "income": np.where(age > 50, "high", "low")})
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("uses")
+    people().to_csv(folder / "people.csv", index=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert cli.main(["train", "data=people.csv", f"data.rows={ROWS}", "data.target=income", "run.name=one",
+                         *TINY]) == 0
+    return folder
+
+
+@pytest.fixture
+def here(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(home)
+    return home
+
+
+def typed(line: str) -> int:
+    return cli.main(line.split())
+
+
+@pytest.mark.parametrize("score", ["iwae", "elbo", "reconstruction", "regret"])
+def test_scores_are_written_with_row_nats_and_what_explains_them(score: str, here: Path) -> None:
+    assert typed(f"score run=one data=people.csv to=scores.parquet score={score}") == 0
+    found = pd.read_parquet("scores.parquet")
+    assert list(found.columns) == ["row", "score", "top_1", "top_1_nats", "top_2", "top_2_nats", "top_3", "top_3_nats"]
+    assert found["row"].tolist() == list(range(ROWS))
+    assert np.isfinite(found["score"]).all()
+    assert set(found["top_1"]) <= {"age", "city", "pay", "income"}
+    assert (found["top_1_nats"] >= found["top_2_nats"]).all()
+
+
+def test_scores_go_to_the_private_folder_unless_told_otherwise(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert typed("score run=one data=people.csv threshold=synthetic false_alarm=0.05 id=city contributions=0") == 0
+    found = pd.read_parquet("runs/one/private/scores.parquet")
+    assert list(found.columns) == ["row", "city", "score", "anomaly"]
+    said = capsys.readouterr().out
+    assert "nothing was spent" in said
+    assert "not for publication" in said
+    assert not list(Path("runs/one/public").glob("*score*"))
+
+
+def test_a_threshold_from_private_rows_is_booked(here: Path) -> None:
+    ledger = Ledger.open("runs/ledger.db")
+    before = len(ledger.rows())
+    assert typed("score run=one data=people.csv to=s.csv threshold=private epsilon=0.5 contributions=0") == 0
+    added = ledger.rows()[before:]
+    assert [row.kind for row in added] == ["reserve", "commit"]
+    assert added[0].dataset == "people"
+    assert added[0].content["events"][0]["phase"] == "threshold"
+    assert pd.read_csv("s.csv")["anomaly"].mean() < 0.2
+
+
+def test_a_threshold_from_private_rows_without_a_budget_is_refused(here: Path) -> None:
+    before = len(Ledger.open("runs/ledger.db").rows())
+    assert typed("score run=one data=people.csv to=none.csv threshold=private") == 2
+    assert len(Ledger.open("runs/ledger.db").rows()) == before
+    assert not Path("none.csv").exists()
+
+
+def test_several_runs_are_one_ensemble(here: Path) -> None:
+    assert cli.main(["score", "run=one,one", "data=people.csv", "to=two.parquet"]) == 0
+    assert typed("score run=one data=people.csv to=one.parquet") == 0
+    one, two = pd.read_parquet("one.parquet"), pd.read_parquet("two.parquet")
+    assert two["score"].to_numpy() == pytest.approx(one["score"].to_numpy())
+
+
+def test_conditions_are_kept_in_every_format(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert typed("sample run=one rows=200 given.city=north given.age=30..40 to=rows.csv") == 0
+    assert "points carry it" in capsys.readouterr().out
+    rows = pd.read_csv("rows.csv")
+    assert len(rows) == 200
+    assert (rows["city"] == "north").all()
+    assert rows["age"].between(30, 40).all()
+    assert rows["age"].nunique() > 3
+    assert typed("sample run=one rows=50 given.city=north|south to=rows.parquet") == 0
+    assert set(pd.read_parquet("rows.parquet")["city"]) == {"north", "south"}
+
+
+def test_rows_of_a_seed_are_the_same_however_many_are_drawn(here: Path) -> None:
+    assert typed("sample run=one rows=20 to=few.csv id=person seed=4") == 0
+    assert typed("sample run=one rows=9000 to=many.csv id=person seed=4") == 0
+    few, many = pd.read_csv("few.csv"), pd.read_csv("many.csv")
+    pd.testing.assert_frame_equal(few, many.head(20))
+    assert many["person"].tolist() == list(range(1, 9001))
+
+
+def test_a_test_database_loads(here: Path) -> None:
+    assert typed("sample run=one rows=450 to=people.sql id=person") == 0
+    base = sqlite3.connect(":memory:")
+    base.executescript(Path("people.sql").read_text())
+    found = base.execute('SELECT count(*), count(DISTINCT person), min(age) >= 18 FROM "people"').fetchone()
+    assert found == (450, 450, 1)
+
+
+def test_another_balance_is_what_was_asked_for(here: Path) -> None:
+    assert typed("sample run=one rows=2000 balance=even to=even.csv") == 0
+    assert pd.read_csv("even.csv")["income"].value_counts(normalize=True)["high"] == pytest.approx(0.5, abs=0.03)
+    assert cli.main(["sample", "run=one", "rows=500", 'balance={"high": 1, "low": 0}', "to=high.csv"]) == 0
+    assert (pd.read_csv("high.csv")["income"] == "high").all()
+
+
+def test_partial_rows_are_completed_in_their_order(here: Path) -> None:
+    pd.DataFrame({"city": ["north", None, "east"], "age": [20, 70, None]}).to_csv("partial.csv", index=False)
+    assert typed("sample run=one given=partial.csv to=full.csv") == 0
+    full = pd.read_csv("full.csv")
+    assert list(full.columns) == ["age", "city", "pay", "income"]
+    assert full["city"].tolist()[::2] == ["north", "east"]
+    assert full["age"].tolist()[:2] == [20, 70]
+    assert not full.isna().any().any()
+
+
+def test_holes_are_filled_and_nothing_else_is_touched(here: Path) -> None:
+    frame = people()
+    rng = np.random.default_rng(1)
+    holed = frame.astype(object).mask(rng.random(frame.shape) < 0.2)
+    holed.to_csv("holes.csv", index=False)
+    assert typed("impute run=one data=holes.csv draws=3 to=filled") == 0
+    drawn = [pd.read_csv(f"filled/draw-{i}.csv") for i in (1, 2, 3)]
+    seen = pd.read_csv("holes.csv").notna().to_numpy()
+    for full in drawn:
+        assert not full.isna().any().any()
+        assert (full.to_numpy()[seen] == frame.to_numpy()[seen]).all()
+    assert not drawn[0].equals(drawn[1])
+    known = seen[:, 0] & ~seen[:, 3]  # the age is seen, the income that follows from it is not
+    right = (drawn[0]["income"] == frame["income"])[known].mean()
+    assert right > 0.65
+    assert typed("impute run=one data=holes.csv to=filled") == 2
+
+
+def test_a_parquet_table_keeps_its_types(here: Path) -> None:
+    frame = people().astype({"age": "Int64"})
+    frame.loc[:50, "age"] = pd.NA
+    frame.to_parquet("holes.parquet")
+    assert typed("impute run=one data=holes.parquet draws=1 to=typed") == 0
+    full = pd.read_parquet("typed/draw-1.parquet")
+    assert str(full["age"].dtype) in ("int64", "Int64")
+    assert full["age"].between(17, 81).all()
+
+
+@pytest.mark.parametrize(("line", "message"), [
+    ("sample run=one given.city=nort to=x.csv", "did you mean 'north'"),
+    ("sample run=one given.town=north to=x.csv", "not in the schema"),
+    ("sample run=one given.age=300..400 to=x.csv", "expected a low and a high end"),
+    ("sample run=one to=x.txt", "unknown ending"), ("sample run=one balance=odd to=x.csv", "given="),
+    ("sample run=one id=age to=x.csv", "has a column of that name"),
+    ("score run=one to=x.csv", "data=null"), ("score run=one data=none.csv to=x.csv", "no such file"),
+    ("score run=one data=people.csv score=iwa", "did you mean 'iwae'"),
+    ("score run=none data=people.csv", "not a run folder"), ("impute run=one data=people.csv draws=0", "draws=0")])
+def test_a_mistake_is_told_in_one_line_and_leaves_no_file(line: str, message: str, here: Path,
+                                                         capsys: pytest.CaptureFixture[str]) -> None:
+    assert typed(line) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert not Path("x.csv").exists()
