@@ -1,8 +1,8 @@
 """Equal bins on the scale of a numeric column, from what the survey released: public, and free.
 
 The survey's bins hold equal mass, which suits tables of counts. A density wants bins of equal width around the middle
-of the column, fine against its spread, with one wide bin at either end for what lies far out. They reach beyond
-measured bounds: a value out there is strange, not impossible.
+of the column, fine against its spread, with one wide bin at either end for what lies far out. They reach beyond the
+column's bounds: a value out there is strange, not impossible.
 
 >>> column = Column("x", "continuous", "double", nullable=False, lower=-9, upper=9, heaps=(), decimals=9,
 ...                 edges=(-9.0, -1.0, 1.0, 9.0), within=((-9.0, -1.0, 1.0, 9.0), (0.0, 1.0, 0.0)))
@@ -20,19 +20,20 @@ import numpy as np
 from dpvae.data.schema import Column, Schema
 
 BINS = 40  # of equal width
-BULK = (0.03, 0.97)
+BULK = (0.01, 0.99)
 REACH = 5.0  # of them, to either side of the middle, in standard deviations
 
 
 def spread(column: Column) -> tuple[float, float]:
-    """Mean and standard deviation of a resolved numeric column, as its released histogram has them, with what lies
-    beyond the quantiles :data:`BULK` pulled in to them."""
+    """Mean and standard deviation of a resolved numeric column, as its released histogram has them; between
+    measured bounds, what lies beyond the quantiles :data:`BULK` is pulled in to them."""
     edges, weights = column.within if column.within is not None else (column.edges or (0.0, 1.0), ())
     cuts = np.array(edges, dtype=np.float64)
     mass = np.maximum(np.array(weights, dtype=np.float64), 0.0) if len(weights) else np.diff(cuts)
     mass = mass / mass.sum() if mass.sum() > 0 else np.full(len(cuts) - 1, 1 / (len(cuts) - 1))
-    # where the bulk lies: noise may leave a little mass anywhere, however far out
-    low, high = np.interp(BULK, np.concatenate([[0.0], np.cumsum(mass)]), cuts)
+    # where the bulk lies: between measured bounds, noise may leave a little mass anywhere, however far out
+    bulk = BULK if "lower" not in column.declared or "upper" not in column.declared else (0.0, 1.0)
+    low, high = np.interp(bulk, np.concatenate([[0.0], np.cumsum(mass)]), cuts)
     left, right = np.clip(cuts[:-1], low, high), np.clip(cuts[1:], low, high)
     middles, widths = (left + right) / 2, right - left
     mean = float(mass @ middles)
@@ -47,8 +48,7 @@ def regridded(column: Column) -> Column:
     mean, scale = spread(column)
     assert column.edges is not None
     low, high = column.edges[0], column.edges[-1]
-    low = low if "lower" in column.declared else min(low, mean - (REACH + 1) * scale)
-    high = high if "upper" in column.declared else max(high, mean + (REACH + 1) * scale)
+    low, high = min(low, mean - (REACH + 1) * scale), max(high, mean + (REACH + 1) * scale)
     inner = mean + scale * np.linspace(-REACH, REACH, BINS + 1)
     if column.step:
         inner = (np.ceil(inner / column.step - 1e-9) - 0.5) * column.step

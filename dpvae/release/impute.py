@@ -73,7 +73,11 @@ class Imputer:
             if not holes.any():
                 filled.append(cells)
                 continue
-            drawn = TableCodec(Schema((_typed(column, cells),))).decode(codes[holes, j:j + 1], rng)[column.name]
+            typed = column if cells.dtype == "null" else _typed(column, cells)  # nothing seen: no type either
+            drawn = TableCodec(Schema((typed,))).decode(codes[holes, j:j + 1], rng)[column.name]
+            if cells.dtype == "null":
+                filled.append(drawn)
+                continue
             values, missing = cells.values.copy(), cells.missing.copy()
             values[holes] = drawn.values if values.dtype != object else drawn.values.astype(str)
             missing[holes] = drawn.missing
