@@ -7,8 +7,9 @@ Each file holds X (rows, columns) and y (1 = anomaly). Protocol S trains on half
 protocol U trains on all rows, anomalies among them, and scores them. `off` is trainer=density with privacy=off (NOT
 PRIVATE); `private` is epsilon 1 where the file has 5,000 rows or more, else 3. Public about a table is what its
 publishers say of it: columns scaled to 0..1, 8-bit pixels, or (declared for `private` alone) standardised, then
--20..20, and what lies outside is clipped. The rest is measured under the same epsilon. Baselines see the exact rows: the sum of squared standardised
-columns (what a collapsed VAE scores), the distance to the 5th nearest neighbour, an isolation forest.
+-20..20, and what lies outside is clipped. The rest is measured under the same epsilon. Baselines see the exact rows:
+the sum of squared standardised columns (what a collapsed VAE scores), the distance to the 5th nearest neighbour, an
+isolation forest.
 """
 
 from __future__ import annotations

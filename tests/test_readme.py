@@ -39,6 +39,7 @@ def test_a_command_in_the_documents_has_a_verb_and_composes(
 ) -> None:
     seen: list[object] = []
     for name, members in {"dpvae.api": ("plan", "train", "release", "audit"), "dpvae.audit.verify": ("verify",),
+                          "dpvae.release.verbs": ("score", "sample", "impute"),
                           "dpvae.sweep": ("book", "preview"), "dpvae.selection": ("plan", "select"),
                           "dpvae.privacy.ledger_view": ("act",),
                           "dpvae.evaluate.judge": ("evaluate",)}.items():
