@@ -411,6 +411,7 @@ def _publish(config: TrainConfig, planned: Plan, run: Any, ledger: Ledger, resul
     import torch
 
     from dpvae.evaluate.collapse import diagnose
+    from dpvae.evaluate.latents import synthetic_map
     from dpvae.rng import seed_of
     from dpvae.train.checkpoint import save_model, write_bytes, write_json
 
@@ -428,6 +429,11 @@ def _publish(config: TrainConfig, planned: Plan, run: Any, ledger: Ledger, resul
         for column, table in zip(result.schema.columns, result.anchors.one_way, strict=True)})
     generator = torch.Generator().manual_seed(seed_of(config.run.seed, "report"))
     write_json(run.public / "diagnostics.json", diagnose(result.vae, result.anchors.one_way, generator=generator))
+    generator = torch.Generator().manual_seed(seed_of(config.run.seed, "map"))
+    target = result.schema.names.index(result.schema.target) if result.schema.target is not None else None
+    write_json(run.public / "map.json", {
+        **synthetic_map(result.vae, column=target, generator=generator),
+        "labels": list(result.schema.columns[target].labels) if target is not None else []})
     dataset = _dataset(config)
     drawn = NOISE | ({"padding": PADDING} if config.performance.compile and planned.sgd else {})
     rows = max(round(result.rows), 1)

@@ -43,6 +43,20 @@ class Marginal:
                    synthetic=None if synthetic is None else tuple(synthetic))
 
 
+def scatter(x: Sequence[float], y: Sequence[float], label: Sequence[int] | None, labels: Sequence[str]) -> str:
+    """Synthetic rows on two axes of the latent, coloured by ``label``; a legend names the first six ``labels``."""
+    shown = list(labels)[:6] if label is not None else []
+    height = 300 + 18 * len(shown)
+    canvas = Canvas(WIDTH, height)
+    wide, high = max(max(x) - min(x), 1e-9), max(max(y) - min(y), 1e-9)
+    for i, (a, b) in enumerate(zip(x, y, strict=True)):
+        style = f"c{label[i] % 6}" if label is not None else "c0"
+        canvas.dot(8 + (a - min(x)) / wide * (WIDTH - 16), 288 - (b - min(y)) / high * 276, 2, style)
+    for i, name in enumerate(shown):
+        canvas.rect(0, 300 + 18 * i, 10, 10, f"c{i}").text(18, 309 + 18 * i, shorten(name, 40), full=name)
+    return canvas.svg("map", "Map of synthetic rows", f"{len(x)} rows on the two strongest axes of the latent.")
+
+
 def budget(phases: Sequence[tuple[str, float]], target: float) -> str:
     """``phases``: (name, epsilon it added), in the order spent; the rest up to ``target`` stays unspent."""
     spent = sum(cost for _, cost in phases)

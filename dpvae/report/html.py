@@ -186,7 +186,17 @@ def _marginals(numbers: dict[str, Any]) -> str:
     intro = ("<p>Dots: the real table as it was released, counts with noise; their bars are two standard deviations of "
              "that noise. Filled bars: the synthetic rows.</p>")
     return _section(3, "Real against synthetic, column by column",
-                    f'{intro}<div class="cards">{"".join(drawn)}</div>{left}')
+                    f'{intro}<div class="cards">{"".join(drawn)}</div>{left}{_map(numbers)}')
+
+
+def _map(numbers: dict[str, Any]) -> str:
+    """Synthetic rows where the latent puts them: groups that the model tells apart."""
+    found = numbers.get("map")
+    if not found:
+        return ""
+    chart = charts.scatter(found["x"], found["y"], found["label"], found["labels"])
+    return _figure(chart, "Synthetic rows on the two strongest axes of the latent, coloured by the column to be "
+                   "predicted. No real row is drawn.", "")
 
 
 def _marginal(item: dict[str, Any], ident: str) -> str:

@@ -43,6 +43,7 @@ def gather(source: Source, check: CrossCheck, *, subject: str, sentence: str | N
         "metrics": records.plain(source.metrics),
         "diagnostics": records.plain(source.diagnostics) if source.diagnostics else None,
         "marginals": marginals(source, histograms, rows),
+        "map": source.map or None,
         "rows_released": rows,
         "sample": [{str(key): cell(value) for key, value in row.items()} for row in list(sample)[:SAMPLE_ROWS]],
         "not_covered": records.plain(meaning.NOT_COVERED),

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -100,6 +100,7 @@ class Source:
     diagnostics: Diagnostics | None
     anchors: dict[str, Anchor]
     model_sha256: str
+    map: dict[str, Any] = field(default_factory=dict)  # synthetic rows on two axes of the latent
 
 
 def read_run(run: Path) -> Source:
@@ -132,7 +133,7 @@ def _read(run: Path) -> Source:
         schema_bytes=(public / "schema.json").read_bytes(), plan_bytes=(public / "plan.json").read_bytes(),
         metrics=_metrics(public / "metrics.jsonl"), diagnostics=_diagnostics(public / "diagnostics.json"),
         anchors=_anchors(_optional(public / "reference.json", "public/reference.json")),
-        model_sha256=_digest(public / "model.safetensors"),
+        model_sha256=_digest(public / "model.safetensors"), map=_optional(public / "map.json", "public/map.json"),
     )
 
 
