@@ -77,8 +77,9 @@ def speed(vae: VAE, schema: Schema, test: Table, root: Path, run: str) -> dict[s
             for _ in range(rows // big.rows + 1):
                 append(big)
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        code = ("import resource,sys; from dpvae.cli import main; main(sys.argv[1:]); "
-                "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)")
+        # VmHWM, not ru_maxrss: a child's begins with what its parent held when it was forked
+        code = ("import sys; from dpvae.cli import main; main(sys.argv[1:]); "
+                "print([int(s.split()[1]) // 1024 for s in open('/proc/self/status') if s.startswith('VmHWM')][0])")
         said = subprocess.run([sys.executable, "-c", code, "score", f"run={run}", f"data={place}", "score=elbo",
                                "contributions=0", f"to={root / 'scores.parquet'}"], capture_output=True, text=True,
                               check=True).stdout
