@@ -75,7 +75,7 @@ MISTAKES = [  # what is typed, and what its one line must say
     ("train ++privacy.epsilom=3", "did you mean 'privacy.epsilon'?"),
     ("train model.zzz=3", "model.zzz=3: no such key; model has"),
     ("train +zzz=3", "zzz: no such key"),
-    ("train privacy=strct", "privacy=strct: expected one of default, strict; did you mean 'strict'?"),
+    ("train privacy=strct", "privacy=strct: expected one of default, off, strict; did you mean 'strict'?"),
     ("train experiment=smok", "did you mean 'smoke'?"),
     ("train trainer=ankored", "did you mean 'anchored'?"),
     ("train data=adlut", "data=adlut: expected one of adult, file; did you mean 'adult'?"),
@@ -362,7 +362,7 @@ def test_completion_offers_verbs_then_configs(
     assert capsys.readouterr().out.split() == list(cli.VERBS)
     monkeypatch.setenv("COMP_LINE", "dpvae train privacy=")
     assert cli.main(["-sc", "query=bash"]) == 0
-    assert capsys.readouterr().out.split() == ["privacy=default", "privacy=strict"]
+    assert capsys.readouterr().out.split() == ["privacy=default", "privacy=off", "privacy=strict"]
 
 
 def test_the_process_is_as_it_was_afterwards(verbs: Verbs, monkeypatch: pytest.MonkeyPatch) -> None:
