@@ -67,9 +67,10 @@ def cell(args: argparse.Namespace, name: str, arm: str, epsilon: float) -> dict[
         if arm == "real rows":
             return judged(args, folder, folder / "train.csv", target)
         dpvae = [sys.executable, "-m", "dpvae"]
-        cost = measured([*dpvae, "train", "data=train.csv", f"data.target={target}", f"data.rows={len(train)}",
-                         f"privacy.epsilon={epsilon}", f"privacy.delta={args.delta}", "run.name=bench",
-                         f"run.seed={args.seed}", "performance.threads=1", "report.progress=quiet", *ARMS[arm]], folder)
+        knobs = [f"data.target={target}", f"data.rows={len(train)}", f"privacy.epsilon={epsilon}",
+                 f"privacy.delta={args.delta}", f"run.seed={args.seed}", *ARMS[arm]]
+        cost, _ = measured([*dpvae, "train", "data=train.csv", "run.name=bench", "performance.threads=1",
+                            "report.progress=quiet", *knobs], folder)
         measured([*dpvae, "release", "run=bench", f"rows={len(train)}", "to=out"], folder)
         (synth,) = (folder / "out" / "data").glob("*.parquet")
         return {**judged(args, folder, synth, target), **cost}

@@ -21,7 +21,7 @@ from dpvae.privacy import mechanisms, plan
 from dpvae.privacy.events import Event, Gaussian, PureDP, SampledGaussian, Threshold
 from dpvae.privacy.ledger import Ledger
 from dpvae.privacy.noise import SecretKey
-from dpvae.privacy.plan import CHOSEN_WHAT, LATENT_WHAT, SURVEY_WHAT, TABLES_WHAT
+from dpvae.privacy.plan import CHOSEN_WHAT, LATENT_WHAT, SURVEY_WHAT, TABLES_WHAT, THRESHOLDED
 from dpvae.train import anchor, interactions
 from dpvae.train import trainer as trainer_module
 
@@ -105,8 +105,8 @@ def drawn(book: Book, config: TrainConfig) -> Counter[Booked]:
             rounds["table", round(multiplier, 9)] += 1
         elif names == ("interactions", "tables"):
             found["Gaussian", "interactions", TABLES_WHAT, round(multiplier, 9), 1] += 1
-        elif names == ("survey", "values"):
-            found["Threshold", "survey", SURVEY_WHAT["values"], round(multiplier, 9), 1] += 1
+        elif names[0] == "survey" and names[1] in THRESHOLDED:
+            found["Threshold", "survey", SURVEY_WHAT[str(names[1])], round(multiplier, 9), 1] += 1
         else:
             what = SURVEY_WHAT[str(names[1])] if names[0] == "survey" else f"noisy {names[1]} tables"
             found["Gaussian", str(names[0]), what, round(multiplier, 9), 1] += 1
