@@ -112,6 +112,7 @@ def write(asked: dict[str, int], runs: list[dict[str, Any]], toys: list[dict[str
     low, high = interval(alarms, len(runs)) if runs else (0.0, 1.0)
     lines = [f"<!-- python scripts/bench_audit.py runs={asked['runs']} toys={asked['toys']} -->", "",
              "# The audit, calibrated", "",
+             *([f"Unfinished: {len(runs)} of {asked['runs']} runs so far.", ""] if len(runs) < asked["runs"] else []),
              f"{len(runs)} audits of correct programs (anchored, decoder_only, joint; fast and hooks), each with "
              f"another key and another table: {alarms} false alarms, {alarms / max(len(runs), 1):.2%} "
              f"(95 % interval {low:.2%} to {high:.2%}); stated level 0.1 % per audit. "

@@ -68,7 +68,8 @@ class Secrets:
     still: bool = False  # latents are the same in every step and for everybody
     draws: list[Draw] = field(default_factory=list)
     used: list[SecretKey] = field(default_factory=list)
-    rank: dict[Any, tuple[int, int]] = field(default_factory=dict)  # step -> place in its batch, size of the batch
+    rank: dict[Any, int] = field(default_factory=dict)  # step -> the person's place in its batch
+    sizes: dict[Any, int] = field(default_factory=dict)  # step -> size of the batch
     inside: bool = False
     first: Callable[[], None] | None = None  # called once, before the first draw
 
@@ -104,9 +105,12 @@ class _Stream:
             out = np.full(shape, self.secrets.constant or 0.0)
         elif kind in (*NORMALS, "uniform"):
             out = self._rows(kind, *args, **kwargs)
+        elif kind == "bytes":
+            out = self._bytes(*args, **kwargs)
         else:
             out = getattr(self.real, kind)(*args, **kwargs)
-        self.secrets.draws.append(Draw(self.names, kind, int(np.size(out)), self.secrets.inside))
+        size = len(out) if isinstance(out, bytes) else int(np.size(out))
+        self.secrets.draws.append(Draw(self.names, kind, size, self.secrets.inside))
         return out
 
     def chosen(self, real: Callable[..., Any], n: int, rate: float) -> Any:
@@ -125,21 +129,37 @@ class _Stream:
 
     def _coins(self, n: int, toss: Callable[[int], NDArray[np.bool_]]) -> NDArray[np.bool_]:
         secrets = self.secrets
-        if secrets.person is None:
-            return toss(n) if secrets.batch is None else secrets.batch(self.step, n)
-        others = toss(n - 1) if secrets.batch is None else secrets.batch(self.step, n - 1)
-        held = bool(secrets.present(self.step))
-        coins = np.insert(others, min(secrets.person, n - 1), held)
-        if held:
-            secrets.rank[self.step] = int(coins[:secrets.person].sum()), int(coins.sum())
+        rows = n if secrets.person is None else n - 1
+        coins = toss(rows) if secrets.batch is None else secrets.batch(self.step, rows)
+        if secrets.person is not None:
+            held = bool(secrets.present(self.step))
+            coins = np.insert(coins, min(secrets.person, rows), held)
+            if held:
+                secrets.rank[self.step] = int(coins[:secrets.person].sum())
+        secrets.sizes[self.step] = int(coins.sum())
         return coins
+
+    def _bytes(self, n: int) -> bytes:
+        """Latents drawn as bytes, a record's own side by side; see :meth:`_rows`."""
+        secrets, size = self.secrets, self.secrets.sizes.get(self.step, 0) if len(self.names) > 1 else 0
+        if not size or n % size:
+            drawn: bytes = self.real.bytes(n)
+            return drawn
+        each = n // size
+        if secrets.still:
+            return bytes((37 * i + 11) % 256 for i in range(each)) * size
+        if self.step not in secrets.rank:
+            return bytes(self.real.bytes(n))
+        others, place = self.real.bytes(n - each), secrets.rank[self.step] * each
+        return bytes(others[:place] + self.person.bytes(each) + others[place:])
 
     def _rows(self, kind: str, shape: Any, **kwargs: Any) -> Any:
         """Draws whose first axis is the batch: the person's row comes from elsewhere, the others keep theirs."""
         if self.secrets.still and kind == "uniform":
             return np.broadcast_to(self.real.uniform((1, *shape[1:])) * 0 + 0.37, shape).copy()
-        place, size = self.secrets.rank.get(self.step, (0, -1)) if len(self.names) > 1 else (0, -1)
-        if not isinstance(shape, tuple) or shape[0] != size:
+        place = self.secrets.rank.get(self.step) if len(self.names) > 1 else None
+        size = self.secrets.sizes.get(self.step, 0)
+        if place is None or not isinstance(shape, tuple) or shape[0] != size:
             return getattr(self.real, kind)(shape, **kwargs)
         others = getattr(self.real, kind)((size - 1, *shape[1:]), **kwargs)
         return np.insert(others, place, getattr(self.person, kind)((1, *shape[1:]), **kwargs)[0], axis=0)
