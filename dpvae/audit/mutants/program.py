@@ -118,7 +118,7 @@ def _private_loss(trainer: Trainer) -> float:
 def early_stop_on_the_private_loss(patch: Patch) -> None:
     def step(real: Callable[..., None], self: PrivateSteps, number: int, rate_factor: float) -> None:
         loss = self.codes.double().mean().item()
-        real(self, number, rate_factor * (1.0 if (loss * 1e4) % 2 < 1 or number < 2 else 0.5))
+        real(self, number, rate_factor * (1.0 if number < 2 else (loss * 1e3) % 1))  # from there on, hardly a step
 
     patch.wrap(PrivateSteps, "step", step)
 
@@ -140,7 +140,7 @@ def best_checkpoint_by_the_private_metric(patch: Patch) -> None:
 def anchors_fitted_with_a_private_stop(patch: Patch) -> None:
     def fit(real: Callable[..., Any], self: Trainer, name: str, steps: int, learning_rate: float) -> Any:
         private = -_private_loss(self)
-        return real(self, name, steps + int(private * 1e5) % 3, learning_rate)
+        return real(self, name, steps + int(private * 1e7) % 50, learning_rate)
 
     patch.wrap(Trainer, "_anchor", fit)
 
