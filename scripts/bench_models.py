@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """The models that the benchmarks time: a table MLP, an image VAE with transposed convolutions, two text VAEs.
 
 Each is what its kind of user trains: (module, loss per record, records, latents per record). Random records: time does
