@@ -98,6 +98,7 @@ class _Stream:
         return functools.partial(self._draw, kind) if callable(drawn) else drawn
 
     def _draw(self, kind: str, *args: Any, **kwargs: Any) -> Any:
+        out: Any
         if kind == "mask":
             out = self._mask(*args, **kwargs)
         elif kind in NORMALS and (self.secrets.silent or self.secrets.constant is not None):
