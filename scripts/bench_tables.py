@@ -70,7 +70,7 @@ class Limits:
 
 def measured(command: list[str], folder: Path, limits: Limits | None = None) -> tuple[dict[str, float], str]:
     """Run ``command`` in ``folder``: CPU seconds and peak resident memory of the process, and what it printed."""
-    limits, broken, started = limits or Limits(), "", time.monotonic()
+    limits, broken, started, peak = limits or Limits(), "", time.monotonic(), 0.0
     environment = {"OMP_NUM_THREADS": "1", **os.environ}
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         process = subprocess.Popen(command, cwd=folder, stdout=out, stderr=err, env=environment, start_new_session=True)
@@ -78,6 +78,7 @@ def measured(command: list[str], folder: Path, limits: Limits | None = None) -> 
             pid, status, usage = os.wait4(process.pid, os.WNOHANG)
             if pid:
                 break
+            peak = max(peak, highest(process.pid))
             broken = broken or limits.broken(process.pid, time.monotonic() - started)
             if broken:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -87,7 +88,16 @@ def measured(command: list[str], folder: Path, limits: Limits | None = None) -> 
     if status != 0:
         last = (complaint.strip().splitlines() or ["no message"])[-1][:200]
         raise Failed(broken or f"exit code {process.returncode}: {last}")
-    return {"cpu_s": usage.ru_utime + usage.ru_stime, "peak_mb": usage.ru_maxrss / 1024}, said
+    return {"cpu_s": usage.ru_utime + usage.ru_stime, "peak_mb": peak or usage.ru_maxrss / 1024}, said
+
+
+def highest(pid: int) -> float:
+    """Peak resident memory of a living process, MB; the kernel's final count begins with what its parent held."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next((float(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), 0.0)
 
 
 # ---- one table from each kind of system ----------------------------------------------------------------------------

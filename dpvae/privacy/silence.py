@@ -35,10 +35,10 @@ class _Silent:
         self._stream = stream
 
     def normal(self, *shape: Any) -> np.ndarray[Any, Any]:
-        return self._stream.normal(*shape) * 0.0
+        return self._stream.normal(*shape) * 0.0 + 0.0  # no negative zeros
 
     def summed_normal(self, *shape: Any) -> Any:
-        return self._stream.summed_normal(*shape) * 0.0
+        return self._stream.summed_normal(*shape) * 0.0 + 0.0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

@@ -201,7 +201,8 @@ def test_two_runs_with_the_same_public_seed_share_no_noise_and_no_mask(tmp_path:
     one = everything_drawn(monkeypatch, seeded(tmp_path / "one", seed=7))
     two = everything_drawn(monkeypatch, seeded(tmp_path / "two", seed=7))
     assert len(one) > 10
-    assert one.keys() == two.keys()
+    asked_if_needed = {("survey", "rare")}  # whether any column has rarer values follows from noisy counts
+    assert one.keys() - asked_if_needed == two.keys() - asked_if_needed
     assert not set(one.values()) & set(two.values())
     assert len(set(one.values())) == len(one), "no two streams of a run agree"
 
