@@ -28,8 +28,8 @@ from dpvae import api
 from dpvae.audit import canaries, pipeline, replay, scenes
 from dpvae.audit.battery import MICROBATCH, gather, specimen
 from dpvae.audit.instruments import Secrets
+from dpvae.audit.mutants.base import TRAINED
 from dpvae.audit.twin import TwinRunner, capture, claim_of
-from dpvae.config import TRAINERS
 from dpvae.rng import stream
 
 REPORT = Path(__file__).resolve().parents[1] / "reports"
@@ -39,12 +39,13 @@ EXACT, CURVES = 10, 12
 
 def clean(number: int) -> dict[str, Any]:
     """One audit of a correct program under another key and another table."""
-    name, clipping = TRAINERS[number % 3], ("fast", "hooks")[number // 3 % 2]
+    name, clipping = TRAINED[number % 3], ("fast", "hooks")[number // 3 % 2]
     config, _ = specimen(name, clipping)
     table = scenes.people(90, seed=number)
     config = replace(config, run=replace(config.run, seed=number))
     started = time.process_time()
     trainer = capture(api.train, config, table)
+    assert trainer is not None
     claim = claim_of(trainer)
     runner = TwinRunner(trainer, claim, clipping, MICROBATCH)
     scene = scenes.scene(trainer, quick=True, seed=number)

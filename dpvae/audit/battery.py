@@ -13,13 +13,13 @@ from types import ModuleType
 from typing import Any
 
 from dpvae.audit import pipeline, replay, scenes
-from dpvae.audit.mutants.base import CLIPPINGS, Mutant
+from dpvae.audit.mutants.base import CLIPPINGS, TRAINED, Mutant
 from dpvae.audit.mutants.catalogue import CATALOGUE
 from dpvae.audit.pipeline import Program
 from dpvae.audit.replay import Claim, Stage
 from dpvae.audit.twin import Train, TwinRunner, capture, claim_of
 from dpvae.audit.verdict import ALPHA, Battery, Finding, judge
-from dpvae.config import TRAINERS, DataConfig, PrivacyConfig, TrainConfig, TrainerConfig
+from dpvae.config import DataConfig, PrivacyConfig, TrainConfig, TrainerConfig
 from dpvae.privacy.plan import SgdPlan
 
 SURE = 1e-7  # a p-value that no family of tests forgives
@@ -31,7 +31,7 @@ def step_stages(train: Train, config: TrainConfig, table: Any, *, claim: Claim |
                 where: str = "", quick: bool = False, seed: int = 0) -> Iterator[Stage]:
     """Replay tests of the trainer that ``train`` builds; ``claim``: what was booked, where that is another plan."""
     trainer = capture(train, config, table)
-    if trainer.plan.sgd is None:
+    if trainer is None or trainer.plan.sgd is None:
         yield [], [], ["T1, T2, T3, T4, T7: this plan has no DP-SGD"]
         return
     if claim is None:
@@ -98,7 +98,7 @@ class Caught:
         return f"{self.trainer:12} {self.clipping:5} {self.mutant}: {verdict}"
 
 
-def self_test(train: Train, *, trainers: Sequence[str] = TRAINERS, clippings: Sequence[str] = CLIPPINGS,
+def self_test(train: Train, *, trainers: Sequence[str] = TRAINED, clippings: Sequence[str] = CLIPPINGS,
               mutants: Sequence[Mutant] = CATALOGUE, tell: Callable[[Caught], None] = lambda caught: None
               ) -> list[Caught]:
     """Break the program in every way of the catalogue, and see which test notices; in memory, on made-up rows."""

@@ -299,6 +299,8 @@ class Laboratory:
     def _tapped(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def tapped(*args: Any, **kwargs: Any) -> Any:
+            args = tuple(list(a) if isinstance(a, Iterator) else a for a in args)  # to be read again
+            kwargs = {key: list(a) if isinstance(a, Iterator) else a for key, a in kwargs.items()}
             nested, self.secrets.inside = self.secrets.inside, True
             try:
                 result = function(*args, **kwargs)

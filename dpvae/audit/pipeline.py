@@ -44,6 +44,7 @@ from dpvae.report.source import read_events
 from dpvae.rng import stream
 
 REPEATS = 60
+VECTORS = ("noisy_counts", "noisy_mean_clipped", "noisy_sums", "noisy_products")
 NAME = "twin"
 VOLATILE = re.compile(rb'"(created|ledger_run|ledger_head|issued)": ?"[^"]*"')
 VOLATILE_TEXT = re.compile(rb"\b\d{4}-\d\d-\d\dT[0-9:.+Z]+|\b[0-9a-f]{64}\b(?=[^\n]*ledger)")
@@ -275,8 +276,11 @@ def one_shot(run: Passage, neighbours: Mapping[str, Passage], where: str, *, see
         where_ = f"{where} {'/'.join(map(str, release.names))}".strip()
         if release.name == "frequent_values" and isinstance(event, Threshold):
             found += _values(release, others, event, where_, seed)
-        elif release.name in ("noisy_counts", "noisy_mean_clipped") and isinstance(event, Gaussian):
+        elif release.name in VECTORS and isinstance(event, Gaussian):
             found += _vector(release, others, event, where_, noises, seed)
+        elif release.name == "noisy_choice":
+            found += _scores(release, others, where_)
+            left_out.append("M2: the noise of private choices")
         else:
             left_out.append(f"M1, M2: {release.name} ({release.what}) is not a mechanism this audit knows")
     if noises:
@@ -297,6 +301,8 @@ def _flat(result: Any) -> Floats:
     first = result[0]
     if isinstance(first, (int, float)):
         return np.array([first / _unit(result)])
+    if isinstance(first, np.ndarray):  # a sum of vectors, of length 1 or in the unit that its sd tells
+        return np.asarray(first.ravel() / (_unit(result) if len(result) > 2 else 1.0), dtype=np.float64)
     return np.concatenate([np.asarray(table, dtype=np.float64).ravel() for table in first])
 
 
@@ -308,7 +314,8 @@ def _unit(result: Any) -> float:
 def _vector(release: Release, others: Mapping[str, Release], event: Gaussian, where: str,
             noises: list[Floats], seed: int) -> Iterator[Finding]:
     first = release.result[0]
-    tables = 1 if isinstance(first, (int, float)) else len(first)
+    whole = isinstance(first, list)  # counts, with noise in whole numbers
+    tables = len(first) if whole else 1
     exact = _exact(release)
     for who, other in others.items():
         theirs = _exact(other)
@@ -320,7 +327,7 @@ def _vector(release: Release, others: Mapping[str, Release], event: Gaussian, wh
         same = theirs.shape == exact.shape and np.allclose(
             _flat(other.repeat(seeded(99))) - theirs, _flat(release.repeat(seeded(99))) - exact, atol=1e-4)
         yield Finding("M2", "its noise does not depend on the rows", float(same), "", f"{where}, {who}")
-    if tables == 1 and isinstance(first, (int, float)):
+    if isinstance(first, (int, float)):
         yield _fuzzed(release, exact, where)
     drawn = np.stack([_flat(release.repeat(seeded(100 + i + 1000 * seed))) for i in range(REPEATS)]) - exact
     kinds = {column.tobytes() for column in np.abs(drawn).T}
@@ -328,13 +335,26 @@ def _vector(release: Release, others: Mapping[str, Release], event: Gaussian, wh
                   f"{len(kinds)} of {drawn.shape[1]} differ", where)
     own = (_flat(release.result) - exact)[None]
     sd = cell_sd(event.noise_multiplier, tables)
-    unit = 0.0 if isinstance(first, (int, float)) else 1.0
+    unit = 1.0 if whole else 0.0
     z = _normal_scores(np.concatenate([drawn, own]), sd, unit)
     noises.append(z[:REPEATS])
     yield Finding("M2", "its noise has the scale that the ledger priced", float(_two_sided((z**2).sum(), z.size)),
                   f"{float(np.sqrt((z**2).mean())):.3f} of it", where)
     once = float(_two_sided((z[-1] ** 2).sum(), z.shape[1]))
     yield Finding("M2", "so had the noise of the run itself", once, "", where)
+
+
+def _scores(release: Release, others: Mapping[str, Release], where: str) -> Iterator[Finding]:
+    """A private choice: one record moves no candidate's score by more than 1."""
+    def scores(call: Release) -> Floats:
+        blocks = call.args[0] if call.args else call.kwargs["blocks"]
+        return np.concatenate([np.ravel(np.asarray(block, dtype=np.float64)) for block in blocks])
+
+    for who, other in others.items():
+        mine, theirs = scores(release), scores(other)
+        moved = float(np.abs(theirs - mine).max(initial=0.0)) if mine.shape == theirs.shape else math.inf
+        yield Finding("M1", "one record moves no score by more than its noise was set for", float(moved <= 1 + 1e-6),
+                      f"{moved:.4g}", f"{where}, {who}")
 
 
 def _fuzzed(release: Release, exact: Floats, where: str) -> Finding:

@@ -21,6 +21,7 @@ from dpvae import __version__
 from dpvae.audit import attacks, page, pipeline, scenes
 from dpvae.audit.battery import Caught, gather, program_stages, self_test, step_stages, survived
 from dpvae.audit.instruments import Secrets
+from dpvae.audit.mutants.base import TRAINED
 from dpvae.audit.pipeline import Program
 from dpvae.audit.replay import Claim
 from dpvae.audit.twin import Train
@@ -93,7 +94,8 @@ def _audited(run: Path, train: Train, quick: bool, started: float) -> AuditRepor
         attacked = attack_twin(run / "public", train, config)
         findings.append(_attacks_hold(attacked, check))
         clipping = "hooks" if config.performance.clipping in ("hooks", "ghost") else "fast"
-        caught = self_test(train, trainers=[config.trainer.name], clippings=[clipping])
+        name = config.trainer.name if config.trainer.name in TRAINED else TRAINED[0]
+        caught = self_test(train, trainers=[name], clippings=[clipping])
     battery = gather([(findings, [], list(LEFT_OUT_QUICK) if quick else []), *stages])
     passed = battery.passed and all(each.by for each in caught)
     numbers = _numbers(source, battery, caught, attacked, check, passed=passed, quick=quick,

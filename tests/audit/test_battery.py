@@ -12,7 +12,7 @@ import pytest
 from dpvae import api
 from dpvae.audit import scenes
 from dpvae.audit.battery import CATALOGUE, CLIPPINGS, Program, audit_program, self_test, specimen
-from dpvae.audit.mutants.base import Mutant
+from dpvae.audit.mutants.base import TRAINED, Mutant
 from dpvae.audit.run import AuditReport
 from dpvae.config import TRAINERS, AuditConfig, ReportConfig, RunConfig
 from dpvae.errors import ReleaseError, RunError
@@ -47,7 +47,7 @@ def test_a_broken_program_is_caught(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mutant", CATALOGUE, ids=lambda mutant: mutant.name)
-@pytest.mark.parametrize("name", TRAINERS)
+@pytest.mark.parametrize("name", TRAINED)
 def test_every_broken_program_is_caught_with_every_trainer(mutant: Mutant, name: str) -> None:
     caught = self_test(api.train, trainers=[name], mutants=[mutant])
     assert [str(c) for c in caught if not c.by] == []
