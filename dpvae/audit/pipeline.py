@@ -189,7 +189,9 @@ def same_control(one: Passage, two: Passage, where: str) -> list[Finding]:
 
 def booked_is_drawn(run: Passage, where: str) -> list[Finding]:
     """T5: releases and ledger, one by one; and the order in which they were made."""
-    seen = Counter((release.phase, release.what) for release in run.trace.releases)
+    seen: Counter[tuple[str, str]] = Counter()
+    for release in run.trace.releases:  # a private choice names several, and each is a release
+        seen[release.phase, release.what] += int(release.kwargs.get("choices", 1))
     wrong = []
     for event in run.ledger:
         if isinstance(event, SampledGaussian):

@@ -68,11 +68,12 @@ def statistics_in_the_codec(patch: Patch) -> None:
         found = real(self, table, outside)
         columns = list(self.schema.columns)
         for j, column in enumerate(columns):
-            if column.is_numeric and column.edges and len(column.edges) > 2:
+            if column.is_numeric and column.edges:
                 edges = np.array(column.edges)
-                edges[1] += (edges[2] - edges[1]) * 1e-3 * (found[:, j].mean() % 1)
+                edges[-1] += 1e-3 * found[:, j].mean()
                 object.__setattr__(column, "edges", tuple(edges.tolist()))
-                break
+                return found
+        print(f"codec: mean code {found.mean():.6f}")
         return found
 
     patch.wrap(TableCodec, "encode", encode)
