@@ -14,6 +14,7 @@ tensor([0.1667])
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import accumulate
 
@@ -25,7 +26,7 @@ from dpvae import checks
 _SMALLEST = 2.0**-25  # half a step of a single-precision uniform: the normal quantile of zero is not finite
 
 
-class _Product:
+class _Product(ABC):
     """Columns side by side in the decoder's output; ``sizes[j]`` numbers for column ``j``."""
 
     def __init__(self, sizes: Sequence[int]) -> None:
@@ -37,9 +38,9 @@ class _Product:
         """Where column ``j`` lies in the decoder's output."""
         return slice(self.starts[j], self.starts[j + 1])
 
+    @abstractmethod
     def quantile(self, outputs_BW: Tensor, uniform_BD: Tensor) -> Tensor:
         """Inverse of each column's distribution function, (B, D)."""
-        raise NotImplementedError
 
     def sample(self, outputs_BW: Tensor, *, generator: torch.Generator) -> Tensor:
         """One row per row of the decoder's output, (B, D)."""
