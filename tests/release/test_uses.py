@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from pathlib import Path
 
@@ -161,7 +162,9 @@ def test_a_parquet_table_keeps_its_types(here: Path) -> None:
     assert typed("impute run=one data=holes.parquet draws=1 to=typed") == 0
     full = pd.read_parquet("typed/draw-1.parquet")
     assert str(full["age"].dtype) in ("int64", "Int64")
-    assert full["age"].between(17, 81).all()
+    columns = json.loads(Path("runs/one/public/schema.json").read_text())["columns"]
+    age = next(column for column in columns if column["name"] == "age")  # bounds were measured with noise
+    assert full["age"].between(min(17, age["lower"]), max(81, age["upper"])).all()
 
 
 @pytest.mark.parametrize(("line", "message"), [
