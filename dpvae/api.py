@@ -48,6 +48,7 @@ REPLAY = ("a step replayed after a crash draws the identical mask and noise from
           "destroyed when the run ends: the same release, not a second one")
 
 
+PREVIEW = 20_000  # most rows that a run's own page counts
 NOT_PRIVATE = "NOT PRIVATE: privacy=off, no noise was added; nothing was booked, and this run cannot be released"
 
 
@@ -166,7 +167,10 @@ def audit(config: AuditConfig | str | Path, *, quick: bool = False) -> Any:
 
     if not isinstance(config, AuditConfig):
         config = AuditConfig(run=str(config), quick=quick)
-    return audit_run(find_run(config.run, config.root).path, train, quick=config.quick)
+    run = find_run(config.run, config.root).path
+    found = audit_run(run, train, quick=config.quick)
+    report_run(run)  # with the audit's verdict under the claim
+    return found
 
 
 def self_test(tell: Callable[[str], Any] = lambda line: None) -> list[Any]:
@@ -412,6 +416,7 @@ def _publish(config: TrainConfig, planned: Plan, run: Any, ledger: Ledger, resul
 
     from dpvae.evaluate.collapse import diagnose
     from dpvae.evaluate.latents import synthetic_map
+    from dpvae.release.preview import preview
     from dpvae.rng import seed_of
     from dpvae.train.checkpoint import save_model, write_bytes, write_json
 
@@ -434,6 +439,8 @@ def _publish(config: TrainConfig, planned: Plan, run: Any, ledger: Ledger, resul
     write_json(run.public / "map.json", {
         **synthetic_map(result.vae, column=target, generator=generator),
         "labels": list(result.schema.columns[target].labels) if target is not None else []})
+    write_json(run.public / "preview.json", preview(
+        result.vae, result.schema, result.anchors, rows=min(max(round(result.rows), 1), PREVIEW), seed=config.run.seed))
     dataset = _dataset(config)
     drawn = NOISE | ({"padding": PADDING} if config.performance.compile and planned.sgd else {})
     rows = max(round(result.rows), 1)

@@ -438,6 +438,61 @@ class ImputeConfig:
         checks.one_of(OUTSIDE, outside=self.outside)
 
 
+@dataclass(frozen=True, kw_only=True)
+class PageConfig:
+    """``dpvae report``: a run's page, made anew from what the run released."""
+
+    run: str = "latest"
+    to: str | None = None  # a new folder for a copy to pass on; None: only the run's own public/ folder
+    root: str = "runs"
+
+    def __post_init__(self) -> None:
+        if self.to == "":
+            raise ConfigError("to='': expected a new folder, such as to=report/first, or nothing at all")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """``dpvae compare A B``: two runs, two releases, or one of each."""
+
+    a: str = ""
+    b: str = ""
+    to: str | None = None  # an HTML page; None: it is only printed
+    format: str = "text"
+    root: str = "runs"
+
+    def __post_init__(self) -> None:
+        checks.one_of(("text", "json"), format=self.format)
+        if self.to is not None and not self.to.endswith(".html"):
+            raise ConfigError(f"to={self.to}: expected the name of a page, such as to=compare.html")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorConfig:
+    """``dpvae doctor``: what is installed, and what this machine can do."""
+
+    root: str = "runs"  # where run folders and the ledger are, or would be
+    ledger_url: str | None = None  # a ledger elsewhere
+    format: str = "text"
+
+    def __post_init__(self) -> None:
+        checks.one_of(("text", "json"), format=self.format)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitConfig:
+    """``dpvae init TABLE``: the draft of a schema, from the header and the types that the file declares."""
+
+    table: str = ""
+    to: str | None = None  # None: the table's name with .yaml
+    target: str | None = None  # a column to be predicted
+    rows: int | None = None  # a public number of rows, for the next command
+
+    def __post_init__(self) -> None:
+        if self.rows is not None:
+            checks.whole(2, rows=self.rows)
+
+
 def _plain(kind: Any) -> type:
     """``float`` for ``float | None``; the class itself otherwise."""
     options = [k for k in typing.get_args(kind) if k is not types.NoneType]
@@ -476,4 +531,4 @@ def build(cls: type[T], mapping: Mapping[str, Any], *, where: str | None = None)
 
 
 _TOP: tuple[type, ...] = (TrainConfig, ReleaseConfig, VerifyConfig, AuditConfig, LedgerVerbConfig, EvaluateConfig,
-                          ScoreConfig, SampleConfig, ImputeConfig)
+                          ScoreConfig, SampleConfig, ImputeConfig, PageConfig, CompareConfig, DoctorConfig, InitConfig)

@@ -150,7 +150,7 @@ def _fill(folder: Path, source: Source, check: CrossCheck, certificate: Certific
     numbers = gather(source, check, subject="This release", sentence=certificate.sentence,
                      pairs=certificate.consequences.profile,
                      histograms=table["histograms"], rows=rows, sample=table["sample"],
-                     reproduce=_reproduce(certificate))
+                     gallery=table.get("gallery", ()), texts=table.get("texts", ()), reproduce=_reproduce(certificate))
     data = {name: (digest(folder / name), (folder / name).stat().st_size) for name in files(folder)}
     _write(folder / "certificate.json", certificate.to_bytes())
     _write(folder / "events.jsonl", write_events(source.events))

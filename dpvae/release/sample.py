@@ -119,18 +119,22 @@ def table_writer(public: Path, rows: int, *, seed: int) -> Callable[[Path], Mapp
 
     def write(folder: Path) -> Mapping[str, Any]:
         vae, schema = load_public(public)
-        if schema.constraints:
-            cells = sample_cells(vae, schema, rows, seed=seed)
-            codes = TableCodec(schema).encode(readable(schema, cells), "clip")
-        else:
-            codes = sample_codes(vae, rows, seed=seed)
-            cells = TableCodec(schema).decode(codes, stream(seed, "decode"))
+        cells, codes = drawn(vae, schema, rows, seed=seed)
         lake.write_parquet(cells, folder / "part-00000.parquet")
         histograms = {column.name: np.bincount(codes[:, j], minlength=column.cardinality).tolist()
                       for j, column in enumerate(schema.columns)}
-        return {"histograms": histograms, "rows": rows, "sample": _first(cells, 10)}
+        return {"histograms": histograms, "rows": rows, "sample": first(cells, 10)}
 
     return write
+
+
+def drawn(vae: VAE, schema: Schema, rows: int, *, seed: int) -> tuple[dict[str, Cells], np.ndarray]:
+    """Rows as they are released, and their codes (rows, D)."""
+    if schema.constraints:
+        cells = sample_cells(vae, schema, rows, seed=seed)
+        return cells, TableCodec(schema).encode(readable(schema, cells), "clip")
+    codes = sample_codes(vae, rows, seed=seed)
+    return TableCodec(schema).decode(codes, stream(seed, "decode")), codes
 
 
 class _Middle:
@@ -186,7 +190,8 @@ def _one_given(value: Any) -> Any:
     return value.split("|") if "|" in value else value
 
 
-def _first(cells: Mapping[str, Cells], count: int) -> list[dict[str, Any]]:
+def first(cells: Mapping[str, Cells], count: int) -> list[dict[str, Any]]:
+    """The first ``count`` rows, by column, as JSON knows them."""
     shown = lake.to_arrow({name: Cells(c.values[:count], c.missing[:count], c.dtype) for name, c in cells.items()})
     return [{name: value if isinstance(value, (int, float, bool, type(None))) else str(value)
              for name, value in row.items()} for row in shown.to_pylist()]

@@ -25,8 +25,8 @@ from typing import Any
 from dpvae import __version__
 from dpvae.config import TrainConfig
 from dpvae.errors import RunError
+from dpvae.files import read_json, write_bytes, write_json
 from dpvae.privacy.noise import SecretKey
-from dpvae.train.checkpoint import read_json, write_bytes, write_json
 
 ROOM = 16 * 2**20  # bytes that must be free for a run to begin; checkpoints, model and report need less
 _TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)  # what renaming a folder onto a taken name gives
