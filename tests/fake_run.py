@@ -89,7 +89,8 @@ def make_audit(run: Path, *, passed: bool = True, proved: float = 0.4) -> dict[s
     """``public/audit.json`` and ``audit.html`` as an audit of that run leaves them."""
     public = run / "public"
     tests = [{"test": name, "says": says, "passed": passed or name != "T1", "asked": 7, "failed": [],
-              "smallest_p": 0.2, "of": 3, "catches": []} for name, says in (("A1", "Three accountants agree"), ("T1", "One record <moves>"))]
+              "smallest_p": 0.2, "of": 3, "catches": []}
+             for name, says in (("A1", "Three accountants agree"), ("T1", "One record <moves>"))]
     bounds = [{"method": method, "epsilon": value, "confidence": 0.95, "canaries": 160, "claim": 0.7, "note": "any"}
               for method, value in (("steinke", proved / 2), ("f-dp", proved))]
     found = {"format": "dpvae-audit/1", "run": run.name, "passed": passed, "quick": False, "alpha": 1e-3,
