@@ -490,6 +490,7 @@ class InitConfig:
     to: str | None = None  # None: the table's name with .yaml
     target: str | None = None  # a column to be predicted
     rows: int | None = None  # a public number of rows, for the next command
+    survey: bool = False  # refused, with the reason: what is measured is charged, and train does it
 
     def __post_init__(self) -> None:
         if self.rows is not None:

@@ -23,7 +23,7 @@ FLOORS = [  # an import may stay on its floor or go down
     {"modalities"},
     {"audit"},
     {"api"},
-    {"estimator", "selection", "sweep"},
+    {"doctor", "estimator", "selection", "simulate", "sweep"},
     {"arguments", "cli", "explain", "verbs"},
     {"__init__", "__main__"},
 ]
