@@ -209,7 +209,7 @@ def unnamed(arguments: Sequence[str], cls: type[Config], keys: Sequence[str], ve
 
     def bare(argument: str) -> bool:
         key, equals, _ = argument.partition("=")
-        typed_key = argument.startswith(("+", "hydra.", "hydra/")) or key in known
+        typed_key = argument.startswith(("+", "hydra.", "hydra/")) or (bool(equals) and key in known)
         return not typed_key and (not equals or "/" in key or os.path.exists(argument))
 
     if not keys:

@@ -51,8 +51,8 @@ class Draft:
         return (f"wrote {self.schema}: {self.columns} columns, from the header alone; no row was read\n"
                 "  1. review it: what you say there must be public knowledge, never copied from the rows\n"
                 f"  2. {self.next}"
-                + ("" if self.rows else "\n     (add data.rows=ABOUT if the number of rows is public; else it is counted "
-                                        "with noise)"))
+                + ("" if self.rows else "\n     (add data.rows=ABOUT if the number of rows is public; else it is "
+                                        "counted with noise)"))
 
     def to_dict(self) -> dict[str, Any]:
         """For a program."""

@@ -155,6 +155,7 @@ def impute(config: ImputeConfig) -> str:
     to = Path(config.to) if config.to is not None else run.private / "imputed"
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise ReleaseError(f"to={to}: is there already; pick another folder")
+    lake.header(source)  # what cannot be read is refused before a folder is made
     ending = ".csv" if str(source).lower().endswith(".csv") else ".parquet"
     imputer = Imputer(vae, schema, seed=config.seed, outside=config.outside)
     holes = 0
