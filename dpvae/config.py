@@ -26,7 +26,7 @@ from dpvae.errors import ConfigError
 
 T = TypeVar("T")
 
-DATA_KINDS = ("table",)
+DATA_KINDS = ("table", "images")
 OUTSIDE = ("error", "clip", "missing")
 TRAINERS = ("anchored", "decoder_only", "joint", "density")
 NEIGHBOURS = ("add_remove", "replace_one")
@@ -65,9 +65,13 @@ class DataConfig:
     rows: int | None = None  # public row count; None: measured with noise and charged
     schema: str | None = None  # YAML of public columns, bounds, categories; None: surveyed and charged
     outside: str = "error"  # a value outside its *declared* domain: error | clip | missing
+    label: str | None = None  # images in Parquet: the column that holds their class; None: the one called label
+    labels: str | None = None  # the public classes, a|b|c; None: measured above a threshold and charged
 
     def __post_init__(self) -> None:
         checks.one_of(DATA_KINDS, **{"data.kind": self.kind})
+        if self.kind == "images" and self.path:
+            object.__setattr__(self, "builtin", None)  # conf/data/images.yaml names one for want of a path
         checks.one_of(OUTSIDE, **{"data.outside": self.outside})
         if self.rows is not None:
             checks.whole(2, **{"data.rows": self.rows})
@@ -107,7 +111,7 @@ class TrainerConfig:
     sampling_rate: float | None = None  # DP-SGD: chance that a record is in a batch
     steps: int | None = None
     clip_norm: float = 1.0
-    latent_samples: int = 4  # averaged inside a record before the clip
+    latent_samples: int | None = None  # averaged inside a record before the clip; None: the plan's public rule
     learning_rate: float = 1e-2
     sleep_steps: int = 400  # free: the encoder learns from the decoder's own rows
 
@@ -122,15 +126,14 @@ class TrainerConfig:
             checks.share(**{"trainer.survey_share": self.survey_share})
         if self.sampling_rate is not None:
             checks.fraction(**{"trainer.sampling_rate": self.sampling_rate})
-        for name in ("steps", "fit_steps"):
+        for name in ("steps", "fit_steps", "latent_samples"):
             if getattr(self, name) is not None:
                 checks.whole(1, **{f"trainer.{name}": getattr(self, name)})
         checks.fraction(**{"trainer.metric_share": self.metric_share})
         checks.positive(**{"trainer.clip_norm": self.clip_norm, "trainer.learning_rate": self.learning_rate})
         _at_most(1e3, **{"trainer.clip_norm": self.clip_norm})
         _at_most(1.0, **{"trainer.learning_rate": self.learning_rate})
-        checks.whole(1, **{"trainer.metric_releases": self.metric_releases,
-                           "trainer.latent_samples": self.latent_samples, "trainer.sleep_steps": self.sleep_steps})
+        checks.whole(1, **{"trainer.metric_releases": self.metric_releases, "trainer.sleep_steps": self.sleep_steps})
 
 
 @dataclass(frozen=True, kw_only=True)

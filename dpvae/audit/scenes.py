@@ -64,7 +64,7 @@ def small(config: TrainConfig, *, steps: int = STEPS) -> TrainConfig:
 def _quick(config: TrainConfig, steps: int) -> TrainerConfig:
     trainer = config.trainer
     return replace(trainer, steps=steps, fit_steps=3, sleep_steps=2, metric_releases=min(trainer.metric_releases, 2),
-                   latent_samples=min(trainer.latent_samples, 4))
+                   latent_samples=min(trainer.latent_samples or 4, 4))
 
 
 def scene(trainer: Trainer, *, where: str = "", quick: bool = False, seed: int = 0) -> Scene:

@@ -114,6 +114,18 @@ def batches(source: Any, rows: int) -> Iterator[Table]:
                 _from_arrow(n, c, dtype) for n, c in zip(part.column_names, part.columns, strict=True)))
 
 
+def stored(path: Path, rows: int | None = None) -> pa.Table:
+    """The (first ``rows``) rows of a Parquet file as they are stored: for columns that are no table's, such as images."""
+    try:
+        with pq.ParquetFile(path) as file:
+            if rows is None:
+                return file.read(use_threads=False)
+            return pa.Table.from_batches([next(file.iter_batches(batch_size=rows, use_threads=False))]
+                                         if file.metadata.num_rows else [], file.schema_arrow)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"data={str(path)!r}: {_first_line(error)}; repair the file") from error
+
+
 def _parquet_batches(path: Path, rows: int) -> Iterator[pa.RecordBatch]:
     _check_names(_parquet_schema(path).names)
     with pq.ParquetFile(path) as file:

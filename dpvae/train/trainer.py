@@ -87,13 +87,14 @@ class Trainer:
     listen: Listener = lambda moment: None
     processes: Processes | None = None  # that train together; the first one writes
     orders: Sequence[Numbers | None] = ()  # by column: where its codes lie on an axis; empty: nowhere
+    unit: str = "nats per row"  # of the noisy ELBO
 
     def fit(self) -> TrainState:
         """Train from the last checkpoint, or from the start; returns the final state."""
         state, saved = self._restore()
         if self.processes is not None:
             self.processes.wait()  # nobody writes before everybody has read
-        names = PHASES[self.config.trainer.name]
+        names = self._phases()
         for index in range(state.phase, len(names)):
             moment = getattr(self, f"_{names[index]}")(state, saved)
             saved = {}
@@ -103,10 +104,17 @@ class Trainer:
                 self.listen(moment)  # a number is saved before it is shown
         return state
 
+    def _phases(self) -> tuple[str, ...]:
+        return PHASES[self.config.trainer.name]
+
+    def _start(self) -> None:
+        """What is known before the first phase."""
+        anchor.start_bias(self.vae, self.anchors)
+
     def _restore(self) -> tuple[TrainState, dict[str, Any]]:
         saved = load_state(self.checkpoint)
         if saved is None:
-            anchor.start_bias(self.vae, self.anchors)
+            self._start()
             return TrainState(), {}
         self.vae.load_state_dict(saved["vae"])
         state = TrainState(saved["phase"], saved["step"], saved["metrics"], saved.get("found", []))
@@ -260,7 +268,7 @@ class Trainer:
             phase="metric", what="noisy ELBO")
         drawn = self.plan.events_until(step if phase == "dpsgd" else 0, number + 1)
         spent = price(drawn, delta=self.plan.delta, neighbouring=self.plan.neighbouring).upper
-        metric = {"phase": phase, "step": step, "noisy_elbo": value, "sd": sd, "unit": "nats per row", "rate": None,
+        metric = {"phase": phase, "step": step, "noisy_elbo": value, "sd": sd, "unit": self.unit, "rate": None,
                   "epsilon_spent": spent}
         state.metrics.append(metric)
         return metric
