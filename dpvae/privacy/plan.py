@@ -253,7 +253,7 @@ class TableRule:
 
     def at(self, draft: Plan, config: TrainConfig, signal: float) -> Plan:
         """Adds the releases that tables alone have."""
-        return _scaled(replace(draft, latent=_latent(draft, noise_of(draft, signal)),
+        return scaled(replace(draft, latent=_latent(draft, noise_of(draft, signal)),
                                interactions=_interactions(draft, signal)), config.trainer, signal)
 
 
@@ -400,7 +400,7 @@ def noise_of(draft: Plan, signal: float) -> dict[str, float]:
     return {name: 1 / (signal * math.sqrt(share)) for name, share in draft.shares.items()}
 
 
-def _scaled(draft: Plan, trainer: TrainerConfig, signal: float) -> Plan:
+def scaled(draft: Plan, trainer: TrainerConfig, signal: float) -> Plan:
     """``draft`` with the noise of survey, anchors, noisy ELBO and DP-SGD resolved for a total ``signal``."""
     noise = noise_of(draft, signal)
     survey = {name.removeprefix("survey/"): nm for name, nm in noise.items() if name.startswith("survey/")}
