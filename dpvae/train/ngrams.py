@@ -144,7 +144,7 @@ class _Measuring:
         table = noisy.reshape(self.kinds, wide)
         self.label_counts = np.maximum(table.sum(1), 1.0)
         pooled = _smooth(table.sum(0), sd * math.sqrt(self.kinds))
-        found = shrink(table, self.label_counts[:, None] * pooled, sd) + 1e-12
+        found = shrink(table, self.label_counts[:, None] * pooled, sd) * (pooled > 0) + 1e-9 * pooled
         widths = np.diff(np.r_[edges, self.most + 1])
         shares = found / found.sum(1, keepdims=True) / widths
         self.lengths = np.repeat(shares, widths, axis=1)
@@ -196,8 +196,8 @@ class _Measuring:
         """The tokens that have a number of their own; the others are rare ones."""
         overall = self.counts.sum(0)
         order = np.argsort(-overall, kind="stable")[:MOST_ACTIVE]
-        least = 1.0 if self.vocabulary.words else 4.0  # a word may be held by one label; a byte is held by many texts
-        chosen = np.sort(order[overall[order] > least * noise[order]])
+        least = np.where(np.arange(len(noise)) >= WORDS, 1.0, 4.0)  # a word may be one label's, bytes are everybody's
+        chosen = np.sort(order[overall[order] > (least * noise)[order]])
         if not len(chosen):  # nothing stands out: the letters, which are public
             chosen = BYTES + np.arange(ord("a"), ord("z") + 1)
         self.active = np.concatenate([[END, END], chosen])  # the second stands for rare ones
@@ -351,8 +351,12 @@ class _Level:
 
 
 def _smooth(counts: Floats, sd: float) -> Floats:
-    """Shares of noisy counts of neighbouring lengths: each pulled to the mean of its neighbours."""
-    padded = np.pad(counts, 2, mode="edge")
-    around = np.maximum(sum(padded[i:i + len(counts)] for i in range(5)) / 5, 0.0)
-    found = shrink(counts, around, sd) + 1e-9
-    return np.asarray(found / found.sum())
+    """Shares of noisy counts of neighbouring lengths: each pulled to the mean of its neighbours; none beyond the length
+    from which on all counts together are no more than noise."""
+    beyond = counts[::-1].cumsum()[::-1] < SEEN * sd * np.sqrt(np.arange(len(counts), 0, -1))
+    last = len(counts) - int(np.argmin(beyond[::-1])) if not beyond.all() else 1
+    padded = np.pad(counts[:last], 2, mode="edge")
+    around = np.maximum(sum(padded[i:i + last] for i in range(5)) / 5, 0.0)
+    found = np.zeros(len(counts))
+    found[:last] = shrink(counts[:last], around, sd) + 1e-9
+    return found / found.sum()

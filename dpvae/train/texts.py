@@ -44,10 +44,13 @@ def fit(vae: TextVAE, *, steps: int, seed: int, listen: Listener) -> None:
     generator = torch.Generator().manual_seed(seed_of(seed, "text", "fit"))
     labels = draw_labels(vae, POOL, generator)
     pool = vae.sample(labels, generator=generator, use_network=False)
+    order = (pool != 0).sum(1).argsort(stable=True)
+    pool, labels = pool[order], labels[order]  # a batch is of texts of like length: less to fill up
     optimiser = torch.optim.Adam(vae.parameters(), lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, total_steps=max(steps, 2))
     for step in range(steps):
-        batch = torch.randint(0, len(pool), (BATCH,), generator=generator)
+        start = int(torch.randint(0, len(pool) - BATCH + 1, (1,), generator=generator))
+        batch = slice(start, start + BATCH)
         tokens_BT = trimmed(pool[batch])
         base_BTA, before_BT, left_BT = vae.base(tokens_BT, labels[batch])
         mean_BZ, log_std_BZ = vae.encoder(tokens_BT, labels[batch])
