@@ -26,7 +26,9 @@ from dpvae.errors import ConfigError
 
 T = TypeVar("T")
 
-DATA_KINDS = ("table", "images")
+DATA_KINDS = ("table", "images", "text")
+TOKENS = ("auto", "bytes", "words")
+OVERLONG = ("cut", "refuse")
 OUTSIDE = ("error", "clip", "missing")
 TRAINERS = ("anchored", "decoder_only", "joint", "density")
 NEIGHBOURS = ("add_remove", "replace_one")
@@ -36,6 +38,7 @@ SECTORS = ("Technology", "Healthcare", "Education", "Government", "Energy", "Fin
 MAX_EPSILON = 20.0
 PRICEABLE = (1e-3, 100.0)  # epsilons that the accountants resolve to half a percent
 MAX_ROWS = 10**10  # a delta below 1/rows must stay above the accountants' resolution
+LONGEST_TEXT = 4096  # bytes: a model of short texts
 LONGEST_NAME = 120  # of a run folder
 
 
@@ -65,14 +68,29 @@ class DataConfig:
     rows: int | None = None  # public row count; None: measured with noise and charged
     schema: str | None = None  # YAML of public columns, bounds, categories; None: surveyed and charged
     outside: str = "error"  # a value outside its *declared* domain: error | clip | missing
-    label: str | None = None  # images in Parquet: the column that holds their class; None: the one called label
-    labels: str | None = None  # the public classes, a|b|c; None: measured above a threshold and charged
+    text: str | None = None  # texts: their column; None: the one called text, or the only one
+    label: str | None = None  # the column that says what an image shows (None: label) or what a text is about
+    labels: str | None = None  # its public values, a|b|c; None: measured above a threshold and charged
+    unit: str | None = None  # a column that names a person: the guarantee is then a person's
+    per_unit: int = 8  # texts of one person that take part
+    cap: int | None = None  # bytes of the longest text; None: 256 (16 for the built-in names)
+    overlong: str = "cut"  # a text above the cap: cut | refuse
+    tokens: str = "auto"  # bytes | words of a public list; auto: words where the cap leaves room for some
+    public: str | None = None  # a file of public text, a line each: what is known of the language beforehand
 
     def __post_init__(self) -> None:
         checks.one_of(DATA_KINDS, **{"data.kind": self.kind})
         if self.kind == "images" and self.path:
             object.__setattr__(self, "builtin", None)  # conf/data/images.yaml names one for want of a path
         checks.one_of(OUTSIDE, **{"data.outside": self.outside})
+        checks.one_of(TOKENS, **{"data.tokens": self.tokens})
+        checks.one_of(OVERLONG, **{"data.overlong": self.overlong})
+        checks.whole(1, **{"data.per_unit": self.per_unit})
+        if self.cap is not None:
+            checks.whole(1, **{"data.cap": self.cap})
+            _at_most(LONGEST_TEXT, **{"data.cap": self.cap})
+        if self.kind == "text" and self.path:
+            object.__setattr__(self, "builtin", None)  # conf/data/text.yaml names one for want of a path
         if self.rows is not None:
             checks.whole(2, **{"data.rows": self.rows})
             _at_most(MAX_ROWS, **{"data.rows": self.rows})
