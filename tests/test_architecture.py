@@ -16,22 +16,27 @@ PACKAGE = Path(__file__).resolve().parents[1] / "dpvae"
 FLOORS = [  # an import may stay on its floor or go down
     {"errors"},
     {"checks"},
-    {"rng", "config"},
+    {"rng", "config", "engines"},
     {"privacy", "data", "models"},
     {"train"},
     {"evaluate", "report", "release"},
     {"audit"},
+    {"publish"},
     {"api"},
     {"estimator", "selection", "sweep"},
     {"arguments", "cli", "explain"},
     {"__init__", "__main__"},
 ]
+LAKE = {f"dpvae.data.lake{part}" for part in ("", ".arrow", ".delta", ".duck", ".files", ".iceberg", ".register", ".sql",
+                                             ".write")}
 DOORS = {  # who may import it
     "opacus": {"dpvae.train.dpsgd", "dpvae.train.clipping.engine", "dpvae.train.clipping.fallback",
                "dpvae.train.clipping.ghost", "dpvae.train.clipping.recorder", "dpvae.train.clipping.recurrent"},
     "hydra": {"dpvae.cli"},
     "omegaconf": {"dpvae.cli"},
-    "pyarrow": {"dpvae.data.lake"},
+    **dict.fromkeys(("pyarrow", "pyiceberg", "deltalake", "duckdb"), LAKE),
+    "ray": {"dpvae.engines.ray_data"},
+    "pyspark": {"dpvae.engines.spark"},
 }
 TORCH = {"torch", "opacus"}
 TORCH_FREE = ("dpvae", "dpvae.cli", "dpvae.config", "dpvae.rng", "dpvae.privacy", "dpvae.audit.verify")
