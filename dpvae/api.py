@@ -35,7 +35,7 @@ from dpvae.privacy.plan import Plan, PublicFacts, check_delta, make_plan
 from dpvae.privacy.silence import Silence
 from dpvae.report.progress import Progress
 from dpvae.report.run import report_run
-from dpvae.report.source import read_run, write_events
+from dpvae.report.source import ORIGIN, read_run, write_events
 
 NOISE = {
     "one-shot": "rounded Gaussian added to integers; AES-256-CTR keystream, key from the operating system",
@@ -126,27 +126,37 @@ def _follow(config: TrainConfig, planned: Plan, rows: Table, schema: Schema, pro
     return _finished(run, planned, f"process {processes.rank} is done")
 
 
-def release(config: ReleaseConfig | str | Path, model: Any = None, *, rows: int | None = None, seed: int = 0) -> Path:
-    """Write a release folder from a finished run: ``release(ReleaseConfig(...))`` or ``release(folder, model, rows=)``.
+def release(config: ReleaseConfig | str | Path, model: Any = None, *, rows: int | None = None, seed: int = 0
+            ) -> Path | str:
+    """Release from a finished run: ``release(ReleaseConfig(...))`` or ``release(to, model, rows=)``.
 
-    ``model`` is a :class:`Run`, or anything fitted that holds one as ``run_``. Raises :class:`ReleaseError` where the
-    run is not private or the folder is taken. Costs no privacy.
+    ``to`` is a folder, a lake table (:mod:`dpvae.publish`) or a database; ``model`` a :class:`Run`, or anything fitted
+    that holds one as ``run_``. Returns where it is. Raises :class:`ReleaseError` where the run is not private or the
+    place is taken. Costs no privacy.
     """
     from dpvae.release import schemas
     from dpvae.release.bundle import write_release
-    from dpvae.release.sample import table_writer
+    from dpvae.release.shards import table_writer
     from dpvae.train.run import find_run
 
     if isinstance(config, ReleaseConfig):
-        run, to, count, seed = find_run(config.run, config.root).path, Path(config.to), config.rows, config.seed
+        run, to, count, seed = find_run(config.run, config.root).path, config.to, config.rows, config.seed
     else:
         held = getattr(model, "run_", model)
         if not isinstance(held, Run):
             raise ConfigError(f"model={type(model).__name__}: expected a fitted DPVAE or a Run to release")
-        run, to, count = held.path, Path(config), rows
+        run, to, count = held.path, str(config), rows
     if count is None:
         count = _public_rows(run)
-    folder = write_release(run, table_writer(run / "public", count, seed=seed), rows=count, to=to, seed=seed)
+    how = {"engine": config.engine, "workers": config.workers} if isinstance(config, ReleaseConfig) else {
+        "engine": "local", "workers": 1}
+    if lake.place.scheme_of(to) in lake.place.LAKES:
+        from dpvae.publish import publish
+
+        publish(run, to, rows=count, seed=seed, audit=lambda: audit(str(run), quick=True), **how)
+        return to
+    writer = table_writer(run / "public", count, seed=seed, **how)
+    folder = write_release(run, writer, rows=count, to=Path(to), seed=seed)
     if isinstance(config, ReleaseConfig) and config.registry.curator is not None:
         about = config.registry
         schemas.export(folder, folder.with_name(f"{folder.name}.registry.json"), schemas.Deployment(
@@ -179,7 +189,7 @@ def self_test(tell: Callable[[str], Any] = lambda line: None) -> list[Any]:
 def prepare(config: TrainConfig, table: Any = None) -> tuple[Schema, Plan, Table]:
     """Everything of :func:`train` that can be refused before a key is drawn or a budget is touched."""
     _limit_threads(config)
-    source = table if table is not None else _source(config.data)
+    source = table if table is not None else lake.pinned(_source(config.data))
     schema = _schema(config.data, lake.header(source))
     planned = _plan(config, schema)
     rows = lake.read(source)
@@ -197,6 +207,8 @@ def fulfil(config: TrainConfig, schema: Schema, planned: Plan, rows: Table, run:
            processes: Any = None, say: Any = None) -> None:
     """Draw what is booked on ``ledger`` for ``run``, and write its ``public/``; with the other ``processes``, which
     hear of it by ``say``."""
+    from dpvae.train.checkpoint import write_json
+
     bind(run, rows, schema)
     run.begin()
     if say is not None:
@@ -204,6 +216,8 @@ def fulfil(config: TrainConfig, schema: Schema, planned: Plan, rows: Table, run:
     with Progress(config.report.progress, planned) as progress:
         result = _spend(config, planned, rows, schema, run, progress, processes)
     _publish(config, planned, run, ledger, result)
+    if rows.origin is not None:
+        write_json(run.public / ORIGIN, rows.origin)
 
 
 def ask(config: TrainConfig, planned: Plan, rows: Table, run: Any) -> Ask:
@@ -305,7 +319,7 @@ def _unbooked(config: TrainConfig, run: Any) -> Ledger:
 
 def _dataset(config: TrainConfig) -> str:
     path = config.data.path
-    return config.ledger.dataset or config.data.builtin or (Path(path).stem if path else "table")
+    return config.ledger.dataset or config.data.builtin or (lake.place.dataset(path) if path else "table")
 
 
 @dataclass(frozen=True)

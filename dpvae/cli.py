@@ -35,6 +35,7 @@ from dpvae.config import (
     AuditConfig,
     EvaluateConfig,
     ImputeConfig,
+    LakeConfig,
     LedgerVerbConfig,
     ReleaseConfig,
     SampleConfig,
@@ -66,14 +67,23 @@ def _release(config: ReleaseConfig) -> int:
 
 
 def _verify(config: VerifyConfig) -> int:
-    if not Path(config.folder).is_dir():  # a slip of the fingers is no verdict on a release
+    from dpvae.data.place import LAKES, scheme_of
+
+    table = scheme_of(config.folder) in LAKES
+    if not table and not Path(config.folder).is_dir():  # a slip of the fingers is no verdict on a release
         raise ReleaseError(f"folder={config.folder}: no such folder; expected one that dpvae release wrote")
     key = {} if config.key is None else {"key": Path(config.key)}
     if config.key is not None and not Path(config.key).is_file():
         raise ReleaseError(f"key={config.key}: no such file; expected the issuer's public key in PEM")
-    verdict = importlib.import_module("dpvae.audit.verify").verify(config.folder, **key)
+    module, name = ("published", "verify_table") if table else ("verify", "verify")
+    verdict = getattr(importlib.import_module(f"dpvae.audit.{module}"), name)(config.folder, **key)
     print(json.dumps(verdict.to_dict(), indent=2) if config.format == "json" else verdict)
     return 0 if verdict.ok else DOES_NOT_HOLD
+
+
+def _lake(config: LakeConfig) -> int:
+    print(importlib.import_module("dpvae.data.lake.verb").act(config))
+    return 0
 
 
 def _evaluate(config: EvaluateConfig) -> int:
@@ -132,6 +142,7 @@ VERBS = {
     "sample": Verb("synthetic rows: any number, given.COLUMN=VALUE, another balance, SQL", SampleConfig,
                    _use("sample"), memory="draw fewer rows at a time"),
     "impute": Verb("fill a table's missing cells, several times", ImputeConfig, _use("impute")),
+    "lake": Verb("init WAREHOUSE | copy TABLE to=TABLE | show TABLE: tables in Iceberg, Delta, DuckDB", LakeConfig, _lake),
     "ledger": Verb("show | check | cap DATASET | export FILE: the book of what was spent", LedgerVerbConfig, _ledger),
 }
 
@@ -369,6 +380,7 @@ def _compose(word: str, arguments: Sequence[str]) -> int:
     words = typed.table_named(words) if verb.config in (ScoreConfig, ImputeConfig) else words
     words = typed.given_gathered(words) if verb.config is SampleConfig else words
     words = typed.action_first(words) if verb.config is LedgerVerbConfig else words
+    words = typed.lake_first(words) if verb.config is LakeConfig else words
     overrides = typed.rewrite(words, verb.config, groups=groups_of(verb), sweep=sweep)
     if not sweep or any(text.lstrip("+").startswith("hydra.sweep.dir=") for text in overrides):
         return _hand_over(word, overrides, flags)

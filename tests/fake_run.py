@@ -84,7 +84,7 @@ def make_run(root: Path, name: str = "adult1", *, claim: Mapping[str, Any] | Non
     return run
 
 
-def table_writer(folder: Path, rows: int = 1000) -> dict[str, Any]:
+def table_writer(folder: Path, marks: Mapping[str, str], rows: int = 1000) -> dict[str, Any]:
     """Stands in for sampling: opaque bytes as the table, histograms near the reference."""
     rng = np.random.default_rng(11)
     (folder / "part-00000.parquet").write_bytes(b"PAR1" + rng.bytes(3000) + b"PAR1")

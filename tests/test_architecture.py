@@ -27,8 +27,9 @@ FLOORS = [  # an import may stay on its floor or go down
     {"arguments", "cli", "explain"},
     {"__init__", "__main__"},
 ]
-LAKE = {f"dpvae.data.lake{part}" for part in ("", ".arrow", ".delta", ".duck", ".files", ".iceberg", ".register", ".sql",
-                                             ".write")}
+LAKE = {f"dpvae.data.lake{part}" for part in (
+    "", ".arrow", ".delta", ".delta_home", ".duck", ".files", ".iceberg", ".iceberg_home", ".register", ".sql", ".verb",
+    ".write")}
 DOORS = {  # who may import it
     "opacus": {"dpvae.train.dpsgd", "dpvae.train.clipping.engine", "dpvae.train.clipping.fallback",
                "dpvae.train.clipping.ghost", "dpvae.train.clipping.recorder", "dpvae.train.clipping.recurrent"},
@@ -39,7 +40,8 @@ DOORS = {  # who may import it
     "pyspark": {"dpvae.engines.spark"},
 }
 TORCH = {"torch", "opacus"}
-TORCH_FREE = ("dpvae", "dpvae.cli", "dpvae.config", "dpvae.rng", "dpvae.privacy", "dpvae.audit.verify")
+TORCH_FREE = ("dpvae", "dpvae.cli", "dpvae.config", "dpvae.rng", "dpvae.privacy", "dpvae.audit.verify",
+              "dpvae.audit.published")
 UNSEEDED = {"manual_seed", "manual_seed_all", "set_rng_state"}
 
 

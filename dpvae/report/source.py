@@ -23,6 +23,7 @@ from dpvae.report import records
 
 NONE: Literal["none"] = "none"
 Absent = Literal["none"]
+ORIGIN = "source.json"
 REQUIRED = ("claim.json", "events.jsonl", "plan.json", "schema.json")
 
 
@@ -101,6 +102,7 @@ class Source:
     anchors: dict[str, Anchor]
     model_sha256: str
     map: dict[str, Any] = field(default_factory=dict)  # synthetic rows on two axes of the latent
+    origin: dict[str, Any] = field(default_factory=dict)  # the lake table it was trained on, and which snapshot
 
 
 def read_run(run: Path) -> Source:
@@ -134,6 +136,7 @@ def _read(run: Path) -> Source:
         metrics=_metrics(public / "metrics.jsonl"), diagnostics=_diagnostics(public / "diagnostics.json"),
         anchors=_anchors(_optional(public / "reference.json", "public/reference.json")),
         model_sha256=_digest(public / "model.safetensors"), map=_optional(public / "map.json", "public/map.json"),
+        origin=_optional(public / ORIGIN, f"public/{ORIGIN}"),
     )
 
 

@@ -7,7 +7,7 @@ A table is named by one form of text, and read as Arrow record batches in bounde
     delta:PATH[@version]
     duckdb:FILE?table=NAME
 
-or it is anything in Python that speaks the Arrow C stream. See :mod:`dpvae.data.lake.place` for the form, and one
+or it is anything in Python that speaks the Arrow C stream. See :mod:`dpvae.data.place` for the form, and one
 module for each kind of table.
 
 >>> table = read({"age": [39, None], "sex": ["Male", "Female"]})
@@ -27,7 +27,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dpvae.data.lake import files, place
+from dpvae.data import place
+from dpvae.data.lake import files
 from dpvae.data.lake.arrow import (
     CSV,
     Cells,
@@ -38,6 +39,7 @@ from dpvae.data.lake.arrow import (
     first_line,
     from_arrow,
     to_arrow,
+    to_batch,
     to_pandas,
 )
 from dpvae.data.lake.files import Source
@@ -75,6 +77,24 @@ class _Held:
         yield from self.table.to_batches()
 
 
+def pinned(table: Any) -> Any:
+    """A lake table as the very version that it has now; anything else as it is. What is read of it twice is then the
+    same twice."""
+    if not isinstance(table, str) or place.scheme_of(table) not in place.LAKES or place.split(table).version:
+        return table
+    version = getattr(source(table), "snapshot", None)
+    return table if version is None else f"{table}@{version}"
+
+
+def origin(table: Any) -> dict[str, Any] | None:
+    """Of a lake table: its name, its version, and its columns; what is written down about where rows came from."""
+    if not isinstance(table, str) or place.scheme_of(table) not in place.LAKES:
+        return None
+    named, found = place.split(table), source(table)
+    return {"table": f"{named.scheme}:{named.name}", "snapshot": str(getattr(found, "snapshot", "")),
+            "columns": [list(column) for column in header(table)]}
+
+
 def read(source: Any) -> Table:
     """A whole table in memory."""
     if isinstance(source, Table):
@@ -83,7 +103,8 @@ def read(source: Any) -> Table:
         arrow, dtype = _whole(source)
         check_names(arrow.column_names)
         table = Table(tuple(arrow.column_names),
-                      tuple(from_arrow(n, c, dtype) for n, c in zip(arrow.column_names, arrow.columns, strict=True)))
+                      tuple(from_arrow(n, c, dtype) for n, c in zip(arrow.column_names, arrow.columns, strict=True)),
+                      origin(source))
     if table.rows < 2:
         found = "no row" if table.rows == 0 else "one row"
         raise DataError(f"rows={table.rows}: the table has {found}; expected at least 2")
@@ -167,4 +188,4 @@ def _named(columns: Any) -> list[str]:
 
 
 __all__ = ["CSV", "Append", "Cells", "Source", "Table", "appending", "arrow_type", "batches", "first_line", "header",
-           "place", "pq", "read", "source", "to_arrow", "to_pandas", "to_table", "write_parquet"]
+           "origin", "pinned", "place", "pq", "read", "source", "to_arrow", "to_batch", "to_pandas", "to_table", "write_parquet"]

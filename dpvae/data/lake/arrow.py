@@ -45,6 +45,7 @@ class Table:
 
     names: tuple[str, ...]
     cells: tuple[Cells, ...]
+    origin: Mapping[str, Any] | None = None  # of a lake table: its name, its snapshot, its columns
 
     @property
     def rows(self) -> int:
@@ -140,6 +141,11 @@ def to_arrow(columns: Mapping[str, Cells] | Table) -> pa.Table:
     if isinstance(columns, Table):
         columns = dict(zip(columns.names, columns.cells, strict=True))
     return pa.table({name: _to_arrow(*cells) for name, cells in columns.items()})
+
+
+def to_batch(columns: Mapping[str, Cells] | Table) -> pa.RecordBatch:
+    """The columns as one record batch."""
+    return to_arrow(columns).combine_chunks().to_batches()[0]
 
 
 def to_pandas(columns: Mapping[str, Cells] | Table) -> Any:
