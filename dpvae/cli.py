@@ -142,7 +142,7 @@ VERBS = {
     "sample": Verb("synthetic rows: any number, given.COLUMN=VALUE, another balance, SQL", SampleConfig,
                    _use("sample"), memory="draw fewer rows at a time"),
     "impute": Verb("fill a table's missing cells, several times", ImputeConfig, _use("impute")),
-    "lake": Verb("init WAREHOUSE | copy TABLE to=TABLE | show TABLE: tables in Iceberg, Delta, DuckDB", LakeConfig, _lake),
+    "lake": Verb("init WAREHOUSE | copy TABLE to=TABLE | show TABLE: tables in a lakehouse", LakeConfig, _lake),
     "ledger": Verb("show | check | cap DATASET | export FILE: the book of what was spent", LedgerVerbConfig, _ledger),
 }
 

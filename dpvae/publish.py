@@ -95,8 +95,8 @@ def _sweep(folder: Path) -> None:
 def _gate(staged: str, folder: Path) -> None:
     verdict = verify_table(staged)
     if not verdict.ok:
-        raise ReleaseError(f"{staged}: is not published; {'; '.join(verdict.problems[:3])}. Remove {folder} and give the "
-                           "same command again")
+        raise ReleaseError(f"{staged}: is not published; {'; '.join(verdict.problems[:3])}. Remove {folder} and give "
+                           "the same command again")
     if Certificate.from_bytes((folder / "certificate.json").read_bytes()).evidence.audit == "none":
         raise ReleaseError(f"{staged}: is not published; its certificate names no audit. Remove {folder} and give the "
                            "same command again")

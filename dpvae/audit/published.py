@@ -55,9 +55,9 @@ def _differences(there: Home, held: Held, folder: Path) -> list[str]:
         certificate = Certificate.from_bytes(records.read_bytes(folder / "certificate.json", "certificate.json"))
     except (DPVAEError, OSError):
         return problems  # which the folder's own verdict tells
-    return problems + [f"{name}: the table says {records.clip(held.marks.get(name))}, but {records.clip(stated)} follows "
-                       "from the certificate" for name, stated in _expected(certificate).items()
-                       if held.marks.get(name) != stated]
+    said = held.marks
+    return problems + [f"{name}: the table says {records.clip(said.get(name))}, but {records.clip(stated)} follows from "
+                       "the certificate" for name, stated in _expected(certificate).items() if said.get(name) != stated]
 
 
 def _expected(certificate: Certificate) -> Mapping[str, str]:

@@ -28,10 +28,11 @@ def mapped(make: Make, items: Sequence[Any], *, engine: str, workers: int | None
     not installed.
     """
     count = max(min(workers or len(os.sched_getaffinity(0)), len(items)), 1)
+    module = importlib.import_module(f"dpvae.engines.{ENGINES[engine]}")
     try:
-        module = importlib.import_module(f"dpvae.engines.{ENGINES[engine]}")
-    except ImportError as error:
+        yield from module.mapped(make, items, workers=count)
+    except ModuleNotFoundError as error:
+        if error.name not in ("ray", "pyspark"):
+            raise
         raise ConfigError(f"engine={engine}: {error.name} is not installed; pip install 'dpvae[{engine}]', or leave "
                           "engine=local") from None
-    found: Iterator[Any] = module.mapped(make, items, workers=count)
-    return found

@@ -8,8 +8,6 @@ import pickle
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import ray
-
 
 class Actor:
     """Holds the function; its batches are rows of pickled items with their places."""
@@ -24,6 +22,8 @@ class Actor:
 
 def mapped(make: Callable[[], Callable[[Any], Any]], items: Sequence[Any], *, workers: int) -> Iterator[Any]:
     """See :func:`dpvae.engines.mapped`; joins the cluster that ``RAY_ADDRESS`` names, or starts one here."""
+    import ray
+
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # or Ray leaves a token in the home folder
     ours = not ray.is_initialized()
     if ours:

@@ -9,16 +9,18 @@ import pickle
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from pyspark.sql import SparkSession
-
 SCHEMA = "place long, done binary"
 
 
 def mapped(make: Callable[[], Callable[[Any], Any]], items: Sequence[Any], *, workers: int) -> Iterator[Any]:
     """See :func:`dpvae.engines.mapped`."""
-    ours = SparkSession.getActiveSession() is None
-    session = SparkSession.builder.appName("dpvae").config("spark.ui.enabled", "false").config(
-        "spark.log.level", "ERROR").master(f"local[{workers}]").getOrCreate() if ours else SparkSession.getActiveSession()
+    from pyspark.sql import SparkSession
+
+    session = SparkSession.getActiveSession()
+    ours = session is None
+    if ours:
+        here = {"spark.master": f"local[{workers}]", "spark.ui.enabled": "false", "spark.log.level": "ERROR"}
+        session = SparkSession.builder.appName("dpvae").config(map=here).getOrCreate()
     try:
         rows = [(place, pickle.dumps(item)) for place, item in enumerate(items)]
         session.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", "1")

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dpvae.checks import did_you_mean
 from dpvae.data import place
 from dpvae.data.lake import files
 from dpvae.data.lake.arrow import (
@@ -42,7 +43,7 @@ from dpvae.data.lake.arrow import (
     to_batch,
     to_pandas,
 )
-from dpvae.data.lake.files import Source
+from dpvae.data.lake.files import Source, Versioned
 from dpvae.data.lake.write import Append, appending, write_parquet
 from dpvae.errors import DataError
 
@@ -123,6 +124,37 @@ def _whole(table: Any) -> tuple[pa.Table, str | None]:
     return pa.Table.from_batches(batches, schema), found.dtype
 
 
+def versioned(table: str) -> Versioned:
+    """A lake table as its data files."""
+    if place.scheme_of(table) not in place.LAKES:
+        raise DataError(f"data={table}: expected a lake table, {', '.join(f'{name}:' for name in place.LAKES)}")
+    found: Any = source(table)
+    return found  # type: ignore[no-any-return]
+
+
+def parts_at(table: str, version: str) -> dict[str, str] | None:
+    """The data files of an earlier version, each with the deletions in it; ``None`` where that version is forgotten."""
+    named = place.split(table)
+    try:
+        return versioned(f"{named.scheme}:{named.name}@{version}").parts()
+    except DataError:
+        return None
+
+
+def empty_batch(schema: pa.Schema) -> pa.RecordBatch:
+    """No rows of these columns."""
+    return pa.RecordBatch.from_pylist([], schema)
+
+
+def beside(batch: pa.RecordBatch, kept: Sequence[str], columns: Mapping[str, Cells]) -> pa.RecordBatch:
+    """Columns of a batch, and new ones after them."""
+    for name in kept:
+        if name not in batch.schema.names:
+            raise DataError(f"column={name!r}: not in the table{did_you_mean(name, batch.schema.names)}")
+    new = to_batch(columns)
+    return pa.RecordBatch.from_arrays([*(batch.column(name) for name in kept), *new.columns], [*kept, *columns])
+
+
 def batches(table: Any, rows: int) -> Iterator[Table]:
     """The table in parts of at most ``rows`` rows, in order; only a frame is held in memory as a whole."""
     found = source(table)
@@ -187,5 +219,8 @@ def _named(columns: Any) -> list[str]:
     return [str(name) for name in columns]
 
 
-__all__ = ["CSV", "Append", "Cells", "Source", "Table", "appending", "arrow_type", "batches", "first_line", "header",
-           "origin", "pinned", "place", "pq", "read", "source", "to_arrow", "to_batch", "to_pandas", "to_table", "write_parquet"]
+__all__ = [
+    "CSV", "Append", "Cells", "Source", "Table", "Versioned", "appending", "arrow_type", "batches", "beside", "empty_batch",
+    "first_line", "header", "origin", "parts_at", "pinned", "place", "pq", "read", "source", "to_arrow", "to_batch",
+    "to_pandas", "to_table", "versioned", "write_parquet",
+]

@@ -12,7 +12,7 @@ types the original had.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -145,7 +145,9 @@ def to_arrow(columns: Mapping[str, Cells] | Table) -> pa.Table:
 
 def to_batch(columns: Mapping[str, Cells] | Table) -> pa.RecordBatch:
     """The columns as one record batch."""
-    return to_arrow(columns).combine_chunks().to_batches()[0]
+    table = to_arrow(columns)
+    batches = table.combine_chunks().to_batches()
+    return batches[0] if batches else pa.RecordBatch.from_pylist([], table.schema)
 
 
 def to_pandas(columns: Mapping[str, Cells] | Table) -> Any:

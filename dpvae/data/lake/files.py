@@ -12,7 +12,7 @@ import csv
 import itertools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,6 +41,23 @@ class Source(Protocol):
 
     def batches(self, rows: int) -> Iterator[pa.RecordBatch]:
         """All rows in order, at most ``rows`` at a time, in bounded memory."""
+
+
+class Versioned(Source, Protocol):
+    """A lake table at one of its versions, which consists of data files."""
+
+    @property
+    def snapshot(self) -> Any:
+        """The version; ``None`` for a table that was never written to."""
+
+    def parts(self) -> dict[str, str]:
+        """The data files in an order that never changes, each with the deletions in it."""
+
+    def of_part(self, part: str, rows: int) -> Iterator[pa.RecordBatch]:
+        """The rows of one data file."""
+
+    def portable(self) -> Callable[[], Versioned]:
+        """What opens the very same version in another process; it pickles."""
 
 
 def opened(place: str | os.PathLike[str]) -> Source:
@@ -135,7 +152,7 @@ class Json:
                         names = names or list(found)
                         yield {name: self._text(number, names, name, value) for name, value in found.items()}
         except UnicodeDecodeError as error:
-            raise DataError(f"data={str(self.path)!r}: not UTF-8 (byte {error.start}); save the file as UTF-8") from None
+            raise DataError(f"data={str(self.path)!r}: not UTF-8 (byte {error.start}); save it as UTF-8") from None
         except (ValueError, AttributeError) as error:
             if isinstance(error, DataError):
                 raise

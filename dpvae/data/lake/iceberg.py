@@ -11,10 +11,10 @@ batch; only a file with row-level deletes, or of an older schema, is left to pyi
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
@@ -171,13 +171,30 @@ class Iceberg:
         for task in self.tasks():
             yield from self.of_file(task, rows)
 
-    def tasks(self, files: Sequence[str] | None = None) -> list[FileScanTask]:
-        """What is to be read, a data file each, in an order that never changes; ``files`` are the paths wanted."""
+    def tasks(self) -> list[FileScanTask]:
+        """What is to be read, a data file each, in an order that never changes."""
         if self.snapshot is None:
             return []
         with _told(self.text):
-            found = sorted(self.table.scan(snapshot_id=self.snapshot).plan_files(), key=lambda t: t.file.file_path)
-        return [task for task in found if files is None or task.file.file_path in set(files)]
+            return sorted(self.table.scan(snapshot_id=self.snapshot).plan_files(), key=lambda t: t.file.file_path)
+
+    def parts(self) -> dict[str, str]:
+        """The data files, each with the files of its deleted rows."""
+        return {task.file.file_path: " ".join(sorted(file.file_path for file in task.delete_files))
+                for task in self.tasks()}
+
+    def of_part(self, part: str, rows: int) -> Iterator[pa.RecordBatch]:
+        """The rows of one of them."""
+        return self.of_file(self._tasks[part], rows)
+
+    @cached_property
+    def _tasks(self) -> dict[str, FileScanTask]:
+        return {task.file.file_path: task for task in self.tasks()}
+
+    def portable(self) -> Callable[[], Iceberg]:
+        """What opens this very snapshot again, in a process that knows no catalog."""
+        properties = dict(self.table.io.properties)
+        return partial(_reopened, self.text, self.table.metadata_location, self.snapshot, properties)
 
     def of_file(self, task: FileScanTask, rows: int) -> Iterator[pa.RecordBatch]:
         """The rows of one data file."""
@@ -195,7 +212,7 @@ class Iceberg:
         found = {int(f.metadata[FIELD_ID]): f.name for f in file.schema_arrow if f.metadata and FIELD_ID in f.metadata}
         mapping = self.table.metadata.name_mapping()
         if not found and mapping is not None:
-            ids = {name: each.field_id for each in mapping.root for name in each.names}
+            ids = {name: each.field_id for each in mapping.root if each.field_id is not None for name in each.names}
             found = {ids[f.name]: f.name for f in file.schema_arrow if f.name in ids}
         wanted = [found.get(field.field_id) for field in self._projection.fields]
         if None in wanted:
@@ -215,12 +232,6 @@ class Iceberg:
         scan = ArrowScan(self.table.metadata, self.table.io, self._projection, AlwaysTrue())
         return iter(scan.to_record_batches([task]))
 
-    @property
-    def summary(self) -> dict[str, str]:
-        """What the snapshot says about itself."""
-        found = self.table.snapshot_by_id(self.snapshot) if self.snapshot is not None else None
-        return dict(found.summary.additional_properties) if found is not None and found.summary else {}
-
 
 def local(location: str) -> Path | None:
     """The folder of a ``file:`` location; ``None`` for one that is elsewhere."""
@@ -230,6 +241,6 @@ def local(location: str) -> Path | None:
     return Path(unquote(parsed.path) if parsed.scheme else location)
 
 
-def static(metadata: str) -> IcebergTable:
-    """A table from its metadata file alone: what a worker needs, without a catalog."""
-    return StaticTable.from_metadata(metadata)
+def _reopened(text: str, metadata: str, snapshot: int | None, properties: dict[str, str]) -> Iceberg:
+    with _told(text):
+        return Iceberg(text, StaticTable.from_metadata(metadata, properties), snapshot)

@@ -81,7 +81,8 @@ class IcebergHome:
         files = []
         for task in found.tasks():
             path = local(task.file.file_path)
-            files.append(str(path) if path is not None and not task.delete_files else task.file.file_path + " (changed)")
+            whole = path is not None and not task.delete_files
+            files.append(str(path) if whole else f"{task.file.file_path} (rows were deleted)")
         return _held(table.snapshot_by_id(found.snapshot), tuple(files))
 
     def history(self) -> list[Held]:

@@ -1,8 +1,9 @@
 """Files that were written beside a lake table become its rows: staged, published, pinned; each step one commit.
 
-What dpvae writes into a lake it writes as files of its own, below ``_dpvae`` in the table's location, and then registers
-them. So the very files that were signed are the table's rows, a crash leaves files that nobody reads, and a commit is
-all or nothing. Names that begin with an underscore are hidden from Delta's VACUUM and from Spark's removal of orphans.
+What dpvae writes into a lake it writes as files of its own, below ``_dpvae`` in the table's location, and then
+registers them. So the very files that were signed are the table's rows, a crash leaves files that nobody reads, and a
+commit is all or nothing. Names that begin with an underscore are hidden from Delta's VACUUM and from Spark's removal
+of orphans.
 """
 
 from __future__ import annotations
@@ -124,5 +125,5 @@ def again(attempt: Callable[[], T], conflict: tuple[type[BaseException], ...], t
 
 def moved(text: str, expected: Any, found: Any) -> ReleaseError:
     """Somebody else wrote to the table."""
-    return ReleaseError(f"to={text}: somebody else wrote there meanwhile (it was at {expected or 'no snapshot'}, it is "
-                        f"at {found or 'none'}); their rows stay and nothing was published, give the same command again")
+    return ReleaseError(f"to={text}: somebody else wrote there meanwhile (it was at {expected or 'nothing'}, it is at "
+                        f"{found or 'nothing'}); their rows stay, nothing was published, give the same command again")

@@ -76,7 +76,8 @@ def _into_lake(to: str, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) ->
         folder = home.folder() / "copied"
         shutil.rmtree(folder, ignore_errors=True)  # of a copy that was killed: no commit knows its files
         folder.mkdir()
-        files, rows = [], 0
+        files: list[Path] = []
+        rows = 0
         held = home.held()
         for block in _blocks(batches):
             files.append(folder / f"part-{len(files):05d}.parquet")

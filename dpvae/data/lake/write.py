@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from dpvae.data.lake.arrow import Cells, Table, to_arrow
 from dpvae.errors import DataError
 
-Append = Callable[["Mapping[str, Cells] | Table"], None]
+Append = Callable[["Mapping[str, Cells] | Table | pa.RecordBatch"], None]
 
 
 def write_parquet(columns: Mapping[str, Cells] | Table, path: str | os.PathLike[str]) -> None:
@@ -39,8 +39,8 @@ def appending(path: str | os.PathLike[str], format: str, *, marks: Mapping[str, 
     partial = target.with_name(target.name + ".partial")
     opened: list[Any] = []
 
-    def append(columns: Mapping[str, Cells] | Table) -> None:
-        table = to_arrow(columns)
+    def append(columns: Mapping[str, Cells] | Table | pa.RecordBatch) -> None:
+        table = pa.Table.from_batches([columns]) if isinstance(columns, pa.RecordBatch) else to_arrow(columns)
         if not opened and format == "parquet":
             opened.append(pq.ParquetWriter(partial, storable(table.schema) if stored else table.schema,
                                            compression="zstd"))
