@@ -26,6 +26,7 @@ from dpvae.errors import ConfigError
 
 T = TypeVar("T")
 
+DATA_KINDS = ("table",)
 OUTSIDE = ("error", "clip", "missing")
 TRAINERS = ("anchored", "decoder_only", "joint", "density")
 NEIGHBOURS = ("add_remove", "replace_one")
@@ -65,6 +66,7 @@ def _check_name(name: str) -> None:
 class DataConfig:
     """What is trained on, and what is publicly known about it."""
 
+    kind: str = "table"  # of record: a module of dpvae/modalities
     path: str | None = None  # a CSV or Parquet file; None: rows are handed over in Python
     builtin: str | None = None  # name of a table that ships inside the package
     target: str | None = None  # a column to be predicted from the others; its tables weigh more
@@ -73,6 +75,7 @@ class DataConfig:
     outside: str = "error"  # a value outside its *declared* domain: error | clip | missing
 
     def __post_init__(self) -> None:
+        checks.one_of(DATA_KINDS, **{"data.kind": self.kind})
         checks.one_of(OUTSIDE, **{"data.outside": self.outside})
         if self.rows is not None:
             checks.whole(2, **{"data.rows": self.rows})

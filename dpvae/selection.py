@@ -25,9 +25,8 @@ from typing import Any
 
 from dpvae import api
 from dpvae.config import ReportConfig, RunConfig, TrainConfig
-from dpvae.data.lake import Table
-from dpvae.data.schema import Schema
 from dpvae.errors import ConfigError, RunError
+from dpvae.modalities import Task
 from dpvae.privacy.accountant import Epsilon, price
 from dpvae.privacy.events import RepeatAndSelect, Threshold
 from dpvae.privacy.ledger import Ledger
@@ -82,19 +81,18 @@ def select(configs: Sequence[TrainConfig]) -> api.Run:
     from dpvae.train.run import open_run
 
     chosen = plan(configs)
-    schema, _, rows = api.prepare(configs[0])
+    task = api.prepare(configs[0])
     run = open_run(configs[0])
     with ExitStack() as stack:
         stack.enter_context(run.lock())
         trials = run.private / "trials"
-        api.bind(run, rows, schema)
+        api.bind(run, task)
         if not run.finished:
-            first, planned = configs[0], chosen.plans[0]
             ledger, reservation = api.reserve(
-                first, lambda: replace(api.ask(first, planned, rows, run), events=(chosen.event,)), run)
+                configs[0], lambda: replace(api.ask(configs[0], task, run), events=(chosen.event,)), run)
             _same_grid(run, configs)
             run.begin()
-            best = _best(chosen, schema, rows, trials, run.key(), ledger)
+            best = _best(chosen, task, trials, run.key(), ledger)
             _publish(run, best, chosen, ledger)
             if read_events((run.public / "events.jsonl").read_bytes(), "events.jsonl") != reservation.events:
                 raise AssertionError("the events published are not the events reserved")
@@ -118,7 +116,7 @@ def _same_grid(run: Any, configs: Sequence[TrainConfig]) -> None:
                        "resume it, or choose another run.name")
 
 
-def _best(chosen: Selection, schema: Schema, rows: Table, trials: Path, key: SecretKey, ledger: Ledger) -> Path:
+def _best(chosen: Selection, task: Task, trials: Path, key: SecretKey, ledger: Ledger) -> Path:
     """The run with the largest last noisy ELBO of K, each with a setting drawn at random; K is never shown."""
     from dpvae.train.run import open_run
 
@@ -132,7 +130,7 @@ def _best(chosen: Selection, schema: Schema, rows: Table, trials: Path, key: Sec
         trial = open_run(config)
         with trial.lock():
             if not trial.finished:
-                api.fulfil(config, schema, chosen.plans[pick], rows, trial, ledger)
+                api.fulfil(config, task.planned(config, chosen.plans[pick]), trial, ledger)
                 trial.finish()
         found.append((read_run(trial.path).metrics[-1].noisy_elbo, trial.path))
     return max(found, key=lambda scored: scored[0])[1]

@@ -142,7 +142,7 @@ def _book(configs: Sequence[TrainConfig], open_: Callable[[TrainConfig], Any]) -
                 same = replace(config, run=RunConfig())
                 if same not in prepared:
                     prepared[same] = api.prepare(config)
-                _, planned, rows = prepared[same]
+                task = prepared[same]
                 run = open_(config)
                 if run.fresh:
                     made.append(run)
@@ -150,10 +150,10 @@ def _book(configs: Sequence[TrainConfig], open_: Callable[[TrainConfig], Any]) -
                     continue
                 seen.add(run.path)
                 held.enter_context(run.lock())
-                plans.append(planned)
+                plans.append(task.plan)
                 if not run.finished:
                     wanted.setdefault(api.ledger_place(config), []).append(
-                        _Job(config, planned, run, api.ask(config, planned, rows, run)))
+                        _Job(config, task.plan, run, api.ask(config, task, run)))
             lines = [_reserve(jobs, booking) for jobs in wanted.values()]
         except UnknownOutcome:
             raise  # perhaps it is booked: the same command finds it by these runs

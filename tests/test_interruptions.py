@@ -57,16 +57,16 @@ def is_whole(run: Path) -> bool:
 # -- Ctrl-C ----------------------------------------------------------------------------------------------------------
 
 MOMENTS = [  # what is interrupted, at its which call, before or after it
-    ("dpvae.api.make_plan", 1, "before"),
+    ("dpvae.modalities.table.make_plan", 1, "before"),
     ("dpvae.data.lake.read", 1, "after"),
-    ("dpvae.api.validate", 1, "after"),
+    ("dpvae.modalities.table.validate", 1, "after"),
     ("dpvae.train.run._fill", 1, "before"),
     ("dpvae.train.run._fill", 1, "after"),
     ("dpvae.train.run.open_run", 1, "after"),
     ("dpvae.privacy.ledger.Ledger.open", 1, "after"),
     ("dpvae.privacy.ledger.Ledger.reserve_all", 1, "before"),
     ("dpvae.privacy.ledger.Ledger.reserve_all", 1, "after"),
-    ("dpvae.api.survey", 1, "before"),
+    ("dpvae.modalities.table.survey", 1, "before"),
     ("dpvae.report.progress.Progress.phase", 1, "after"),
     ("dpvae.report.progress.Progress.listen", 1, "before"),
     ("dpvae.report.progress.Progress.listen", 5, "after"),

@@ -145,8 +145,8 @@ def test_the_best_noisy_score_wins(people: Path, monkeypatch: pytest.MonkeyPatch
     scores: dict[str, float] = {}
     real = api.fulfil
 
-    def noted(config: TrainConfig, schema: Any, planned: Any, rows: Any, run: Any, ledger: Any) -> None:
-        real(config, schema, planned, rows, run, ledger)
+    def noted(config: TrainConfig, task: Any, run: Any, ledger: Any) -> None:
+        real(config, task, run, ledger)
         path = run.public / "metrics.jsonl"
         lines = [json.loads(line) for line in path.read_text().splitlines()]
         lines[-1]["noisy_elbo"] = scores[run.path.name] = -10.0 + (7 * len(scores)) % 5

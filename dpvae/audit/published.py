@@ -56,8 +56,9 @@ def _differences(there: Home, held: Held, folder: Path) -> list[str]:
     except (DPVAEError, OSError):
         return problems  # which the folder's own verdict tells
     said = held.marks
-    return problems + [f"{name}: the table says {records.clip(said.get(name))}, but {records.clip(stated)} follows from "
-                       "the certificate" for name, stated in _expected(certificate).items() if said.get(name) != stated]
+    return problems + [f"{name}: the table says {records.clip(said.get(name))}, but the certificate "
+                       f"{records.clip(stated)}" for name, stated in _expected(certificate).items()
+                       if said.get(name) != stated]
 
 
 def _expected(certificate: Certificate) -> Mapping[str, str]:

@@ -206,9 +206,10 @@ class _Survey:
     def kinds(self) -> None:
         asked = self._which("kinds")
         noisy, sd = self._release("kinds", [kinds.count(self.columns[j], self.table.cells[j]) for j in asked])
+        released = sum(map(len, noisy))
         for j, counts in zip(asked, noisy, strict=True):
             named = dict(zip(kinds.classes(self.columns[j]), counts.tolist(), strict=True))
-            self._answer(j, **kinds.decide(self.columns[j], named, sd))
+            self._answer(j, **kinds.decide(self.columns[j], named, sd, released))
 
     def missing(self) -> None:
         asked = self._which("missing")

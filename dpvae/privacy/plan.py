@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from dpvae.config import TrainConfig, TrainerConfig
 from dpvae.errors import AccountingError, ConfigError
@@ -63,6 +63,13 @@ class PublicFacts:
     survey_steps: tuple[str, ...] = ()
     rows: int | None = None
     has_target: bool = False
+    what: str = ""  # what a record is, where it is no row of a table: "10 classes of 28x28 grey images"
+    elbo_range: float | None = None  # nats: a record's ELBO is clipped to [-elbo_range, 0]; None: 6 per column
+
+    @property
+    def size(self) -> str:
+        """What a record is, in words."""
+        return self.what or f"{self.columns} columns"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +134,11 @@ class Plan:
         """The public row count that scales divisors: declared, or assumed."""
         return self.facts.rows or ASSUMED_ROWS
 
+    @property
+    def elbo_range(self) -> float:
+        """Nats; a record's ELBO is clipped to [-elbo_range, 0] before it is averaged."""
+        return self.facts.elbo_range or ELBO_RANGE_PER_COLUMN * self.facts.columns
+
     def events(self) -> tuple[Event, ...]:
         """Every access to private data, in order."""
         return _events(self)
@@ -150,7 +162,7 @@ class Plan:
         if self.interactions is not None:
             noise["interactions/choice"] = 2 / self.interactions.epsilon
             noise["interactions/tables"] = self.interactions.noise * math.sqrt(self.interactions.choices)
-        noise["metric/elbo"] = self.metric_noise * ELBO_RANGE_PER_COLUMN * columns / 2 / self.rows
+        noise["metric/elbo"] = self.metric_noise * self.elbo_range / 2 / self.rows
         if self.sgd is not None:
             batch = self.sgd.sampling_rate * self.rows
             noise["dpsgd/gradient"] = self.sgd.noise_multiplier * self.sgd.clip_norm / batch
@@ -167,7 +179,7 @@ class Plan:
 def _lines(plan: Plan) -> list[str]:
     """The plan as ``dpvae plan`` prints it."""
     rows = f"{plan.rows:,}" if plan.facts.rows else "measured with noise"
-    lines = [f"plan: {plan.epsilon}", f"  trainer {plan.trainer}, {plan.facts.columns} columns, rows {rows}",
+    lines = [f"plan: {plan.epsilon}", f"  trainer {plan.trainer}, {plan.facts.size}, rows {rows}",
              f"  route {route(plan)}", "",
              f"  {'release':22}{'budget':>8}{'noise multiplier':>19}   one number's noise"]
     noise = plan.expected_noise()
@@ -199,11 +211,11 @@ def _lines(plan: Plan) -> list[str]:
 def route(plan: Plan) -> str:
     """Which way a table goes and the public facts that decided it, in a line: nothing else was looked at."""
     facts = plan.facts
-    inputs = f"{facts.columns} columns, {plan.rows:,} rows, epsilon {plan.target_epsilon:g}"
+    inputs = f"{facts.size}, {plan.rows:,} rows, epsilon {plan.target_epsilon:g}"
     if plan.latent is not None:
         size = f"{plan.latent.codes} codes, {plan.latent.directions} directions"
         return f"latent code ({size}): {inputs}; over {WIDE} columns"
-    if plan.trainer == "anchored":
+    if plan.trainer == "anchored" and not facts.what:
         return f"all pairs: {inputs}; up to {WIDE} columns, or by trainer.anchor_share"
     return f"{plan.trainer}, as asked for: {inputs}"
 
@@ -217,7 +229,45 @@ def default_delta(rows: int | None) -> float:
     return 1e-6 if rows is None else min(1e-5, rows**-1.1)
 
 
-def make_plan(config: TrainConfig, facts: PublicFacts) -> Plan:
+class Rule(Protocol):
+    """How the budget of one kind of data is split: from public facts alone, and in no other place."""
+
+    def draft(self, config: TrainConfig, facts: PublicFacts, delta: float) -> Plan:
+        """The plan without its noise: shares of squared signal by release, sizes, steps of free phases."""
+
+    def at(self, draft: Plan, config: TrainConfig, signal: float) -> Plan:
+        """``draft`` with every noise scale resolved for a total ``signal``."""
+
+
+class TableRule:
+    """The rule of tables."""
+
+    def draft(self, config: TrainConfig, facts: PublicFacts, delta: float) -> Plan:
+        """See :func:`split` and :func:`capacity`."""
+        wide = is_wide(config, facts)
+        components, fit_steps = capacity(config)
+        if wide:
+            components = config.model.components or 4 * latent_size(config.privacy.epsilon, facts)[1]
+        return replace(blank(config, facts, delta), shares=split(config.trainer, facts, wide=wide),
+                       components=components, fit_steps=fit_steps)
+
+    def at(self, draft: Plan, config: TrainConfig, signal: float) -> Plan:
+        """Adds the releases that tables alone have."""
+        return _scaled(replace(draft, latent=_latent(draft, noise_of(draft, signal)),
+                               interactions=_interactions(draft, signal)), config.trainer, signal)
+
+
+TABLE = TableRule()
+
+
+def blank(config: TrainConfig, facts: PublicFacts, delta: float) -> Plan:
+    """A plan of which nothing is resolved but what was promised."""
+    privacy = config.privacy
+    return Plan(target_epsilon=privacy.epsilon, delta=delta, neighbouring=privacy.neighbouring,
+                trainer=config.trainer.name, facts=facts, shares={})
+
+
+def make_plan(config: TrainConfig, facts: PublicFacts, rule: Rule = TABLE) -> Plan:
     """Resolve ``config`` over public ``facts``; raises :class:`ConfigError` where no plan can exist.
 
     What it returns costs at most ``privacy.epsilon``: :class:`AccountingError` where the search for noise went wrong.
@@ -226,16 +276,10 @@ def make_plan(config: TrainConfig, facts: PublicFacts) -> Plan:
     delta = privacy.delta if privacy.delta is not None else default_delta(facts.rows)
     if facts.rows is not None:
         check_delta(delta, facts.rows)
-    wide = is_wide(config, facts)
-    shares = split(config.trainer, facts, wide=wide)
-    components, fit_steps = capacity(config)
-    if wide:
-        components = config.model.components or 4 * latent_size(privacy.epsilon, facts)[1]
-    draft = Plan(target_epsilon=privacy.epsilon, delta=delta, neighbouring=privacy.neighbouring,
-                 trainer=config.trainer.name, facts=facts, shares=shares, components=components, fit_steps=fit_steps)
+    draft = rule.draft(config, facts, delta)
 
     def at(signal: float) -> Plan:
-        return _scaled(draft, config.trainer, signal)
+        return rule.at(draft, config, signal)
 
     signal = calibrate(lambda s: at(s).events(), epsilon=privacy.epsilon, delta=delta,
                        neighbouring=privacy.neighbouring)
@@ -351,13 +395,17 @@ def _anchor_parts(trainer: str, facts: PublicFacts) -> dict[str, float]:
     return {"one-way": 0.05, "with-target": 0.15, "pairs": 0.80}
 
 
+def noise_of(draft: Plan, signal: float) -> dict[str, float]:
+    """Noise multiplier by release; one that is made several times is given by what all of them cost together."""
+    return {name: 1 / (signal * math.sqrt(share)) for name, share in draft.shares.items()}
+
+
 def _scaled(draft: Plan, trainer: TrainerConfig, signal: float) -> Plan:
-    """``draft`` with every noise scale resolved for a total ``signal``."""
-    noise = {name: 1 / (signal * math.sqrt(share)) for name, share in draft.shares.items()}
+    """``draft`` with the noise of survey, anchors, noisy ELBO and DP-SGD resolved for a total ``signal``."""
+    noise = noise_of(draft, signal)
     survey = {name.removeprefix("survey/"): nm for name, nm in noise.items() if name.startswith("survey/")}
     sgd = _sgd(draft.facts, trainer, signal * math.sqrt(draft.shares["dpsgd"])) if "dpsgd" in noise else None
     releases = min(trainer.metric_releases, (sgd.steps if sgd else 0) + (trainer.name == "anchored"))
-    draft = replace(draft, latent=_latent(draft, noise), interactions=_interactions(draft, signal))
     return replace(
         draft, survey_noise=survey, survey_delta=THRESHOLD_SHARE * draft.delta if {*THRESHOLDED} & {*survey} else 0.0,
         anchor_noise={n.removeprefix("anchor/"): nm for n, nm in noise.items() if n.startswith("anchor/")},

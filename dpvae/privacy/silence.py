@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from dpvae.config import TrainConfig
 from dpvae.privacy.noise import SecretKey, SecretStream
 
 
@@ -42,3 +43,8 @@ class _Silent:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def secrets_of(run: Any, config: TrainConfig) -> Any:
+    """The key of ``run``, or a silent one where ``privacy=off``."""
+    return run.key() if config.privacy.noise else Silence(run.key())

@@ -27,7 +27,7 @@ from dpvae.models.vae import VAE
 from dpvae.privacy.accountant import price
 from dpvae.privacy.mechanisms import noisy_mean_clipped
 from dpvae.privacy.noise import SecretKey
-from dpvae.privacy.plan import ELBO_RANGE_PER_COLUMN, LatentPlan, Plan
+from dpvae.privacy.plan import LatentPlan, Plan
 from dpvae.rng import seed_of
 from dpvae.train import anchor, interactions, latent, objectives
 from dpvae.train.anchor import Anchors
@@ -254,9 +254,8 @@ class Trainer:
         """Release number ``number`` of the plan's noisy ELBOs: the mean over all records, clipped and noised."""
         if number >= self.plan.metric_releases:
             return None
-        lower = -ELBO_RANGE_PER_COLUMN * self.codes.shape[1]
         value, sd, _ = noisy_mean_clipped(
-            self._elbos(number), lower=lower, upper=0.0, divisor=float(self.rows),
+            self._elbos(number), lower=-self.plan.elbo_range, upper=0.0, divisor=float(self.rows),
             noise_multiplier=self.plan.metric_noise, stream=self.key.stream("metric", number),
             phase="metric", what="noisy ELBO")
         drawn = self.plan.events_until(step if phase == "dpsgd" else 0, number + 1)

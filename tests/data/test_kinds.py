@@ -43,6 +43,15 @@ def test_the_kind_of_a_csv_column_follows_from_its_counts(texts, expected):
     assert decide(texts) == expected
 
 
+def test_noise_in_200_columns_does_not_make_a_number_a_text():
+    rng, columns, sd, wrong = np.random.default_rng(0), 200, 800.0, 0
+    for _ in range(columns):
+        exact = {name: 10_000.0 * (name == "integer") for name in kinds.TEXT}
+        noisy = {name: count + rng.normal(0, sd) for name, count in exact.items()}
+        wrong += kinds.decide(Column("x", dtype="csv"), noisy, sd, columns * len(kinds.TEXT))["kind"] != "integer"
+    assert wrong == 0, "three sd alone would take some of them for something else"
+
+
 def test_digits_in_a_text_column_are_categories_but_dates_are_dates():
     assert decide(["10001", "94110"], "string") == {"kind": "categorical"}
     assert decide(["2020-01-01"], "large_string")["kind"] == "datetime"

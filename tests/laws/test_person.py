@@ -29,6 +29,7 @@ from dpvae import api
 from dpvae.data import survey as survey_module
 from dpvae.data.schema import Schema
 from dpvae.data.survey import _Survey
+from dpvae.modalities import table as table_modality
 from dpvae.train.checkpoint import load_model, read_json
 
 ROWS = 200
@@ -163,7 +164,7 @@ def writes_an_exact_count(patch: pytest.MonkeyPatch) -> None:
         named = replace(first, categories=(*(first.categories or ()), *(v for v in values if v == CITY)))
         return replace(done, schema=replace(done.schema, columns=(named, *done.schema.columns[1:])))
 
-    patch.setattr(api, "survey", chatty)
+    patch.setattr(table_modality, "survey", chatty)
 
 
 MUTANTS = {"category": (publishes_every_value, writes_an_exact_count), "far value": (reads_the_bounds_off_the_rows,),

@@ -97,24 +97,35 @@ def test_training_changes_the_decoder_and_leaves_the_rows_alone(name: str, tmp_p
 # -- the compiled step -------------------------------------------------------------------------------------------------
 
 
+def released(*, compile: bool, bad: bool = False) -> Tensor:
+    """The weights after four steps."""
+    plan = SgdPlan(noise_multiplier=1.0, sampling_rate=0.5, steps=4, clip_norm=0.1, latent_samples=2)
+    decoder = small_vae("decoder_only").decoder
+
+    def poisoned(module: nn.Module, codes_BD: Tensor, latents: Tensor) -> Tensor:
+        losses = loss(module, codes_BD, latents)
+        return torch.where(codes_BD[:, 0] == 1, losses * float("inf"), losses) if bad else losses
+
+    private = PrivateSteps(decoder, torch.as_tensor(CODES).long(), poisoned, plan=plan, rows=8, key=ScriptedKey(),
+                           learning_rate=0.01, microbatch=None, compile=compile, latents=(2,))
+    for number in range(plan.steps):
+        private.step(number, 1.0)
+    assert (int(private.optimizer.not_finite) > 0) == bad
+    private.close()
+    return torch.cat([p.detach().flatten() for p in decoder.parameters()])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("bad", [False, True])
 def test_the_compiled_step_on_padded_batches_releases_what_the_plain_step_does(bad: bool) -> None:
-    def run(compile: bool, number_of_steps: int = 4) -> Tensor:
-        plan = SgdPlan(noise_multiplier=1.0, sampling_rate=0.5, steps=4, clip_norm=0.1, latent_samples=2)
-        decoder = small_vae("decoder_only").decoder
-        codes = torch.as_tensor(CODES).long()
+    torch.testing.assert_close(released(compile=True, bad=bad), released(compile=False, bad=bad), atol=1e-5, rtol=0)
 
-        def poisoned(module: nn.Module, codes_BD: Tensor, latents: Tensor) -> Tensor:
-            losses = loss(module, codes_BD, latents)
-            return torch.where(codes_BD[:, 0] == 1, losses * float("inf"), losses) if bad else losses
 
-        private = PrivateSteps(decoder, codes, poisoned, plan=plan, rows=8, key=ScriptedKey(), learning_rate=0.01,
-                               microbatch=None, compile=compile, latents=(2,))
-        for number in range(number_of_steps):
-            private.step(number, 1.0)
-        assert (int(private.optimizer.not_finite) > 0) == bad
-        private.close()
-        return torch.cat([p.detach().flatten() for p in decoder.parameters()])
+def test_without_a_working_compiler_a_booked_run_goes_on_and_releases_the_same(
+        monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def refuses(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("g++: not found")
 
-    torch.testing.assert_close(run(True), run(False), atol=1e-5, rtol=0)
+    monkeypatch.setattr(torch, "compile", refuses)
+    torch.testing.assert_close(released(compile=True), released(compile=False), atol=1e-5, rtol=0)
+    assert "g++: not found" in caplog.text

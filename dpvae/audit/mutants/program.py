@@ -96,8 +96,8 @@ def threshold_too_low(patch: Patch) -> None:
 
 @_mutant("the exact number of rows is in the claim")
 def exact_row_count_published(patch: Patch) -> None:
-    def spend(real: Callable[..., Any], config: Any, planned: Any, table: Any, *rest: Any) -> Any:
-        return dataclasses.replace(real(config, planned, table, *rest), rows=float(table.rows))
+    def spend(real: Callable[..., Any], config: Any, task: Any, *rest: Any) -> Any:
+        return dataclasses.replace(real(config, task, *rest), rows=float(task.table.rows))
 
     patch.wrap(patch.program, "_spend", spend)
 

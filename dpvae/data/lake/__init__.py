@@ -220,7 +220,7 @@ def _named(columns: Any) -> list[str]:
 
 
 __all__ = [
-    "CSV", "Append", "Cells", "Source", "Table", "Versioned", "appending", "arrow_type", "batches", "beside", "empty_batch",
-    "first_line", "header", "origin", "parts_at", "pinned", "place", "pq", "read", "source", "to_arrow", "to_batch",
-    "to_pandas", "to_table", "versioned", "write_parquet",
+    "CSV", "Append", "Cells", "Source", "Table", "Versioned", "appending", "arrow_type", "batches", "beside",
+    "empty_batch", "first_line", "header", "origin", "parts_at", "pinned", "place", "pq", "read", "source",
+    "to_arrow", "to_batch", "to_pandas", "to_table", "versioned", "write_parquet",
 ]

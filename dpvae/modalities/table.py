@@ -1,0 +1,227 @@
+"""Tables: rows of typed columns, from a file, a DataFrame or an Arrow table."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dpvae.config import DataConfig, TrainConfig
+from dpvae.data import builtin, lake
+from dpvae.data.grid import equal_bins
+from dpvae.data.lake import Table
+from dpvae.data.schema import Schema
+from dpvae.data.survey import Survey, survey, survey_steps
+from dpvae.data.table import TableCodec, validate
+from dpvae.errors import ConfigError
+from dpvae.modalities import TableWriter
+from dpvae.privacy.events import Event
+from dpvae.privacy.plan import Plan, PublicFacts, check_delta, make_plan
+from dpvae.privacy.silence import secrets_of
+from dpvae.report.source import ORIGIN
+
+IN_PARTS = True  # releases may be drawn by several workers, and may be lake tables
+
+
+def plan(config: TrainConfig) -> Plan:
+    """What ``config`` would spend. Reads the header and the declared schema; no row."""
+    return _plan(config, _schema(config.data, lake.header(_source(config.data))))
+
+
+def prepare(config: TrainConfig, source: Any = None) -> TableTask:
+    """The rows of ``source`` or of the file that ``config`` names, checked against what is declared of them."""
+    source = source if source is not None else lake.pinned(_source(config.data))
+    schema = _schema(config.data, lake.header(source))
+    planned = _plan(config, schema)
+    rows = lake.read(source)
+    validate(rows, schema, config.data.outside)
+    return TableTask(config, planned, schema, rows)
+
+
+def writer(public: Path, rows: int, *, seed: int, engine: str = "local", workers: int | None = None
+           ) -> TableWriter:
+    """Parquet files of synthetic rows, drawn by ``workers`` on an ``engine``: the same bytes for any."""
+    from dpvae.release.shards import table_writer
+
+    return table_writer(public, rows, seed=seed, engine=engine, workers=workers)
+
+
+@dataclass(frozen=True)
+class TableTask:
+    """A table that is ready to be trained on; see :class:`dpvae.modalities.Task`."""
+
+    config: TrainConfig
+    plan: Plan
+    schema: Schema
+    table: Table
+
+    def planned(self, config: TrainConfig, plan: Plan) -> TableTask:
+        """The same rows under other settings."""
+        return replace(self, config=config, plan=plan)
+
+    def declared(self) -> str:
+        """The digest of the declared schema."""
+        return self.schema.digest()
+
+    def fingerprint(self) -> bytes:
+        """A digest of every cell; it leaves only under the run's secret key."""
+        digest = hashlib.sha256()
+        for name, cells in zip(self.table.names, self.table.cells, strict=True):
+            digest.update(f"{name}\0{cells.dtype}\0{len(cells.values)}\0".encode())
+            digest.update(np.packbits(cells.missing).tobytes())
+            if cells.values.dtype == object:
+                digest.update("\0".join(map(str, cells.values)).encode("utf-8", "surrogatepass"))
+            else:
+                digest.update(np.ascontiguousarray(cells.values).tobytes())
+        return digest.digest()
+
+    def spend(self, run: Any, progress: Any, processes: Any = None) -> TableResult:
+        """Survey, measure, train."""
+        from dpvae.train import anchor
+
+        config, key = self.config, secrets_of(run, self.config)
+        progress.begin("survey")
+        surveyed = self._survey(key)
+        progress.phase("survey", 1)
+        progress.begin("anchor")
+        dense = config.trainer.name == "density"
+        resolved = equal_bins(surveyed.schema) if dense else surveyed.schema
+        codes = TableCodec(resolved).encode(self.table, config.data.outside)
+        target = resolved.names.index(resolved.target) if resolved.target is not None else None
+        tables = {name: nm for name, nm in self.plan.anchor_noise.items() if name == "one-way" or not dense}
+        anchors, events = anchor.measure(codes, resolved.cardinalities, target, noise=tables, key=key)
+        progress.phase("anchor", 1)
+        measured = replace(surveyed, schema=resolved, events=(*surveyed.events, *events))
+        if dense:
+            return self._density(codes, measured, anchors, key, progress)
+        return self._train(codes, measured, anchors, key, run, progress, processes)
+
+    def _survey(self, key: Any) -> Survey:
+        config, planned = self.config, self.plan
+        found = survey(self.table, self.schema, noise=planned.survey_noise, delta=planned.survey_delta or 1e-9, key=key,
+                       rows=config.data.rows, outside=config.data.outside)
+        if config.data.rows is None:  # the count is released: comparing it with delta is post-processing
+            check_delta(planned.delta, found.rows,
+                        f" (about {found.rows:.0f} rows were counted; this run stays booked)")
+        return found
+
+    def _train(self, codes: Any, measured: Survey, anchors: Any, key: Any, run: Any, progress: Any,
+               processes: Any) -> TableResult:
+        import torch
+
+        from dpvae.train.contrasts import code_order
+        from dpvae.train.device import device_of
+        from dpvae.train.trainer import Trainer
+
+        config, planned, schema = self.config, self.plan, measured.schema
+        device = device_of(config.performance.device)
+        vae = _new_model(config, planned, schema).to(device)
+        state = Trainer(plan=planned, config=config, vae=vae, codes=torch.as_tensor(codes, device=device).long(),
+                        anchors=anchors, rows=max(round(measured.rows), 1), key=key, checkpoint=run.checkpoint,
+                        listen=progress.listen, processes=processes,
+                        orders=[code_order(column) for column in schema.columns]).fit()
+        events = (*measured.events, *planned.events()[len(measured.events):])
+        return TableResult(vae.cpu(), schema, measured.rows, events, state.metrics, anchors, self.table.origin)
+
+    def _density(self, codes: Any, measured: Survey, anchors: Any, key: Any, progress: Any) -> TableResult:
+        """The rest of ``trainer=density``; every draw is a function of the key, so a run that stopped starts it
+        again."""
+        import torch
+
+        from dpvae.rng import seed_of
+        from dpvae.train import density
+        from dpvae.train.sleep import Sleep
+
+        config, planned = self.config, self.plan
+        progress.begin("fit")
+        vae, events = density.fit(
+            codes, measured.schema, rows=anchors.rows, components=planned.components, seed=config.run.seed,
+            noise={name: nm for name, nm in planned.anchor_noise.items() if name != "one-way"}, key=key,
+            hidden=config.model.hidden, protected=config.privacy.noise)
+        progress.phase("fit", 1)
+        progress.begin("sleep")
+        Sleep(vae).run(config.trainer.sleep_steps, generator=torch.Generator().manual_seed(
+            seed_of(config.run.seed, "sleep", 0)))
+        progress.phase("sleep", 1)
+        return TableResult(vae, measured.schema, measured.rows, (*measured.events, *events), [], anchors,
+                           self.table.origin)
+
+
+@dataclass(frozen=True)
+class TableResult:
+    """A released decoder of tables; see :class:`dpvae.modalities.Result`."""
+
+    vae: Any
+    schema: Schema
+    rows: float
+    events: tuple[Event, ...]
+    metrics: list[dict[str, Any]]
+    anchors: Any
+    origin: Mapping[str, Any] | None = None  # of a lake table
+
+    def publish(self, public: Path, seed: int) -> None:
+        """Model, schema, the noisy one-way tables, diagnostics and a map of synthetic rows."""
+        import torch
+
+        from dpvae.evaluate.collapse import diagnose
+        from dpvae.evaluate.latents import synthetic_map
+        from dpvae.rng import seed_of
+        from dpvae.train.checkpoint import save_model, write_json
+
+        save_model(self.vae, public)
+        write_json(public / "schema.json", self.schema.to_dict())
+        if self.origin is not None:
+            write_json(public / ORIGIN, dict(self.origin))
+        write_json(public / "reference.json", {
+            column.name: {"labels": list(column.labels), "noisy": table.tolist(), "sd": self.anchors.sd["one-way"]}
+            for column, table in zip(self.schema.columns, self.anchors.one_way, strict=True)})
+        generator = torch.Generator().manual_seed(seed_of(seed, "report"))
+        write_json(public / "diagnostics.json", diagnose(self.vae, self.anchors.one_way, generator=generator))
+        generator = torch.Generator().manual_seed(seed_of(seed, "map"))
+        target = self.schema.names.index(self.schema.target) if self.schema.target is not None else None
+        write_json(public / "map.json", {
+            **synthetic_map(self.vae, column=target, generator=generator),
+            "labels": list(self.schema.columns[target].labels) if target is not None else []})
+
+
+def _source(data: DataConfig) -> Any:
+    if data.builtin is not None:
+        return builtin.path(data.builtin)
+    if data.path is None:
+        raise ConfigError("data.path=null: expected a table; try data=adult, or data=path/to/table.csv")
+    return data.path
+
+
+def _schema(data: DataConfig, header: tuple[tuple[str, str], ...]) -> Schema:
+    """What is publicly known about the table: declared in YAML, or nothing but its header."""
+    declared = data.schema or (str(builtin.schema(data.builtin)) if data.builtin else None)
+    schema = Schema.from_yaml(declared).bind(header) if declared else Schema.undeclared(header, data.target)
+    schema = schema.with_target(data.target if data.target is not None else schema.target)
+    return schema.with_missing() if data.outside == "missing" else schema
+
+
+def _plan(config: TrainConfig, schema: Schema) -> Plan:
+    facts = PublicFacts(columns=len(schema.columns), survey_steps=survey_steps(schema, config.data.rows is not None),
+                        rows=config.data.rows, has_target=schema.target is not None)
+    if facts.survey_steps and config.trainer.survey_share == 0:
+        open_ = schema.open_questions or ("rows",)
+        raise ConfigError(f"trainer.survey_share=0: {len(open_)} things are not declared ({', '.join(open_[:3])}); "
+                          "declare them, or leave trainer.survey_share to the plan")
+    return make_plan(config, facts)
+
+
+def _new_model(config: TrainConfig, planned: Plan, schema: Schema) -> Any:
+    import torch
+
+    from dpvae.models.vae import VAE
+    from dpvae.rng import seed_of
+
+    model, codebook = config.model, planned.components > 0
+    return VAE(schema.cardinalities, latent_dim=model.latent_dim or (64 if codebook else 16), hidden=model.hidden,
+               layers=(0 if codebook else 1) if model.layers is None else model.layers,
+               components=planned.components or None,
+               generator=torch.Generator().manual_seed(seed_of(config.run.seed, "init")))
