@@ -31,7 +31,7 @@ from dpvae.report.source import Source, read_run
 TAG, BRANCH = "dpvae-", "dpvae-audit-"
 
 
-def publish(run: Path, to: str, *, rows: int, seed: int, engine: str, workers: int | None,
+def publish(run: Path, to: str, *, rows: int, seed: int, engine: str = "local", workers: int | None = None,
             audit: Callable[[], Any]) -> str:
     """Publish ``rows`` synthetic rows of ``run`` as the lake table ``to``; returns the name of its tag.
 

@@ -128,8 +128,8 @@ def score_table(publics: Sequence[Path], settings: Settings, table: str, to: str
     Raises :class:`DataError` where the table's columns are not those that were trained on, or scored before, and
     :class:`ReleaseError` where ``to`` holds other rows; nothing is written then.
     """
-    there, source = home(to), lake.versioned(lake.pinned(table))
-    name = lake.origin(table)
+    there, source = home(to), lake.versioned(table)
+    name = lake.origin(source)
     assert name is not None
     models = "+".join(hashlib.sha256((public / "model.safetensors").read_bytes()).hexdigest() for public in publics)
     digest = hashlib.sha256(json.dumps([models, asdict(settings)]).encode()).hexdigest()

@@ -52,6 +52,8 @@ READERS = {"iceberg": "iceberg", "delta": "delta", "duckdb": "duck"}  # scheme -
 
 def source(table: Any) -> Source:
     """``table`` as a source of record batches: a place in the form above, a :class:`Table`, or any frame."""
+    if isinstance(table, Versioned):
+        return table
     if isinstance(table, (str, os.PathLike)):
         scheme = place.scheme_of(str(table))
         if scheme is None:
@@ -79,20 +81,17 @@ class _Held:
 
 
 def pinned(table: Any) -> Any:
-    """A lake table as the very version that it has now; anything else as it is. What is read of it twice is then the
-    same twice."""
-    if not isinstance(table, str) or place.scheme_of(table) not in place.LAKES or place.split(table).version:
-        return table
-    version = getattr(source(table), "snapshot", None)
-    return table if version is None else f"{table}@{version}"
+    """A lake table opened at the very version that it has now; anything else as it is. What is read of it twice is then
+    the same twice."""
+    return versioned(table) if isinstance(table, str) and place.scheme_of(table) in place.LAKES else table
 
 
 def origin(table: Any) -> dict[str, Any] | None:
     """Of a lake table: its name, its version, and its columns; what is written down about where rows came from."""
-    if not isinstance(table, str) or place.scheme_of(table) not in place.LAKES:
-        return None
-    named, found = place.split(table), source(table)
-    return {"table": f"{named.scheme}:{named.name}", "snapshot": str(getattr(found, "snapshot", "")),
+    if not isinstance(table, Versioned):
+        return origin(versioned(table)) if isinstance(table, str) and place.scheme_of(table) in place.LAKES else None
+    named = place.split(table.text)
+    return {"table": f"{named.scheme}:{named.name}", "snapshot": str(table.snapshot),
             "columns": [list(column) for column in header(table)]}
 
 
@@ -124,8 +123,10 @@ def _whole(table: Any) -> tuple[pa.Table, str | None]:
     return pa.Table.from_batches(batches, schema), found.dtype
 
 
-def versioned(table: str) -> Versioned:
+def versioned(table: Any) -> Versioned:
     """A lake table as its data files."""
+    if isinstance(table, Versioned):
+        return table
     if place.scheme_of(table) not in place.LAKES:
         raise DataError(f"data={table}: expected a lake table, {', '.join(f'{name}:' for name in place.LAKES)}")
     found: Any = source(table)

@@ -12,6 +12,7 @@ import csv
 import itertools
 import json
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,19 +44,35 @@ class Source(Protocol):
         """All rows in order, at most ``rows`` at a time, in bounded memory."""
 
 
-class Versioned(Source, Protocol):
+class Versioned(ABC):
     """A lake table at one of its versions, which consists of data files."""
 
+    text: str  # how it was named
+    dtype = None
+
+    @abstractmethod
+    def schema(self) -> pa.Schema:
+        """Names and types; reads no row."""
+
+    def batches(self, rows: int) -> Iterator[pa.RecordBatch]:
+        """All rows in order, at most ``rows`` at a time, in bounded memory."""
+        for part in self.parts():
+            yield from self.of_part(part, rows)
+
     @property
+    @abstractmethod
     def snapshot(self) -> Any:
         """The version; ``None`` for a table that was never written to."""
 
+    @abstractmethod
     def parts(self) -> dict[str, str]:
         """The data files in an order that never changes, each with the deletions in it."""
 
+    @abstractmethod
     def of_part(self, part: str, rows: int) -> Iterator[pa.RecordBatch]:
         """The rows of one data file."""
 
+    @abstractmethod
     def portable(self) -> Callable[[], Versioned]:
         """What opens the very same version in another process; it pickles."""
 

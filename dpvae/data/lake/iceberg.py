@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from dpvae.data import place
 from dpvae.data.lake.arrow import first_line
+from dpvae.data.lake.files import Versioned
 from dpvae.errors import ConfigError, DataError, DPVAEError
 
 try:
@@ -146,30 +147,22 @@ def opened(text: str) -> Iceberg:
 
 
 @dataclass(frozen=True)
-class Iceberg:
-    """One snapshot of a table; ``None``: a table that was never written to."""
+class Iceberg(Versioned):
+    """One snapshot of a table; ``None``: a table that was never written to. Its columns are those that it has now,
+    or, where a version was asked for, those that it had then."""
 
     text: str
     table: IcebergTable
-    snapshot: int | None
-    dtype = None
-
-    @property
-    def name(self) -> str:
-        """The table's name, without catalog and version."""
-        return ".".join(self.table.name()[-2:])
+    snapshot: int | None = None
 
     @cached_property
     def _projection(self) -> Schema:
-        return self.table.scan(snapshot_id=self.snapshot).projection()
+        asked = place.split(self.text).version is not None
+        return self.table.scan(snapshot_id=self.snapshot).projection() if asked else self.table.schema()
 
     def schema(self) -> pa.Schema:
         found = schema_to_pyarrow(self._projection, include_field_ids=False)
         return pa.schema([(f.name, pa.string() if f.type == pa.large_string() else f.type) for f in found])
-
-    def batches(self, rows: int) -> Iterator[pa.RecordBatch]:
-        for task in self.tasks():
-            yield from self.of_file(task, rows)
 
     def tasks(self) -> list[FileScanTask]:
         """What is to be read, a data file each, in an order that never changes."""
@@ -184,8 +177,11 @@ class Iceberg:
                 for task in self.tasks()}
 
     def of_part(self, part: str, rows: int) -> Iterator[pa.RecordBatch]:
-        """The rows of one of them."""
-        return self.of_file(self._tasks[part], rows)
+        """The rows of one data file."""
+        schema, task = self.schema(), self._tasks[part]
+        with _told(self.text):
+            for batch in self._plain(task, rows) or self._with_pyiceberg(task):
+                yield batch.cast(schema) if batch.schema != schema else batch
 
     @cached_property
     def _tasks(self) -> dict[str, FileScanTask]:
@@ -195,13 +191,6 @@ class Iceberg:
         """What opens this very snapshot again, in a process that knows no catalog."""
         properties = dict(self.table.io.properties)
         return partial(_reopened, self.text, self.table.metadata_location, self.snapshot, properties)
-
-    def of_file(self, task: FileScanTask, rows: int) -> Iterator[pa.RecordBatch]:
-        """The rows of one data file."""
-        schema = self.schema()
-        with _told(self.text):
-            for batch in self._plain(task, rows) or self._with_pyiceberg(task):
-                yield batch.cast(schema) if batch.schema != schema else batch
 
     def _plain(self, task: FileScanTask, rows: int) -> Iterator[pa.RecordBatch] | None:
         """Straight from the file, where it has every column and no deleted row; else ``None``."""

@@ -16,7 +16,7 @@ from sqlalchemy.exc import OperationalError
 
 from dpvae.data.lake import iceberg
 from dpvae.data.lake.iceberg import local, told
-from dpvae.data.lake.register import FOLDER, Held, again, check_columns, moved
+from dpvae.data.lake.register import FOLDER, MARK, Held, again, check_columns, moved
 from dpvae.data.lake.write import storable
 from dpvae.errors import DataError
 
@@ -159,7 +159,8 @@ def _head(table: IcebergTable) -> str | None:
 
 
 def _held(snapshot: Any, files: tuple[str, ...]) -> Held:
-    marks = dict(snapshot.summary.additional_properties) if snapshot.summary else {}
+    said = dict(snapshot.summary.additional_properties) if snapshot.summary else {}
+    marks = {name: value for name, value in said.items() if name.startswith(MARK)}
     operation = snapshot.summary.operation.value if snapshot.summary else "append"
     return Held(str(snapshot.snapshot_id), files, marks, operation)
 

@@ -25,7 +25,7 @@ from dpvae.data.lake.write import storable
 from dpvae.errors import DataError, ReleaseError
 
 T = TypeVar("T")
-FOLDER = "_dpvae"
+FOLDER, MARK = "_dpvae", "dpvae."  # where files are written, and how the names of marks begin
 RETRIES = 5  # of a commit that met another one
 
 

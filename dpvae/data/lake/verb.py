@@ -118,7 +118,6 @@ def _show(table: str) -> str:
         raise DataError(f"{table}: no such table, or nothing was ever written to it")
     lines = [f"{table}: {len(history)} versions"]
     for state in history:
-        said = {name: value for name, value in state.marks.items() if name.startswith("dpvae.")}
-        lines.append(f"  {state.version} {state.operation}" + "".join(f"\n    {n} {v}" for n, v in said.items()))
+        lines.append(f"  {state.version} {state.operation}" + "".join(f"\n    {n} {v}" for n, v in state.marks.items()))
     made = home.made_from_it()
     return "\n".join([*lines, *(f"  made from it: {line}" for line in made)])
