@@ -35,6 +35,7 @@ NEIGHBOURS = ("add_remove", "replace_one")
 PROGRESS = ("auto", "rich", "plain", "quiet", "json")
 CURATORS = ("Government", "Industry", "Nonprofit")  # these two as the registry spells them
 SECTORS = ("Technology", "Healthcare", "Education", "Government", "Energy", "Finance")
+ENGINES = ("local", "ray", "spark")
 MAX_EPSILON = 20.0
 PRICEABLE = (1e-3, 100.0)  # epsilons that the accountants resolve to half a percent
 MAX_ROWS = 10**10  # a delta below 1/rows must stay above the accountants' resolution
@@ -46,6 +47,13 @@ def _at_most(maximum: float, **values: float) -> None:
     for name, value in values.items():
         if value > maximum:
             raise ConfigError(f"{name}={value:g}: expected at most {maximum:,g}")
+
+
+def _check_engine(engine: str, workers: int | None) -> None:
+    checks.one_of(ENGINES, engine=engine)
+    if workers is not None:
+        checks.whole(1, workers=workers)
+        _at_most(10_000, workers=workers)
 
 
 def _check_name(name: str) -> None:
@@ -304,13 +312,16 @@ class ReleaseConfig:
 
     run: str = "latest"
     rows: int | None = None  # None: the plan's public row count
-    to: str = "release"
+    to: str = "release"  # a folder, a lake table (iceberg:, delta:) or a database (duckdb:, sqlite:, postgresql:)
     seed: int = 0  # public: decoding only
     root: str = "runs"
+    engine: str = "local"
+    workers: int | None = None  # that draw at once; never what is drawn. None: one for each processor
     registry: RegistryConfig = field(default_factory=RegistryConfig)
 
     def __post_init__(self) -> None:
         checks.whole(0, seed=self.seed)
+        _check_engine(self.engine, self.workers)
         if not self.to:
             raise ConfigError("to='': expected a new folder, such as to=release/first")
         if self.rows is not None:
@@ -366,6 +377,20 @@ class LedgerVerbConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LakeConfig:
+    """``dpvae lake init WAREHOUSE | copy TABLE to=TABLE | show TABLE``."""
+
+    action: str = "show"
+    table: str | None = None  # init: the warehouse's folder; copy: what is copied; show: whose releases and lineage
+    to: str | None = None  # copy: where to
+    catalog: str = "default"  # init: its name in pyiceberg's configuration
+    demo: bool = True  # init: put the built-in table into it, as demo.census
+
+    def __post_init__(self) -> None:
+        checks.one_of(("init", "copy", "show"), action=self.action)
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
     """``dpvae evaluate``: which real rows, which synthetic ones, and where the sealed result may go."""
 
@@ -405,8 +430,11 @@ class ScoreConfig:
     ledger_url: str | None = None  # where it is booked; None: sqlite in the runs folder
     seed: int = 0
     root: str = "runs"
+    engine: str = "local"
+    workers: int | None = None  # that score at once; None: one for each processor
 
     def __post_init__(self) -> None:
+        _check_engine(self.engine, self.workers)
         checks.one_of(("iwae", "elbo", "reconstruction", "regret"), score=self.score)
         checks.fraction(false_alarm=self.false_alarm)
         checks.whole(0, contributions=self.contributions, seed=self.seed)
@@ -556,4 +584,5 @@ def build(cls: type[T], mapping: Mapping[str, Any], *, where: str | None = None)
 
 
 _TOP: tuple[type, ...] = (TrainConfig, ReleaseConfig, VerifyConfig, AuditConfig, LedgerVerbConfig, EvaluateConfig,
-                          ScoreConfig, SampleConfig, ImputeConfig, PageConfig, CompareConfig, DoctorConfig, InitConfig)
+                          ScoreConfig, SampleConfig, ImputeConfig, PageConfig, CompareConfig, DoctorConfig, InitConfig,
+                          LakeConfig)

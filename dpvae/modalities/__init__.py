@@ -23,7 +23,7 @@ from dpvae.config import DATA_KINDS, TrainConfig
 from dpvae.privacy.events import Event
 from dpvae.privacy.plan import Plan
 
-TableWriter = Callable[[Path], Mapping[str, Any]]
+TableWriter = Callable[[Path, Mapping[str, str]], Mapping[str, Any]]  # (folder, marks): see release/bundle.py
 
 
 class Result(Protocol):
@@ -72,7 +72,7 @@ class Modality(Protocol):
 
     def prepare(self, config: TrainConfig, source: Any = None) -> Task: ...
 
-    def writer(self, public: Path, rows: int, *, seed: int) -> TableWriter: ...
+    def writer(self, public: Path, rows: int, *, seed: int, **how: Any) -> TableWriter: ...
 
 
 def modality(kind: str) -> Modality:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from dpvae.config import DataConfig, TrainConfig
 from dpvae.data import images as reader
 from dpvae.data.images import BUILTIN, ImageSet
 from dpvae.errors import ConfigError, DataError
+from dpvae.modalities import TableWriter
 from dpvae.privacy.events import Event
 from dpvae.privacy.image_plan import NATS_PER_PIXEL, ImageRule
 from dpvae.privacy.mechanisms import frequent_values, noisy_counts
@@ -42,7 +43,7 @@ def prepare(config: TrainConfig, source: Any = None) -> ImageTask:
     return ImageTask(config, public.plan(config), public, images)
 
 
-def writer(public: Path, rows: int, *, seed: int) -> Callable[[Path], Mapping[str, Any]]:
+def writer(public: Path, rows: int, *, seed: int) -> TableWriter:
     """An NPZ file of synthetic images."""
     from dpvae.release.images import image_writer
 

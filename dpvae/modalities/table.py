@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,13 @@ from dpvae.data.schema import Schema
 from dpvae.data.survey import Survey, survey, survey_steps
 from dpvae.data.table import TableCodec, validate
 from dpvae.errors import ConfigError
+from dpvae.modalities import TableWriter
 from dpvae.privacy.events import Event
 from dpvae.privacy.plan import Plan, PublicFacts, check_delta, make_plan
 from dpvae.privacy.silence import secrets_of
+from dpvae.report.source import ORIGIN
+
+IN_PARTS = True  # releases may be drawn by several workers, and may be lake tables
 
 PREVIEW = 20_000  # most rows that a run's own page counts
 
@@ -32,7 +36,7 @@ def plan(config: TrainConfig) -> Plan:
 
 def prepare(config: TrainConfig, source: Any = None) -> TableTask:
     """The rows of ``source`` or of the file that ``config`` names, checked against what is declared of them."""
-    source = source if source is not None else _source(config.data)
+    source = source if source is not None else lake.pinned(_source(config.data))
     schema = _schema(config.data, lake.header(source))
     planned = _plan(config, schema)
     rows = lake.read(source)
@@ -40,11 +44,12 @@ def prepare(config: TrainConfig, source: Any = None) -> TableTask:
     return TableTask(config, planned, schema, rows)
 
 
-def writer(public: Path, rows: int, *, seed: int) -> Callable[[Path], Mapping[str, Any]]:
-    """Parquet files of synthetic rows."""
-    from dpvae.release.sample import table_writer
+def writer(public: Path, rows: int, *, seed: int, engine: str = "local", workers: int | None = None
+           ) -> TableWriter:
+    """Parquet files of synthetic rows, drawn by ``workers`` on an ``engine``: the same bytes for any."""
+    from dpvae.release.shards import table_writer
 
-    return table_writer(public, rows, seed=seed)
+    return table_writer(public, rows, seed=seed, engine=engine, workers=workers)
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,7 @@ class TableTask:
                         listen=progress.listen, processes=processes,
                         orders=[code_order(column) for column in schema.columns]).fit()
         events = (*measured.events, *planned.events()[len(measured.events):])
-        return TableResult(vae.cpu(), schema, measured.rows, events, state.metrics, anchors)
+        return TableResult(vae.cpu(), schema, measured.rows, events, state.metrics, anchors, self.table.origin)
 
     def _density(self, codes: Any, measured: Survey, anchors: Any, key: Any, progress: Any) -> TableResult:
         """The rest of ``trainer=density``; every draw is a function of the key, so a run that stopped starts it
@@ -144,7 +149,8 @@ class TableTask:
         Sleep(vae).run(config.trainer.sleep_steps, generator=torch.Generator().manual_seed(
             seed_of(config.run.seed, "sleep", 0)))
         progress.phase("sleep", 1)
-        return TableResult(vae, measured.schema, measured.rows, (*measured.events, *events), [], anchors)
+        return TableResult(vae, measured.schema, measured.rows, (*measured.events, *events), [], anchors,
+                           self.table.origin)
 
 
 @dataclass(frozen=True)
@@ -157,6 +163,7 @@ class TableResult:
     events: tuple[Event, ...]
     metrics: list[dict[str, Any]]
     anchors: Any
+    origin: Mapping[str, Any] | None = None  # of a lake table
 
     def publish(self, public: Path, seed: int) -> None:
         """Model, schema, the noisy one-way tables, diagnostics, and what a page shows of synthetic rows."""
@@ -170,6 +177,8 @@ class TableResult:
 
         save_model(self.vae, public)
         write_json(public / "schema.json", self.schema.to_dict())
+        if self.origin is not None:
+            write_json(public / ORIGIN, dict(self.origin))
         write_json(public / "reference.json", {
             column.name: {"labels": list(column.labels), "noisy": table.tolist(), "sd": self.anchors.sd["one-way"]}
             for column, table in zip(self.schema.columns, self.anchors.one_way, strict=True)})

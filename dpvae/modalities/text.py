@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from dpvae.data.language import Language
 from dpvae.data.text import Texts
 from dpvae.data.tokens import MARKS, Vocabulary
 from dpvae.errors import ConfigError, DataError
+from dpvae.modalities import TableWriter
 from dpvae.privacy.events import Event
 from dpvae.privacy.mechanisms import frequent_values, noisy_counts, noisy_mean_clipped
 from dpvae.privacy.plan import Plan, PublicFacts, check_delta, make_plan
@@ -50,7 +51,7 @@ def prepare(config: TrainConfig, source: Any = None) -> TextTask:
     return TextTask(config, planned, public, texts)
 
 
-def writer(public: Path, rows: int, *, seed: int) -> Callable[[Path], Mapping[str, Any]]:
+def writer(public: Path, rows: int, *, seed: int) -> TableWriter:
     """Parquet files of synthetic texts."""
     from dpvae.release.texts import text_writer
 

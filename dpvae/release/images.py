@@ -57,10 +57,10 @@ def channels_last(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(pixels[:, 0] if pixels.shape[1] == 1 else pixels.transpose(0, 2, 3, 1))
 
 
-def image_writer(public: Path, rows: int, *, seed: int) -> Callable[[Path], Mapping[str, Any]]:
+def image_writer(public: Path, rows: int, *, seed: int) -> Callable[[Path, Mapping[str, str]], Mapping[str, Any]]:
     """What :func:`dpvae.release.bundle.write_release` calls to fill its data folder."""
 
-    def write(folder: Path) -> Mapping[str, Any]:
+    def write(folder: Path, marks: Mapping[str, str]) -> Mapping[str, Any]:
         vae, classes = load_images(public)
         channels, height, width = vae.size
         shape = (rows, height, width) if channels == 1 else (rows, height, width, channels)

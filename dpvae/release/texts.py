@@ -107,16 +107,16 @@ class TextModel:
         return columns
 
 
-def text_writer(public: Path, rows: int, *, seed: int) -> Callable[[Path], Mapping[str, Any]]:
+def text_writer(public: Path, rows: int, *, seed: int) -> Callable[[Path, Mapping[str, str]], Mapping[str, Any]]:
     """What :func:`dpvae.release.bundle.write_release` calls to fill its data folder."""
 
-    def write(folder: Path) -> Mapping[str, Any]:
+    def write(folder: Path, marks: Mapping[str, str]) -> Mapping[str, Any]:
         model = TextModel.load(public)
         reference = read_json(public / "reference.json")
         edges = np.array([int(edge) for edge in reference[model.text]["labels"]])
         lengths, about = np.zeros(len(edges), dtype=np.int64), np.zeros(max(len(model.labels), 1), dtype=np.int64)
         sample: list[dict[str, Any]] = []
-        with lake.appending(folder / "part-00000.parquet", "parquet") as append:
+        with lake.appending(folder / "part-00000.parquet", "parquet", marks=marks) as append:
             for texts, labels in model.blocks(rows, seed=seed):
                 append(model.cells(texts, labels))
                 places = (model.code(texts) != 0).sum(1).numpy()
