@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dpvae.config import DataConfig, TrainConfig
 from dpvae.data import images as reader
@@ -23,6 +24,7 @@ from dpvae.privacy.mechanisms import frequent_values, noisy_counts
 from dpvae.privacy.plan import SURVEY_WHAT, Plan, PublicFacts, check_delta, make_plan
 from dpvae.privacy.silence import secrets_of
 
+GRAYS = 4  # steps of gray in which an attacker compares images
 LEAST_COUNT = 2.0  # a declared class is taken to hold at least this many images, whatever the noise says
 
 
@@ -50,7 +52,7 @@ def writer(public: Path, rows: int, *, seed: int) -> TableWriter:
     return image_writer(public, rows, seed=seed)
 
 
-def made_up(public: Path, rows: int, seed: int) -> dict[str, Any]:
+def made_up(public: Path, rows: int, *, seed: int) -> dict[str, Any]:
     """Nobody's images, drawn from the released model, as :func:`prepare` takes them."""
     from dpvae.release.images import blocks, load_images
 
@@ -60,15 +62,51 @@ def made_up(public: Path, rows: int, seed: int) -> dict[str, Any]:
             "labels": np.array(classes)[np.concatenate([labels for _, labels in drawn])]}
 
 
-def troublemakers(source: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Images that a careless program trips over, one at a time, within what is declared of ``source``."""
-    images, labels = np.asarray(source["images"]), np.asarray(source["labels"])
+def troublemakers(records: Mapping[str, Any], public: Path | None = None) -> dict[str, dict[str, Any]]:
+    """Black, white and noisy images and a duplicate, of classes that there are."""
+    images, labels = np.asarray(records["images"]), np.asarray(records["labels"])
     noise = np.random.Generator(np.random.Philox(7)).integers(0, 256, images[0].shape).astype(np.uint8)
     joining = {"a black image": np.zeros_like(images[0]), "a white image": np.full_like(images[0], 255),
                "an image of noise": noise, "a duplicate": images[0]}
     found = {name: {"images": image, "labels": labels[0]} for name, image in joining.items()}
     return found | {f"a white image of class {label}": {"images": joining["a white image"], "labels": label}
                     for label in np.unique(labels)}
+
+
+def told(public: Path, records: Mapping[str, Any]) -> NDArray[np.int64]:
+    """Images as an attacker compares them, (n, cells + 1): the gray of at most 7 x 7 cells in :data:`GRAYS` steps, and
+    the class."""
+    from dpvae.release.images import load_images
+
+    _, classes = load_images(public)
+    images = np.stack([np.asarray(image) for image in records["images"]]).astype(np.float64)
+    images = images.mean(-1) if images.ndim == 4 else images
+    rows, columns = (np.minimum(np.arange(side) * 7 // max(side, 7), 6) for side in images.shape[1:])
+    cells = np.zeros((len(images), rows.max() + 1, columns.max() + 1))
+    size = np.zeros(cells.shape[1:])
+    np.add.at(cells, (slice(None), rows[:, None], columns[None]), images)
+    np.add.at(size, (rows[:, None], columns[None]), 1.0)
+    gray = np.minimum(cells / size * GRAYS / 256, GRAYS - 1).astype(np.int64).reshape(len(images), -1)
+    number = {name: i for i, name in enumerate(classes)}
+    return np.column_stack([gray, [number[str(label)] for label in records["labels"]]])
+
+
+def log_prob(public: Path, records: Mapping[str, Any]) -> NDArray[np.float64]:
+    """The ELBO of images under the released model, (n,) nats."""
+    import torch
+
+    from dpvae.models.images import parts
+    from dpvae.release.images import load_images
+
+    vae, classes = load_images(public)
+    number = {name: i for i, name in enumerate(classes)}
+    images = reader.read(records, None)
+    x_ND = torch.as_tensor(images.pixels.reshape(images.rows, -1))
+    label_N = torch.tensor([number[label] for label in images.labels.tolist()])
+    noise_1Z = torch.randn(1, vae.basis.shape[0], generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        values = [vae.elbo(x.float() / 255, y, noise_1Z.expand(len(x), -1)).value for x, y in parts(x_ND, label_N)]
+    return np.asarray(torch.cat(values).double().numpy())
 
 
 @dataclass(frozen=True)

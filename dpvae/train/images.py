@@ -36,8 +36,12 @@ class ImageTrainer(Trainer):
 
     leftover: float = 0.0
 
-    def _phases(self) -> tuple[str, ...]:
+    @property
+    def phases(self) -> tuple[str, ...]:
         return PHASES[self.config.trainer.name]
+
+    def example(self) -> Example:
+        return random_images(self._model)
 
     def _start(self) -> None:
         """The model is made of what is known already."""
@@ -78,7 +82,7 @@ class ImageTrainer(Trainer):
                             key=self.key, learning_rate=RATE * self.config.trainer.learning_rate,
                             microbatch=performance.microbatch, clipping=performance.clipping,
                             compile=performance.compile, precision=performance.precision,
-                            latents=(samples, self._model.basis.shape[0]), example=random_images(self._model),
+                            latents=(samples, self._model.basis.shape[0]), example=self.example(),
                             processes=self.processes)
 
     def _elbos(self, number: int) -> np.ndarray:

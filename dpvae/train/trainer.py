@@ -33,7 +33,7 @@ from dpvae.train import anchor, interactions, latent, objectives
 from dpvae.train.anchor import Anchors
 from dpvae.train.checkpoint import load_state, optimiser_state, restore_optimiser, save_state
 from dpvae.train.contrasts import Numbers
-from dpvae.train.dpsgd import PrivateSteps
+from dpvae.train.dpsgd import Example, PrivateSteps
 from dpvae.train.interactions import Interaction
 from dpvae.train.parallel import Processes
 from dpvae.train.sleep import Sleep
@@ -94,7 +94,7 @@ class Trainer:
         state, saved = self._restore()
         if self.processes is not None:
             self.processes.wait()  # nobody writes before everybody has read
-        names = self._phases()
+        names = self.phases
         for index in range(state.phase, len(names)):
             moment = getattr(self, f"_{names[index]}")(state, saved)
             saved = {}
@@ -104,8 +104,14 @@ class Trainer:
                 self.listen(moment)  # a number is saved before it is shown
         return state
 
-    def _phases(self) -> tuple[str, ...]:
+    @property
+    def phases(self) -> tuple[str, ...]:
+        """Names of the phases, in order."""
         return PHASES[self.config.trainer.name]
+
+    def example(self) -> Example:
+        """Random records, made from public facts: for checks that must not look at a private one."""
+        return objectives.random_codes(self.vae)
 
     def _start(self) -> None:
         """What is known before the first phase."""
@@ -241,7 +247,7 @@ class Trainer:
         return PrivateSteps(module, self.codes, loss, plan=self.plan.sgd, rows=self.rows, key=self.key,
                             learning_rate=rate, microbatch=performance.microbatch, clipping=performance.clipping,
                             compile=performance.compile, precision=performance.precision, latents=latents,
-                            example=objectives.random_codes(self.vae), processes=self.processes)
+                            example=self.example(), processes=self.processes)
 
     # -- the noisy ELBO ----------------------------------------------------------------------------------------------
 
