@@ -229,7 +229,7 @@ class ImageResult:
         write_json(public / "schema.json", dict(self.schema))
         write_json(public / "reference.json", {
             "label": {"labels": list(self.classes), "noisy": self.counts.tolist(), "sd": self.sd}})
-        write_json(public / "gallery.json", gallery(self.vae, self.classes, seed=seed))
+        write_json(public / "preview.json", {"gallery": gallery(self.vae, self.classes, seed=seed)})
 
 
 def _source(data: DataConfig) -> Any:

@@ -211,12 +211,21 @@ def _marginal(item: dict[str, Any], ident: str) -> str:
 def _rows(numbers: dict[str, Any]) -> str:
     sample = numbers["sample"]
     if not sample:
-        return ""
+        return _section(4, "What the model draws", _gallery(numbers)) if numbers.get("gallery") else ""
     names = list(sample[0])
     table = _table(names, [["" if row.get(name) is None else row[name] for name in names] for row in sample],
                    style="cells", right=False, label="Sample of synthetic rows")
     return _section(4, "Ten synthetic rows", f'<p>Of {numbers["rows_released"]:,} released. '
-                    "Drawn from the model, not copied from the data; an empty cell is a missing value.</p>" + table)
+                    "Drawn from the model, not copied from the data; an empty cell is a missing value.</p>" + table
+                    + _gallery(numbers))
+
+
+def _gallery(numbers: dict[str, Any]) -> str:
+    """Pictures that a kind of data has to show, as PNG inside the page."""
+    return "".join(
+        f'<figure><h3>{escape(item["title"])}</h3><img src="{escape(item["png"])}" alt="{escape(item["alt"])}" '
+        f'style="max-width:100%"><figcaption>{escape(item["caption"])}</figcaption></figure>'
+        for item in numbers.get("gallery") or () if item["png"].startswith("data:image/png;base64,"))
 
 
 def _limits(numbers: dict[str, Any]) -> str:

@@ -46,6 +46,7 @@ def gather(source: Source, check: CrossCheck, *, subject: str, sentence: str | N
         "map": source.map or None,
         "rows_released": rows,
         "sample": [{str(key): cell(value) for key, value in row.items()} for row in list(sample)[:SAMPLE_ROWS]],
+        "gallery": [dict(item) for item in source.preview.get("gallery") or ()],
         "not_covered": records.plain(meaning.NOT_COVERED),
         "reproduce": list(reproduce),
     }

@@ -101,6 +101,7 @@ class Source:
     anchors: dict[str, Anchor]
     model_sha256: str
     map: dict[str, Any] = field(default_factory=dict)  # synthetic rows on two axes of the latent
+    preview: dict[str, Any] = field(default_factory=dict)  # what the model draws: gallery, a list of pictures
 
 
 def read_run(run: Path) -> Source:
@@ -134,6 +135,7 @@ def _read(run: Path) -> Source:
         metrics=_metrics(public / "metrics.jsonl"), diagnostics=_diagnostics(public / "diagnostics.json"),
         anchors=_anchors(_optional(public / "reference.json", "public/reference.json")),
         model_sha256=_digest(public / "model.safetensors"), map=_optional(public / "map.json", "public/map.json"),
+        preview=_optional(public / "preview.json", "public/preview.json"),
     )
 
 
