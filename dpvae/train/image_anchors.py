@@ -222,7 +222,7 @@ class _Measure:
                 rest *= np.minimum(1.0, self.radius / np.maximum(np.linalg.norm(rest, axis=1, keepdims=True), 1e-12))
                 left = np.zeros((len(z), classes, size))
                 left[np.arange(len(z)), place // most] = rest
-                yield left.reshape(len(z), -1), rest
+                yield left.reshape(len(z), classes * size), rest
 
         total, sd = self._release("spread", blocks(), self.radius, self.radius)
         tables = total.reshape(classes, size, size)
