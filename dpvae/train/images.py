@@ -11,7 +11,6 @@ backgrounds come out black and edges hard, where a mean is gray.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,7 +86,7 @@ class ImageTrainer(Trainer):
                                device=self.codes.device)
         values = [np.zeros(0)]
         with torch.no_grad():
-            for (codes,) in parts(self.codes):
+            for (codes,) in parts(self.codes) if len(self.codes) else ():
                 x_ND, label_N = split(codes)
                 elbo = self._model.elbo(x_ND, label_N, noise_1Z.expand(len(codes), -1))
                 values.append(elbo.value.double().cpu().numpy())
@@ -126,6 +125,3 @@ def random_images(vae: ImageVAE) -> Example:
         return torch.cat([pixels, labels], 1).to(torch.uint8)
 
     return draw
-
-
-Listener = Callable[[Moment], None]

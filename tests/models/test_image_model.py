@@ -7,24 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from small_images import some_model
 from torch import Tensor
 
 from dpvae.models.images import ImageVAE, Pixels, as_bytes
-
-
-def some_model(size: tuple[int, int, int] = (1, 9, 8), seed: int = 0) -> ImageVAE:
-    """Three classes, two clusters each (the last class has one), four directions; the decoder is not what it started as."""
-    generator = torch.Generator().manual_seed(seed)
-    vae = ImageVAE(size, classes=3, clusters=2, directions=4, hidden=8, generator=generator)
-    pixels = math.prod(size)
-    vae.means.copy_(torch.rand(3, pixels, generator=generator))
-    vae.basis.copy_(torch.linalg.qr(torch.randn(pixels, 4, generator=generator))[0].T)
-    vae.log_labels.copy_(torch.tensor([0.5, 0.3, 0.2]).log())
-    vae.log_weights.copy_(torch.tensor([[0.6, 0.4], [0.1, 0.9], [1.0, 0.0]]).log())
-    vae.centres.copy_(torch.randn(3, 2, 4, generator=generator))
-    vae.factors.copy_((0.1 * torch.randn(3, 4, 4, generator=generator)).tril() + 0.5 * torch.eye(4))
-    torch.nn.init.normal_(vae.decoder.outside.weight, std=0.05, generator=generator)
-    return vae
 
 
 def logistic(x: float) -> float:
