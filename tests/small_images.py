@@ -24,7 +24,7 @@ def pictures(rows: int = ROWS, seed: int = 0) -> dict[str, Any]:
 
 
 def some_model(size: tuple[int, int, int] = (1, 9, 8), seed: int = 0) -> ImageVAE:
-    """Three classes, two clusters each (the last class has one), four directions; the decoder is not what it started as."""
+    """Three classes, two clusters each (the last has one), four directions; the decoder is not what it started as."""
     generator = torch.Generator().manual_seed(seed)
     vae = ImageVAE(size, classes=3, clusters=2, directions=4, hidden=8, generator=generator)
     pixels = math.prod(size)

@@ -115,7 +115,7 @@ def batches(source: Any, rows: int) -> Iterator[Table]:
 
 
 def stored(path: Path, rows: int | None = None) -> pa.Table:
-    """The (first ``rows``) rows of a Parquet file as they are stored: for columns that are no table's, such as images."""
+    """The (first ``rows``) rows of a Parquet file as they are stored: for columns that no table has, such as images."""
     try:
         with pq.ParquetFile(path) as file:
             if rows is None:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -37,8 +37,8 @@ def prepare(config: TrainConfig, source: Any = None) -> ImageTask:
     public = Public.of(config.data, images)
     unknown = sorted(set(images.classes) - set(public.classes)) if public.classes else []
     if unknown and config.data.outside == "error":
-        raise DataError(f"label={unknown[0]!r}: not among data.labels={'|'.join(public.classes)[:80]}; add it, or leave "
-                        "such images out with data.outside=missing")
+        raise DataError(f"label={unknown[0]!r}: not among data.labels={'|'.join(public.classes)[:80]}; add it, or "
+                        "leave such images out with data.outside=missing")
     return ImageTask(config, public.plan(config), public, images)
 
 
@@ -104,10 +104,10 @@ class Public:
     def schema(self, classes: tuple[str, ...]) -> dict[str, Any]:
         """``schema.json`` of a run."""
         channels, height, width = self.size
-        image = {"name": "image", "kind": "image", "dtype": "uint8", "nullable": False, "height": height, "width": width,
-                 "channels": channels, "declared": [f"{height} x {width} {reader.CHANNELS[channels]}"]}
-        label = {"name": "label", "kind": "categorical", "dtype": "string", "nullable": False, "categories": list(classes),
-                 "declared": ["categories"] if self.classes else []}
+        image = {"name": "image", "kind": "image", "dtype": "uint8", "nullable": False, "height": height,
+                 "width": width, "channels": channels, "declared": [f"{height} x {width} {reader.CHANNELS[channels]}"]}
+        label = {"name": "label", "kind": "categorical", "dtype": "string", "nullable": False,
+                 "categories": list(classes), "declared": ["categories"] if self.classes else []}
         return {"kind": "images", "target": "label", "columns": [image, label]}
 
 
@@ -168,12 +168,12 @@ class ImageTask:
                                         phase="anchor", what="noisy labels tables")
             return self.public.classes, noisy[0].astype(float), nm, event
         nm = planned.survey_noise["values"]
-        found, drawn = frequent_values([held], noise_multiplier=nm, delta=planned.survey_delta,
-                                       stream=key.stream("survey", "values"), phase="survey", what=SURVEY_WHAT["values"])
+        found, drawn = frequent_values([held], noise_multiplier=nm, delta=planned.survey_delta, phase="survey",
+                                       stream=key.stream("survey", "values"), what=SURVEY_WHAT["values"])
         names = tuple(sorted(found[0], key=reader.natural))
         if not names:
-            raise DataError("labels: no class holds enough images to be published at this budget (this run stays booked); "
-                            "declare the classes with data.labels=a|b|c, or give a larger privacy.epsilon")
+            raise DataError("labels: no class holds enough images to be published at this budget (this run stays "
+                            "booked); declare the classes with data.labels=a|b|c, or give a larger privacy.epsilon")
         return names, np.array([float(found[0][name]) for name in names]), nm, drawn
 
     def _held(self, classes: tuple[str, ...]) -> Any:
@@ -200,7 +200,7 @@ class ImageTask:
                              torch.Generator().manual_seed(seed)).to(device)
         codes = np.concatenate([held.pixels, held.labels[:, None].astype(np.uint8)], 1)
         state = ImageTrainer(plan=self.plan, config=config, vae=vae, codes=torch.as_tensor(codes, device=device),
-                             anchors=None, rows=max(round(rows), 1), key=key, checkpoint=run.checkpoint,
+                             anchors=cast(Any, None), rows=max(round(rows), 1), key=key, checkpoint=run.checkpoint,
                              listen=progress.listen, processes=processes, leftover=released.leftover,
                              unit="nats per image").fit()
         return vae, state.metrics
@@ -237,5 +237,6 @@ def _source(data: DataConfig) -> Any:
         raise ConfigError("data.path=null: expected images; try data=images for the built-in digits, or "
                           "data.path=images.npz")
     if data.path is None and data.builtin not in BUILTIN:
-        raise ConfigError(f"data.builtin={data.builtin!r}: no such images; expected {', '.join(BUILTIN)}, or data.path=")
+        raise ConfigError(f"data.builtin={data.builtin!r}: no such images; expected {', '.join(BUILTIN)}, or a "
+                          "data.path")
     return data.path if data.path is not None else data.builtin

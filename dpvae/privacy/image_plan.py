@@ -43,8 +43,8 @@ class ImageRule:
         labels = LABEL_SHARE if trainer.survey_share is None else trainer.survey_share
         left = 1.0 - labels - trainer.metric_share
         if not labels or left <= 0:
-            raise ConfigError(f"trainer.survey_share={labels:g}, trainer.metric_share={trainer.metric_share:g}: expected "
-                              "a share for the counts of the classes, and a sum below 1")
+            raise ConfigError(f"trainer.survey_share={labels:g}, trainer.metric_share={trainer.metric_share:g}: "
+                              "expected a share for the counts of the classes, and a sum below 1")
         anchor = trainer.anchor_share
         if anchor is None:
             few = strength(facts.rows, config.privacy.epsilon) < FEWEST
@@ -83,8 +83,8 @@ def strength(rows: int | None, epsilon: float) -> float:
 def frequencies(side: int, rows: float, epsilon: float) -> int:
     """Cosine frequencies along a side that are worth their noise: all of them with much signal, fewer with little.
 
-    >>> frequencies(28, 60_000, 1.0), frequencies(28, 60_000, 10.0), frequencies(28, 7_000, 1.0), frequencies(8, 1797, 1)
-    (20, 28, 15, 8)
+    >>> [frequencies(28, rows, epsilon) for rows, epsilon in ((60_000, 1.0), (60_000, 10.0), (7_000, 1.0))]
+    [20, 28, 15]
     """
-    share = 0.7 * (rows * epsilon / USUAL) ** 0.15
+    share: float = 0.7 * (rows * epsilon / USUAL) ** 0.15
     return min(max(math.ceil(share * side), 8), side)

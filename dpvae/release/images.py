@@ -28,7 +28,8 @@ FILE = "images.npz"
 
 def save_images(vae: ImageVAE, public: Path) -> None:
     """``model.safetensors`` and ``model.json``."""
-    write_bytes(public / "model.safetensors", save({n: t.detach().cpu().contiguous() for n, t in vae.state_dict().items()}))
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in vae.state_dict().items()}
+    write_bytes(public / "model.safetensors", save(tensors))
     write_json(public / "model.json", {"class": "ImageVAE", **vae.shape})
 
 

@@ -93,7 +93,7 @@ BAD_ARRAYS = {
     "no labels": ({"images": GRAY}, "expected images and labels"),
     "lonely": ({"images": GRAY, "labels": [0, 0, 0, 0, 0, 1]}, "class '1' has one image"),
     "one image": ({"images": GRAY[:1], "labels": LABELS[:1]}, "expected at least 2"),
-    "a bar": ({"images": GRAY, "labels": list("aabbc") + ["d|e"]}, "without |"),
+    "a bar": ({"images": GRAY, "labels": [*"aabbc", "d|e"]}, "without |"),
 }
 
 

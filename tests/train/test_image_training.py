@@ -44,7 +44,7 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_bits_and_one_reservation(
     with killed_at(-1) as moments:
         api.train(config_of(tmp_path / "straight"), pictures())
     wanted = released(tmp_path / "straight")
-    assert [name for name in dict.fromkeys(moment[0] for moment in moments)] == ["anchor", "fit", "dpsgd", "sleep"]
+    assert list(dict.fromkeys(moment[0] for moment in moments)) == ["anchor", "fit", "dpsgd", "sleep"]
     for number in range(1, len(moments) + 1, 2):
         folder = tmp_path / str(number)
         with killed_at(number), pytest.raises(Killed):
@@ -92,7 +92,7 @@ def test_classes_that_are_not_declared_are_counted_above_a_threshold_and_booked(
     table = pictures()
     table["labels"][:2] = "rare"
     run = api.train(config_of(tmp_path, data={"labels": None}, trainer={"survey_share": 0.3}), table)
-    assert [type(event).__name__ for event in run.plan.events()][0] == "Threshold"
+    assert type(run.plan.events()[0]).__name__ == "Threshold"
     schema = (tmp_path / "run" / "public" / "schema.json").read_text()
     assert "down" in schema
     assert "rare" not in schema
@@ -121,10 +121,10 @@ def config_plan() -> Any:
     return SgdPlan(noise_multiplier=1.0, sampling_rate=0.5, steps=1, clip_norm=1.0, latent_samples=2)
 
 
-@pytest.mark.parametrize("clipping", ["fast", "hooks"])
-def test_fast_clipping_and_opacus_give_the_same_decoder(clipping: str) -> None:
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")  # nothing that enters a decoder needs a gradient
+def test_fast_clipping_and_opacus_give_the_same_decoder() -> None:
     found = []
-    for mode in ("hooks", clipping):
+    for mode in ("hooks", "fast"):
         vae = some_model((1, 8, 8))
         codes = random_images(vae)(12, torch.Generator().manual_seed(0))
         private = PrivateSteps(vae.decoder, codes, pairs(vae), plan=config_plan(), rows=12, key=ScriptedKey(),
