@@ -26,7 +26,7 @@ WEIGHTS = {"second-moment": 0.42, **{f"cluster-{i + 1}": 0.38 / ROUNDS for i in 
 MOMENTS = 0.70  # of the budget, of trainer=anchored; the rest is DP-SGD's
 USUAL = 60_000  # rows at epsilon 1, for which the shares were measured
 FEWEST = 0.1  # of these: with fewer rows DP-SGD is noise, and the moments take all
-BATCH, STEPS, FIT_STEPS = 1024, 200, 60
+BATCH, STEPS, FIT_STEPS = 1024, 100, 60
 LARGEST_RATE = 0.25
 NATS_PER_PIXEL = 3.0  # an image's ELBO is clipped to that much for each pixel and channel, at most
 
