@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Synthetic images judged: classifiers trained on them, distances, coverage, copies; by epsilon, and with parts left out.
+"""Synthetic images judged: classifiers trained on them, distances, coverage, copies; by epsilon, with parts left out.
 
-    python scripts/bench_images.py --judge JUDGE.py --data mnist=mnist.npz --epsilons 1 10 --seeds 0 --out reports/bench/images
+    python scripts/bench_images.py --judge JUDGE.py --data mnist=mnist.npz --epsilons 1 10 --out reports/bench/images
 
 A run is one `dpvae train`, one `dpvae release` of as many images as there are, and one judge. An arm is a set of
 settings; `moments` leaves DP-SGD out. Runs that are in OUT.json already are kept, so a long benchmark may be made in
@@ -83,8 +83,8 @@ def report(out: Path) -> None:
     held = json.loads(out.with_suffix(".json").read_text())
     rows = grouped(held["runs"])
     lines = [f"`{held['command']}`", "",
-             "Classifiers are trained on 10,000 synthetic images and tested on real ones (percent right); judge_fd is a "
-             "Frechet distance in a small network's features (lower is better); medians over the seeds there are.", "",
+             "Classifiers are trained on 10,000 synthetic images and tested on real ones (percent right); judge_fd is "
+             "a Frechet distance in a small network's features (lower is better); medians over the seeds.", "",
              "| images | arm | epsilon | seeds | " + " | ".join(name for name, _ in FIGURES) + " | train CPU s |",
              "|---" * (5 + len(FIGURES)) + "|"]
     for row in rows:

@@ -189,20 +189,25 @@ class ImageTask:
                processes: Any, seed: int) -> tuple[Any, list[dict[str, Any]]]:
         import torch
 
+        from dpvae.models.joint_images import LATENT, JointImageVAE
         from dpvae.train.device import device_of
         from dpvae.train.images import ImageTrainer
 
-        if released is None:
-            raise ConfigError("trainer=joint: is not made for images yet")
         config = self.config
-        device = device_of(config.performance.device)
-        vae = released.model(np.maximum(counts, LEAST_COUNT), self.public.size, max(config.model.hidden // 4, 4),
-                             torch.Generator().manual_seed(seed)).to(device)
+        device, generator = device_of(config.performance.device), torch.Generator().manual_seed(seed)
+        counts, hidden = np.maximum(counts, LEAST_COUNT), max(config.model.hidden // 4, 4)
+        if released is None:
+            vae = JointImageVAE(self.public.size, classes=len(counts), directions=config.model.latent_dim or LATENT,
+                                hidden=hidden, generator=generator)
+            vae.log_labels.copy_(torch.as_tensor(np.log(counts / counts.sum())))
+        else:
+            vae = released.model(counts, self.public.size, hidden, generator)
+        vae = vae.to(device)
         codes = np.concatenate([held.pixels, held.labels[:, None].astype(np.uint8)], 1)
         state = ImageTrainer(plan=self.plan, config=config, vae=vae, codes=torch.as_tensor(codes, device=device),
                              anchors=cast(Any, None), rows=max(round(rows), 1), key=key, checkpoint=run.checkpoint,
-                             listen=progress.listen, processes=processes, leftover=released.leftover,
-                             unit="nats per image").fit()
+                             leftover=released.leftover if released else 0.0, listen=progress.listen,
+                             processes=processes, unit="nats per image").fit()
         return vae, state.metrics
 
 

@@ -18,11 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dpvae.models.elbo import kl_to_standard_normal
 from dpvae.models.images import ImageVAE, Pixels, parts
+from dpvae.models.joint_images import Both, JointImageVAE
 from dpvae.train.dpsgd import Example, Loss, PrivateSteps
 from dpvae.train.trainer import Moment, Trainer, TrainState
 
-PHASES = {"anchored": ("fit", "dpsgd", "sleep"), "joint": ("dpsgd", "sleep")}
+PHASES = {"anchored": ("fit", "dpsgd", "sleep"), "joint": ("dpsgd",)}
 RATE = 0.4  # of trainer.learning_rate: convolutions take smaller steps than the decoder of tables
 FIT_RATE, FIT_BATCH = 3e-3, 256
 DREAMS = 4096
@@ -73,7 +75,10 @@ class ImageTrainer(Trainer):
     def _private_steps(self) -> PrivateSteps:
         assert self.plan.sgd is not None
         performance, samples = self.config.performance, self.plan.sgd.latent_samples
-        return PrivateSteps(self._model.decoder, self.codes, pairs(self._model), plan=self.plan.sgd, rows=self.rows,
+        module, loss = self._model.decoder, pairs(self._model)
+        if isinstance(self._model, JointImageVAE):
+            module, loss = Both(self._model.encoder, module), both(self._model)
+        return PrivateSteps(module, self.codes, loss, plan=self.plan.sgd, rows=self.rows,
                             key=self.key, learning_rate=RATE * self.config.trainer.learning_rate,
                             microbatch=performance.microbatch, clipping=performance.clipping,
                             compile=performance.compile, precision=performance.precision,
@@ -111,7 +116,20 @@ def pairs(vae: ImageVAE) -> Loss:
             linear_ND, mean_ND = vae.linear(z_NZ, label_N), vae.means[label_N]
             x_ND = x_BD.repeat_interleave(samples, 0)
         log_N = Pixels.log_prob(x_ND, *module(linear_ND, mean_ND))
-        return -log_N.view(-1, samples).mean(1) / x_BD.shape[1]
+        return -log_N.view(len(x_BD), samples).mean(1) / x_BD.shape[1]
+
+    return loss
+
+
+def both(vae: JointImageVAE) -> Loss:
+    """-ELBO of each image per pixel: of encoder and decoder together."""
+
+    def loss(module: nn.Module, codes: Tensor, noise_BKZ: Tensor) -> Tensor:
+        x_BD, label_B = split(codes)
+        middle_ND, log_scale_ND, mean_BZ, log_std_BZ = module(x_BD, vae.one_hot(label_B), noise_BKZ)
+        log_N = Pixels.log_prob(x_BD.repeat_interleave(noise_BKZ.shape[1], 0), middle_ND, log_scale_ND)
+        distortion_B = -log_N.view(len(x_BD), -1).mean(1)
+        return (distortion_B + kl_to_standard_normal(mean_BZ, log_std_BZ)) / x_BD.shape[1]
 
     return loss
 

@@ -135,6 +135,14 @@ def test_fast_clipping_and_opacus_give_the_same_decoder() -> None:
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
 
 
+def test_the_joint_baseline_trains_and_is_released_with_an_encoder_of_its_own(tmp_path: Path) -> None:
+    config = config_of(tmp_path, trainer={"name": "joint", "anchor_share": None})
+    run = api.train(config, pictures())
+    assert {event.phase for event in run.plan.events()} == {"anchor", "dpsgd", "metric"}
+    drawn = modality.made_up(tmp_path / "run" / "public", 10, seed=1)
+    assert drawn["images"].shape == (10, 8, 8)
+
+
 def test_what_is_made_up_is_taken_like_real_images(tmp_path: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         api.train(config_of(tmp_path), pictures())
