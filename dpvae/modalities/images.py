@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,8 +40,8 @@ def prepare(config: TrainConfig, source: Any = None) -> ImageTask:
     public = Public.of(config.data, images)
     unknown = sorted(set(images.classes) - set(public.classes)) if public.classes else []
     if unknown and config.data.outside == "error":
-        raise DataError(f"label={unknown[0]!r}: not among data.labels={'|'.join(public.classes)[:80]}; add it, or leave "
-                        "such images out with data.outside=missing")
+        raise DataError(f"label={unknown[0]!r}: not among data.labels={'|'.join(public.classes)[:80]}; add it, or "
+                        "leave such images out with data.outside=missing")
     return ImageTask(config, public.plan(config), public, images)
 
 
@@ -143,10 +143,10 @@ class Public:
     def schema(self, classes: tuple[str, ...]) -> dict[str, Any]:
         """``schema.json`` of a run."""
         channels, height, width = self.size
-        image = {"name": "image", "kind": "image", "dtype": "uint8", "nullable": False, "height": height, "width": width,
-                 "channels": channels, "declared": [f"{height} x {width} {reader.CHANNELS[channels]}"]}
-        label = {"name": "label", "kind": "categorical", "dtype": "string", "nullable": False, "categories": list(classes),
-                 "declared": ["categories"] if self.classes else []}
+        image = {"name": "image", "kind": "image", "dtype": "uint8", "nullable": False, "height": height,
+                 "width": width, "channels": channels, "declared": [f"{height} x {width} {reader.CHANNELS[channels]}"]}
+        label = {"name": "label", "kind": "categorical", "dtype": "string", "nullable": False,
+                 "categories": list(classes), "declared": ["categories"] if self.classes else []}
         return {"kind": "images", "target": "label", "columns": [image, label]}
 
 
@@ -207,12 +207,12 @@ class ImageTask:
                                         phase="anchor", what="noisy labels tables")
             return self.public.classes, noisy[0].astype(float), nm, event
         nm = planned.survey_noise["values"]
-        found, drawn = frequent_values([held], noise_multiplier=nm, delta=planned.survey_delta,
-                                       stream=key.stream("survey", "values"), phase="survey", what=SURVEY_WHAT["values"])
+        found, drawn = frequent_values([held], noise_multiplier=nm, delta=planned.survey_delta, phase="survey",
+                                       stream=key.stream("survey", "values"), what=SURVEY_WHAT["values"])
         names = tuple(sorted(found[0], key=reader.natural))
         if not names:
-            raise DataError("labels: no class holds enough images to be published at this budget (this run stays booked); "
-                            "declare the classes with data.labels=a|b|c, or give a larger privacy.epsilon")
+            raise DataError("labels: no class holds enough images to be published at this budget (this run stays "
+                            "booked); declare the classes with data.labels=a|b|c, or give a larger privacy.epsilon")
         return names, np.array([float(found[0][name]) for name in names]), nm, drawn
 
     def _held(self, classes: tuple[str, ...]) -> Any:
@@ -228,20 +228,25 @@ class ImageTask:
                processes: Any, seed: int) -> tuple[Any, list[dict[str, Any]]]:
         import torch
 
+        from dpvae.models.joint_images import LATENT, JointImageVAE
         from dpvae.train.device import device_of
         from dpvae.train.images import ImageTrainer
 
-        if released is None:
-            raise ConfigError("trainer=joint: is not made for images yet")
         config = self.config
-        device = device_of(config.performance.device)
-        vae = released.model(np.maximum(counts, LEAST_COUNT), self.public.size, max(config.model.hidden // 4, 4),
-                             torch.Generator().manual_seed(seed)).to(device)
+        device, generator = device_of(config.performance.device), torch.Generator().manual_seed(seed)
+        counts, hidden = np.maximum(counts, LEAST_COUNT), max(config.model.hidden // 4, 4)
+        if released is None:
+            vae = JointImageVAE(self.public.size, classes=len(counts), directions=config.model.latent_dim or LATENT,
+                                hidden=hidden, generator=generator)
+            vae.log_labels.copy_(torch.as_tensor(np.log(counts / counts.sum())))
+        else:
+            vae = released.model(counts, self.public.size, hidden, generator)
+        vae = vae.to(device)
         codes = np.concatenate([held.pixels, held.labels[:, None].astype(np.uint8)], 1)
         state = ImageTrainer(plan=self.plan, config=config, vae=vae, codes=torch.as_tensor(codes, device=device),
-                             anchors=None, rows=max(round(rows), 1), key=key, checkpoint=run.checkpoint,
-                             listen=progress.listen, processes=processes, leftover=released.leftover,
-                             unit="nats per image").fit()
+                             anchors=cast(Any, None), rows=max(round(rows), 1), key=key, checkpoint=run.checkpoint,
+                             leftover=released.leftover if released else 0.0, listen=progress.listen,
+                             processes=processes, unit="nats per image").fit()
         return vae, state.metrics
 
 
@@ -268,7 +273,7 @@ class ImageResult:
         write_json(public / "schema.json", dict(self.schema))
         write_json(public / "reference.json", {
             "label": {"labels": list(self.classes), "noisy": self.counts.tolist(), "sd": self.sd}})
-        write_json(public / "gallery.json", gallery(self.vae, self.classes, seed=seed))
+        write_json(public / "preview.json", {"gallery": gallery(self.vae, self.classes, seed=seed)})
 
 
 def _source(data: DataConfig) -> Any:
@@ -276,5 +281,6 @@ def _source(data: DataConfig) -> Any:
         raise ConfigError("data.path=null: expected images; try data=images for the built-in digits, or "
                           "data.path=images.npz")
     if data.path is None and data.builtin not in BUILTIN:
-        raise ConfigError(f"data.builtin={data.builtin!r}: no such images; expected {', '.join(BUILTIN)}, or data.path=")
+        raise ConfigError(f"data.builtin={data.builtin!r}: no such images; expected {', '.join(BUILTIN)}, or a "
+                          "data.path")
     return data.path if data.path is not None else data.builtin

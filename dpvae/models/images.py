@@ -83,10 +83,9 @@ class Refiner(nn.Module):
 def initialise(module: nn.Module, generator: torch.Generator) -> None:
     """He et al.'s start for every weight, from ``generator`` alone; biases at zero."""
     for layer in module.modules():
-        if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
-            fan_in = layer.weight[0].numel() if not isinstance(layer, nn.ConvTranspose2d) else layer.weight[:, 0].numel()
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
             with torch.no_grad():
-                layer.weight.normal_(0, math.sqrt(2 / fan_in), generator=generator)
+                layer.weight.normal_(0, math.sqrt(2 / layer.weight[0].numel()), generator=generator)
                 if layer.bias is not None:
                     layer.bias.zero_()
 

@@ -22,10 +22,11 @@ from dpvae.privacy.plan import Plan, PublicFacts
 
 ROUNDS = 3
 LABEL_SHARE = 0.01  # of the budget, for the counts of the classes
-WEIGHTS = {"mean-image": 0.13, "second-moment": 0.37, **{f"cluster-{i + 1}": 0.33 / ROUNDS for i in range(ROUNDS)},
-           "spread": 0.17}
+WEIGHTS = {"second-moment": 0.42, **{f"cluster-{i + 1}": 0.38 / ROUNDS for i in range(ROUNDS)}, "spread": 0.20}
 MOMENTS = 0.70  # of the budget, of trainer=anchored; the rest is DP-SGD's
-BATCH, STEPS, FIT_STEPS = 1024, 200, 60
+USUAL = 60_000  # rows at epsilon 1, for which the shares were measured
+FEWEST = 0.1  # of these: with fewer rows DP-SGD is noise, and the moments take all
+BATCH, STEPS, FIT_STEPS = 1024, 100, 60
 LARGEST_RATE = 0.25
 NATS_PER_PIXEL = 3.0  # an image's ELBO is clipped to that much for each pixel and channel, at most
 
@@ -42,15 +43,19 @@ class ImageRule:
         labels = LABEL_SHARE if trainer.survey_share is None else trainer.survey_share
         left = 1.0 - labels - trainer.metric_share
         if not labels or left <= 0:
-            raise ConfigError(f"trainer.survey_share={labels:g}, trainer.metric_share={trainer.metric_share:g}: expected "
-                              "a share for the counts of the classes, and a sum below 1")
+            raise ConfigError(f"trainer.survey_share={labels:g}, trainer.metric_share={trainer.metric_share:g}: "
+                              "expected a share for the counts of the classes, and a sum below 1")
         anchor = trainer.anchor_share
         if anchor is None:
-            anchor = MOMENTS if trainer.name == "anchored" else 0.0
+            few = strength(facts.rows, config.privacy.epsilon) < FEWEST
+            anchor = (1.0 if few else MOMENTS) if trainer.name == "anchored" else 0.0
         elif trainer.name == "joint":
             raise ConfigError("trainer.anchor_share: trainer=joint measures nothing but the classes; leave it out")
         shares = {"survey/values" if facts.survey_steps else "anchor/labels": labels}
-        shares |= {f"anchor/{name}": left * anchor * weight for name, weight in WEIGHTS.items() if anchor}
+        if anchor:
+            mean = min(max(0.13 * strength(facts.rows, config.privacy.epsilon) ** -0.35, 0.13), 0.5)
+            shares["anchor/mean-image"] = left * anchor * mean
+            shares |= {f"anchor/{name}": left * anchor * (1 - mean) * weight for name, weight in WEIGHTS.items()}
         shares |= {"metric/elbo": trainer.metric_share}
         if anchor < 1:
             shares["dpsgd"] = left * (1 - anchor)
@@ -66,11 +71,20 @@ class ImageRule:
         return plans.scaled(draft, settled, signal)
 
 
+def strength(rows: int | None, epsilon: float) -> float:
+    """Rows times epsilon, as a share of what the split was measured with.
+
+    >>> strength(60_000, 1.0), strength(6_000, 10.0)
+    (1.0, 1.0)
+    """
+    return (rows or plans.ASSUMED_ROWS) * epsilon / USUAL
+
+
 def frequencies(side: int, rows: float, epsilon: float) -> int:
     """Cosine frequencies along a side that are worth their noise: all of them with much signal, fewer with little.
 
-    >>> frequencies(28, 60_000, 1.0), frequencies(28, 60_000, 10.0), frequencies(28, 7_000, 1.0), frequencies(8, 1797, 1)
-    (20, 28, 15, 8)
+    >>> [frequencies(28, rows, epsilon) for rows, epsilon in ((60_000, 1.0), (60_000, 10.0), (7_000, 1.0))]
+    [20, 28, 15]
     """
-    share = 0.7 * (rows * epsilon / 60_000) ** 0.15
+    share: float = 0.7 * (rows * epsilon / USUAL) ** 0.15
     return min(max(math.ceil(share * side), 8), side)

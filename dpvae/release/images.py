@@ -19,6 +19,7 @@ from safetensors.torch import load, save
 
 from dpvae.errors import RunError
 from dpvae.models.images import ImageVAE
+from dpvae.models.joint_images import JointImageVAE
 from dpvae.rng import seed_of
 from dpvae.train.checkpoint import DAMAGED, read_json, write_bytes, write_json
 
@@ -28,15 +29,17 @@ FILE = "images.npz"
 
 def save_images(vae: ImageVAE, public: Path) -> None:
     """``model.safetensors`` and ``model.json``."""
-    write_bytes(public / "model.safetensors", save({n: t.detach().cpu().contiguous() for n, t in vae.state_dict().items()}))
-    write_json(public / "model.json", {"class": "ImageVAE", **vae.shape})
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in vae.state_dict().items()}
+    write_bytes(public / "model.safetensors", save(tensors))
+    write_json(public / "model.json", {"class": type(vae).__name__, **vae.shape})
 
 
 def load_images(public: Path) -> tuple[ImageVAE, tuple[str, ...]]:
     """The released model of a run's ``public/`` folder, and the names of its classes."""
-    shape = {name: value for name, value in read_json(public / "model.json").items() if name != "class"}
+    shape = dict(read_json(public / "model.json"))
+    kind: type[ImageVAE] = JointImageVAE if shape.pop("class", "") == "JointImageVAE" else ImageVAE
     try:
-        vae = ImageVAE(tuple(shape.pop("size")), **shape, generator=torch.Generator())
+        vae = kind(tuple(shape.pop("size")), **shape, generator=torch.Generator())
         vae.load_state_dict(load((public / "model.safetensors").read_bytes()))
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise RunError(f"{public}/model.safetensors: does not load ({error.__class__.__name__}); {DAMAGED}") from None

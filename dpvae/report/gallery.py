@@ -76,13 +76,13 @@ def gallery(vae: Any, classes: Sequence[str], *, seed: int) -> list[dict[str, st
     names = ", ".join(classes[:MOST_CLASSES])
     few = f" (the first {MOST_CLASSES} of {len(classes)} classes)" if len(classes) > MOST_CLASSES else ""
     return [
-        figure("Drawn from the model", f"{PER_CLASS} synthetic images of each class{few}: {names}. Mean variance of their "
-               f"Laplacian (sharpness; it is 0 for a flat image): {laplacian_variance(drawn):.4f}.",
+        figure("Drawn from the model", f"{PER_CLASS} synthetic images of each class{few}: {names}. Mean variance of "
+               f"their Laplacian (sharpness; it is 0 for a flat image): {laplacian_variance(drawn):.4f}.",
                f"A sheet of synthetic images, a row for each class: {names}", sheet(sample, PER_CLASS)),
         figure("From one image to another", "Each row walks in a straight line between two latents of a class.",
                "Rows of images that change step by step", sheet(_walks(vae, shown[:10], generator), STEPS)),
-        figure("What the strongest directions mean", "Each row moves the middle of the first class along one direction, "
-               "from -2 to 2 standard deviations.", "Rows of images along one latent direction each",
+        figure("What the strongest directions mean", "Each row moves the middle of the first class along one "
+               "direction, from -2 to 2 standard deviations.", "Rows of images along one latent direction each",
                sheet(_traversals(vae), STEPS)),
     ]
 

@@ -113,18 +113,19 @@ def measure(images: Images, counts: Array, size: tuple[int, int, int], *, noise:
 class _Measure:
     """One measurement under way."""
 
-    def __init__(self, images: Images, counts: Array, size: tuple[int, int, int], noise: dict[str, float], epsilon: float,
-                 key: SecretKey, rng: np.random.Generator) -> None:
+    def __init__(self, images: Images, counts: Array, size: tuple[int, int, int], noise: dict[str, float],
+                 epsilon: float, key: SecretKey, rng: np.random.Generator) -> None:
         self.images, self.counts, self.noise, self.key, self.rng = images, counts, noise, key, rng
         self.rows = float(counts.sum())
         self.pixels = size[0] * size[1] * size[2]
         self.radius = RADIUS * math.sqrt(self.pixels)
         most = math.isqrt(MOST_FREQUENCIES // size[0])
-        kept = (min(frequencies(size[1], self.rows, epsilon), most), min(frequencies(size[2], self.rows, epsilon), most))
-        self.cosines = cosines(size, kept)
+        height, width = (min(frequencies(side, self.rows, epsilon), most) for side in size[1:])
+        self.cosines = cosines(size, (height, width))
         self.events: list[Gaussian] = []
 
-    def _release(self, name: str, blocks: Iterator[tuple[Array, Array]], left: float, right: float) -> tuple[Array, float]:
+    def _release(self, name: str, blocks: Iterator[tuple[Array, Array]], left: float,
+                 right: float) -> tuple[Array, float]:
         """A noisy sum of products, and the noise's standard deviation."""
         total, sd, event = noisy_products(blocks, left_norm=left, right_norm=right, noise_multiplier=self.noise[name],
                                           stream=self.key.stream("anchor", name), phase="anchor",
@@ -135,8 +136,10 @@ class _Measure:
     def means(self) -> Array:
         """The mean image of each class, (C, D), in low frequencies: classes are drawn together where noise is all that
         tells them apart (James and Stein 1961, frequency by frequency)."""
-        total, sd = self._release("mean-image", ((_one_hot(labels, len(self.counts)), (x - 0.5) @ self.cosines.T)
-                                                 for x, labels in self.images.blocks(len(self.counts))), 1.0, math.sqrt(self.pixels) / 2)
+        classes = len(self.counts)
+        total, sd = self._release("mean-image", ((_one_hot(labels, classes), (x - 0.5) @ self.cosines.T)
+                                                 for x, labels in self.images.blocks(classes)),
+                                  1.0, math.sqrt(self.pixels) / 2)
         own = total / self.counts[:, None]
         together = total.sum(0) / self.rows
         apart = own - together
@@ -222,7 +225,7 @@ class _Measure:
                 rest *= np.minimum(1.0, self.radius / np.maximum(np.linalg.norm(rest, axis=1, keepdims=True), 1e-12))
                 left = np.zeros((len(z), classes, size))
                 left[np.arange(len(z)), place // most] = rest
-                yield left.reshape(len(z), -1), rest
+                yield left.reshape(len(z), classes * size), rest
 
         total, sd = self._release("spread", blocks(), self.radius, self.radius)
         tables = total.reshape(classes, size, size)

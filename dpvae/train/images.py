@@ -11,7 +11,6 @@ backgrounds come out black and edges hard, where a mean is gray.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dpvae.models.elbo import kl_to_standard_normal
 from dpvae.models.images import ImageVAE, Pixels, parts
+from dpvae.models.joint_images import Both, JointImageVAE
 from dpvae.train.dpsgd import Example, Loss, PrivateSteps
 from dpvae.train.trainer import Moment, Trainer, TrainState
 
-PHASES = {"anchored": ("fit", "dpsgd", "sleep"), "joint": ("dpsgd", "sleep")}
+PHASES = {"anchored": ("fit", "dpsgd", "sleep"), "joint": ("dpsgd",)}
 RATE = 0.4  # of trainer.learning_rate: convolutions take smaller steps than the decoder of tables
 FIT_RATE, FIT_BATCH = 3e-3, 256
 DREAMS = 4096
@@ -78,7 +79,10 @@ class ImageTrainer(Trainer):
     def _private_steps(self) -> PrivateSteps:
         assert self.plan.sgd is not None
         performance, samples = self.config.performance, self.plan.sgd.latent_samples
-        return PrivateSteps(self._model.decoder, self.codes, pairs(self._model), plan=self.plan.sgd, rows=self.rows,
+        module, loss = self._model.decoder, pairs(self._model)
+        if isinstance(self._model, JointImageVAE):
+            module, loss = Both(self._model.encoder, module), both(self._model)
+        return PrivateSteps(module, self.codes, loss, plan=self.plan.sgd, rows=self.rows,
                             key=self.key, learning_rate=RATE * self.config.trainer.learning_rate,
                             microbatch=performance.microbatch, clipping=performance.clipping,
                             compile=performance.compile, precision=performance.precision,
@@ -91,7 +95,7 @@ class ImageTrainer(Trainer):
                                device=self.codes.device)
         values = [np.zeros(0)]
         with torch.no_grad():
-            for (codes,) in parts(self.codes):
+            for (codes,) in parts(self.codes) if len(self.codes) else ():
                 x_ND, label_N = split(codes)
                 elbo = self._model.elbo(x_ND, label_N, noise_1Z.expand(len(codes), -1))
                 values.append(elbo.value.double().cpu().numpy())
@@ -116,7 +120,20 @@ def pairs(vae: ImageVAE) -> Loss:
             linear_ND, mean_ND = vae.linear(z_NZ, label_N), vae.means[label_N]
             x_ND = x_BD.repeat_interleave(samples, 0)
         log_N = Pixels.log_prob(x_ND, *module(linear_ND, mean_ND))
-        return -log_N.view(-1, samples).mean(1) / x_BD.shape[1]
+        return -log_N.view(len(x_BD), samples).mean(1) / x_BD.shape[1]
+
+    return loss
+
+
+def both(vae: JointImageVAE) -> Loss:
+    """-ELBO of each image per pixel: of encoder and decoder together."""
+
+    def loss(module: nn.Module, codes: Tensor, noise_BKZ: Tensor) -> Tensor:
+        x_BD, label_B = split(codes)
+        middle_ND, log_scale_ND, mean_BZ, log_std_BZ = module(x_BD, vae.one_hot(label_B), noise_BKZ)
+        log_N = Pixels.log_prob(x_BD.repeat_interleave(noise_BKZ.shape[1], 0), middle_ND, log_scale_ND)
+        distortion_B = -log_N.view(len(x_BD), -1).mean(1)
+        return (distortion_B + kl_to_standard_normal(mean_BZ, log_std_BZ)) / x_BD.shape[1]
 
     return loss
 
@@ -130,6 +147,3 @@ def random_images(vae: ImageVAE) -> Example:
         return torch.cat([pixels, labels], 1).to(torch.uint8)
 
     return draw
-
-
-Listener = Callable[[Moment], None]
