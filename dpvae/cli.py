@@ -61,8 +61,9 @@ def _train(config: TrainConfig) -> int:
 
 
 def _release(config: ReleaseConfig) -> int:
-    folder = importlib.import_module("dpvae.api").release(config)
-    print(f"released {folder}; check it with: dpvae verify {folder}")
+    place = importlib.import_module("dpvae.api").release(config)
+    checked = isinstance(place, Path) or place.startswith(("iceberg:", "delta:"))
+    print(f"released {place}" + (f"; check it with: dpvae verify {place}" if checked else ""))
     return 0
 
 
