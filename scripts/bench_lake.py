@@ -28,8 +28,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 REPORT = Path(__file__).resolve().parents[1] / "reports" / "bench"
-ACS = Path(__file__).resolve().parents[2] / "shared" / "data" / "tabular" / "acs_income_2018" / "acs_income_2018.parquet"
-SMALL = ["model.components=64", "model.latent_dim=8", "trainer.fit_steps=100", "trainer.steps=10", "trainer.sleep_steps=20"]
+TABLES = Path(__file__).resolve().parents[2] / "shared" / "data" / "tabular"
+ACS = TABLES / "acs_income_2018" / "acs_income_2018.parquet"
+SMALL = ["model.components=64", "model.latent_dim=8", "trainer.fit_steps=100", "trainer.steps=10",
+         "trainer.sleep_steps=20"]
 
 
 def typed(line: str, **named: Any) -> dict[str, float]:
@@ -134,7 +136,8 @@ def whole(rows: str = "1000000") -> dict[str, Any]:
         "verify": "verify iceberg:demo.acs_synth",
         "score": "score run=lake1 data=iceberg:demo.acs to=iceberg:demo.acs_scored"}.items()}
     snapshot = iceberg.table_of("iceberg:demo.acs_synth").current_snapshot()
-    assert snapshot is not None and snapshot.summary is not None
+    assert snapshot is not None
+    assert snapshot.summary is not None
     by_pyiceberg = {k: v for k, v in snapshot.summary.additional_properties.items() if k.startswith("dpvae.")}
     metadata = iceberg.table_of("iceberg:demo.acs_synth").metadata_location.removeprefix("file://")
     by_duckdb = duckdb.sql(f"SELECT unnest(snapshots) AS s FROM read_json('{metadata}')").fetchall()
@@ -143,8 +146,9 @@ def whole(rows: str = "1000000") -> dict[str, Any]:
     assert held is not None
     footers = {bytes(key).decode(): bytes(value).decode() for key, value in duckdb.sql(
         f"SELECT key, value FROM parquet_kv_metadata('{held.files[0]}')").fetchall()}
-    found["marks"] = {name: {"pyiceberg": value, "duckdb, snapshot summary": said.get(name) == value,
-                             "duckdb, parquet footer": footers.get(name) == value} for name, value in by_pyiceberg.items()}
+    found["marks"] = {name: {"pyiceberg": value, "duckdb reads it in the snapshot": said.get(name) == value,
+                             "duckdb reads it in the file": footers.get(name) == value}
+                      for name, value in by_pyiceberg.items()}
     return {f"{count} rows x {len(table.column_names)} columns": found}
 
 
@@ -178,9 +182,11 @@ def killed(times: str = "20", rows: str = "300000") -> dict[str, Any]:
             seen.append(there)
         typed(line)
         held = register.home(table).held()
-        assert held is not None and sum(pq.read_metadata(file).num_rows for file in held.files) == wanted
+        assert held is not None
+        assert sum(pq.read_metadata(file).num_rows for file in held.files) == wanted
         assert len(set(held.files)) == len(held.files)
-        found[what] = {"kills": len(moments), "whole_run_s": wall, "rows_seen_after_each": seen, "rows_in_the_end": wanted}
+        found[what] = {"kills": len(moments), "whole_run_s": wall, "rows_seen_after_each": seen,
+                       "rows_in_the_end": wanted}
     return found
 
 
