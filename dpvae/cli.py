@@ -62,7 +62,7 @@ def _train(config: TrainConfig) -> int:
 
 def _release(config: ReleaseConfig) -> int:
     place = importlib.import_module("dpvae.api").release(config)
-    checked = isinstance(place, Path) or place.startswith(("iceberg:", "delta:"))
+    checked = isinstance(place, Path) or str(place).startswith(("iceberg:", "delta:"))
     print(f"released {place}" + (f"; check it with: dpvae verify {place}" if checked else ""))
     return 0
 
