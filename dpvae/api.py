@@ -140,14 +140,17 @@ def release(config: ReleaseConfig | str | Path, model: Any = None, *, rows: int 
         count = _public_rows(run)
     made = released(run / "public")
     how = _how(config) if isinstance(config, ReleaseConfig) else {}
-    lake_table = scheme_of(str(to)) in LAKES
-    if (how or lake_table) and not getattr(made, "IN_PARTS", False):
-        raise ConfigError("engine, workers, to=iceberg: expected a run on a table; this one was trained on something "
+    scheme = scheme_of(str(to))
+    if (how or scheme) and not getattr(made, "IN_PARTS", False):
+        raise ConfigError(f"to={to}, engine, workers: expected a run on a table; this one was trained on something "
                           "else, release it to a folder")
-    if lake_table:
-        from dpvae.publish import publish
+    if scheme is not None:
+        from dpvae import publish
 
-        publish(run, str(to), rows=count, seed=seed, audit=lambda: audit(str(run), quick=True), **how)
+        if scheme in LAKES:
+            publish.publish(run, str(to), rows=count, seed=seed, audit=lambda: audit(str(run), quick=True), **how)
+        else:
+            publish.into_database(run, str(to), rows=count, seed=seed, **how)
         return str(to)
     writer = made.writer(run / "public", count, seed=seed, **how)
     folder = write_release(run, writer, rows=count, to=Path(to), seed=seed)

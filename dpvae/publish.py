@@ -14,21 +14,26 @@ from __future__ import annotations
 
 import re
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from dpvae.audit.published import verify_table
+from dpvae.data import lake
+from dpvae.data.lake import sql
 from dpvae.data.lake.register import Held, Home, alone, home
 from dpvae.errors import ReleaseError
 from dpvae.release import marks
 from dpvae.release.audited import read_audit
-from dpvae.release.bundle import files, write_release
+from dpvae.release.bundle import ENVELOPE, files, write_release
 from dpvae.release.certificate import Certificate
 from dpvae.release.shards import Shards, table_writer
 from dpvae.report.source import Source, read_run
 
 TAG, BRANCH = "dpvae-", "dpvae-audit-"
+NOTES = ("certificate.json", ENVELOPE, "events.jsonl", "schema.json", "card.md")
+ROWS_AT_ONCE = 65_536
 
 
 def publish(run: Path, to: str, *, rows: int, seed: int, engine: str = "local", workers: int | None = None,
@@ -59,6 +64,21 @@ def publish(run: Path, to: str, *, rows: int, seed: int, engine: str = "local", 
         _gate(f"{to}@{BRANCH}{name}", folder)
         there.publish(BRANCH + name, TAG + name)
     return TAG + name
+
+
+def into_database(run: Path, to: str, *, rows: int, seed: int, engine: str = "local",
+                  workers: int | None = None) -> None:
+    """A test database: ``rows`` synthetic rows of ``run`` as a table of a database, with the original columns' types.
+
+    The table is called like the data set unless ``to`` says otherwise. What vouches for it (certificate, signature,
+    events) lies in the table ``dpvae_release`` beside it. Raises :class:`DataError` where the table is there already.
+    """
+    name = read_run(run).claim.dataset.rpartition(".")[2]
+    with tempfile.TemporaryDirectory(dir=run.parent, prefix=".release-") as scratch:
+        writer = table_writer(run / "public", rows, seed=seed, engine=engine, workers=workers)
+        folder = write_release(run, writer, rows=rows, to=Path(scratch) / "release", seed=seed)
+        notes = {each: (folder / each).read_text() for each in NOTES}
+        sql.write(to, lake.source(folder).batches(ROWS_AT_ONCE), table=name, notes=notes)
 
 
 def release_name(source: Source, rows: int, seed: int) -> str:

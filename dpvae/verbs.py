@@ -109,8 +109,10 @@ class _Said:
 
 
 def _release(config: ReleaseConfig) -> Answer:
-    folder = importlib.import_module("dpvae.api").release(config)
-    return Answer(_Said(f"released {folder}; check it with: dpvae verify {folder}", {"folder": str(folder)}))
+    place = importlib.import_module("dpvae.api").release(config)
+    checked = isinstance(place, Path) or str(place).startswith(("iceberg:", "delta:"))
+    return Answer(_Said(f"released {place}" + (f"; check it with: dpvae verify {place}" if checked else ""),
+                        {"folder": str(place)}))
 
 
 def _verify(config: VerifyConfig) -> Answer:

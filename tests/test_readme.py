@@ -41,7 +41,8 @@ def test_a_command_in_the_documents_has_a_verb_and_composes(
     for name, members in {"dpvae.api": ("plan", "train", "release", "audit"), "dpvae.audit.verify": ("verify",),
                           "dpvae.release.verbs": ("score", "sample", "impute"),
                           "dpvae.sweep": ("book", "preview"), "dpvae.selection": ("plan", "select"),
-                          "dpvae.privacy.ledger_view": ("act",),
+                          "dpvae.privacy.ledger_view": ("act",), "dpvae.data.lake.verb": ("act",),
+                          "dpvae.audit.published": ("verify_table",),
                           "dpvae.evaluate.judge": ("evaluate",)}.items():
         module = ModuleType(name)
         for member in members:

@@ -56,8 +56,8 @@ def split(text: str) -> Place:
             name = f"{text.partition(':')[0]}:{name}"
         return _checked(text, Place(scheme, name, None, query or None))
     name, at, version = rest.rpartition("@")
-    if not at:
-        name, version = rest, ""
+    if not at or "/" in version:  # an @ in the name of a folder
+        name, at, version = rest, "", ""
     if at and not version:
         raise DataError(f"{text!r}: expected a snapshot, a branch or a version after @, or no @")
     return _checked(text, Place(scheme, name, version or None))

@@ -24,7 +24,7 @@ from dpvae.errors import DataError
 from dpvae.release.sample import Sampler, first, load_public, readable
 
 SHARD = 65_536  # rows
-PART = 16  # shards in a file
+PART = 8  # shards in a file
 
 
 class Shards:

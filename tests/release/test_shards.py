@@ -50,11 +50,11 @@ def drawn(public: Path, folder: Path, rows: int, **how: object) -> dict[str, str
 @pytest.mark.parametrize("workers", [2, 8])
 def test_the_bytes_are_the_same_for_any_number_of_workers(public: Path, tmp_path: Path, workers: int,
                                                           monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = 3 * module.PART * SHARD // 16 if workers == 2 else 5 * SHARD + 17
+    rows = 3 * SHARD if workers == 2 else 5 * SHARD + 17
     monkeypatch.setattr(module, "PART", 1)
     alone = drawn(public, tmp_path / "alone", rows, workers=1)
     assert len(alone) == -(-rows // SHARD)
-    # spawned workers read the module anew, with files of 16 shards: the parts are handed out by a pool of threads here
+    # spawned workers read the module anew, with files of 8 shards: the parts are handed out by a pool of threads here
     monkeypatch.setattr(module, "mapped", in_another_order)
     assert drawn(public, tmp_path / "together", rows, workers=workers) == alone
 
