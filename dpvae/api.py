@@ -136,7 +136,8 @@ def release(config: ReleaseConfig | str | Path, model: Any = None, *, rows: int 
     if count is None:
         count = _public_rows(run)
     writer = released(run / "public").writer(run / "public", count, seed=seed)
-    folder = write_release(run, writer, rows=count, to=to, seed=seed)
+    also = isinstance(config, ReleaseConfig) and config.with_model
+    folder = write_release(run, writer, rows=count, to=to, seed=seed, model=also)
     if isinstance(config, ReleaseConfig) and config.registry.curator is not None:
         about = config.registry
         schemas.export(folder, folder.with_name(f"{folder.name}.registry.json"), schemas.Deployment(

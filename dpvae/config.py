@@ -287,6 +287,7 @@ class ReleaseConfig:
     to: str = "release"
     seed: int = 0  # public: decoding only
     root: str = "runs"
+    with_model: bool = False  # also model/: the model in the Hugging Face layout, with its card
     registry: RegistryConfig = field(default_factory=RegistryConfig)
 
     def __post_init__(self) -> None:
