@@ -138,8 +138,8 @@ def _formatted(found: Any, format: str) -> Any:
 def _audit(config: AuditConfig) -> Answer:
     api = importlib.import_module("dpvae.api")
     if config.self_test:
-        missed = list(api.self_test(print) or ())
-        return Answer(_Said(f"missed {len(missed)} of them", {"missed": [str(each) for each in missed]}),
+        missed = api.self_test(print)
+        return Answer(_Said(f"{len(missed)} broken programs were missed", {"missed": [str(each) for each in missed]}),
                       DOES_NOT_HOLD if missed else 0)
     report = api.audit(config)
     return Answer(report, 0 if report.passed else DOES_NOT_HOLD)

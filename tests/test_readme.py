@@ -50,7 +50,7 @@ def test_a_command_in_the_documents_has_a_verb_and_composes(
         module = ModuleType(name)
         for member in members:
             setattr(module, member, lambda config: seen.append(config) or Passed())
-        module.self_test = lambda tell: seen.append(tell)  # type: ignore[attr-defined]  # nothing was missed
+        module.self_test = lambda tell: seen.append(tell) or []  # type: ignore[attr-defined]  # nothing was missed
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.chdir(tmp_path)
     if line.startswith("dpvae verify "):
