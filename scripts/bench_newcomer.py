@@ -45,7 +45,7 @@ class Timed:
 def run(command: str, folder: Path) -> Timed:
     """Run it as a person would; a failure ends the benchmark with what was said."""
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    done = subprocess.run(command.split(), cwd=folder, capture_output=True, text=True, env=os.environ | {"COLUMNS": "80"})
+    done = subprocess.run(command.split(), cwd=folder, capture_output=True, text=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode:
         sys.exit(f"{command}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
@@ -67,8 +67,9 @@ def main() -> None:
     rows = [f"| `{each.command}` | {each.wall:.0f} | {each.cpu:.0f} |" for each in everything]
     REPORT.write_text("\n".join([
         "<!-- python scripts/bench_newcomer.py -->", "# A newcomer's path", "",
-        f"From the clone to the first report ({len(pages)} page) in a fresh environment, on the table that ships with the "
-        f"package; {os.cpu_count()} processors, Python {platform.python_version()}, machine shared with other work.", "",
+        f"From the clone to the first report ({len(pages)} page) in a fresh environment, on the table that ships with "
+        f"the package; {os.cpu_count()} processors, Python {platform.python_version()}, a machine shared with other "
+        "work.", "",
         "| command | seconds | CPU seconds |", "|---|---|---|", *rows, "",
         f"{len(everything)} commands (at most {BAR_COMMANDS} wanted), {wall:.0f} s without the installation (at most "
         f"{BAR_SECONDS} wanted), {cpu:.0f} CPU-s.", ""]))

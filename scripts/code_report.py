@@ -34,8 +34,9 @@ class Part:
 
 def modules() -> dict[str, ast.Module]:
     """Dotted name -> syntax tree."""
-    return {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): ast.parse(path.read_text())
-            for path in sorted(PACKAGE.rglob("*.py"))}
+    paths = sorted(PACKAGE.rglob("*.py"))
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in paths]
+    return {name: ast.parse(path.read_text()) for name, path in zip(names, paths, strict=True)}
 
 
 def functions(name: str, tree: ast.Module) -> Iterator[Part]:
@@ -109,9 +110,8 @@ def imports(tree: ast.Module) -> set[str]:
 def report() -> str:
     """The page."""
     trees = modules()
-    sizes = {name: len((PACKAGE.parent / Path(*name.split("."))).with_suffix(".py").read_text().splitlines())
-             if (PACKAGE.parent / Path(*name.split("."))).with_suffix(".py").is_file() else
-             len((PACKAGE.parent / Path(*name.split(".")) / "__init__.py").read_text().splitlines()) for name in trees}
+    sizes = dict(zip(trees, (len(path.read_text().splitlines()) for path in sorted(PACKAGE.rglob("*.py"))),
+                     strict=True))
     parts = [part for name, tree in trees.items() for part in functions(name, tree)]
     lengths = sorted(part.lines for part in parts)
     rooms: dict[str, set[str]] = defaultdict(set)
