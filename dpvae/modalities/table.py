@@ -185,6 +185,7 @@ class TableResult:
 
 
 def source_of(data: DataConfig) -> Any:
+    """The file that a configuration names."""
     if data.builtin is not None:
         return builtin.path(data.builtin)
     if data.path is None:
