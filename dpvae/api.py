@@ -153,7 +153,8 @@ def release(config: ReleaseConfig | str | Path, model: Any = None, *, rows: int 
             publish.into_database(run, str(to), rows=count, seed=seed, **how)
         return str(to)
     writer = made.writer(run / "public", count, seed=seed, **how)
-    folder = write_release(run, writer, rows=count, to=Path(to), seed=seed)
+    also = isinstance(config, ReleaseConfig) and config.with_model
+    folder = write_release(run, writer, rows=count, to=Path(to), seed=seed, model=also)
     if isinstance(config, ReleaseConfig) and config.registry.curator is not None:
         about = config.registry
         schemas.export(folder, folder.with_name(f"{folder.name}.registry.json"), schemas.Deployment(

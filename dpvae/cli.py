@@ -262,6 +262,9 @@ def _compose(word: str, arguments: Sequence[str]) -> int:
     flags, words = typed.split_flags(arguments, also=verb.flags)
     if {"-sc", "--shell-completion"} & set(flags):
         return _hand_over(word, words, flags, run)
+    if {"--help", "-h"} & set(flags) and not words:
+        print(importlib.import_module("dpvae.manual").page(word, verb, conf_dir(), groups_of(verb)))
+        return 0
     words, output = typed.output_of(words, verb.config)
     sweep = bool({"-m", "--multirun"} & set(flags)) or "hydra.mode=MULTIRUN" in words
     words = typed.unnamed(words, verb.config, verb.positional, word)

@@ -262,6 +262,7 @@ class SweepConfig:
     private: bool = False  # release the best job alone, priced as a private selection (dpvae/selection.py)
     runs: float | None = None  # mean of the secret number of runs; None: as many as there are settings
     shape: float = 0.0  # of its law: 0 the logarithmic (the cheapest), 1 the geometric
+    public: str | None = None  # plan --sweep: a public table to try budgets on, in the place of made-up rows
 
     def __post_init__(self) -> None:
         if self.runs is not None:
@@ -317,6 +318,7 @@ class ReleaseConfig:
     root: str = "runs"
     engine: str = "local"
     workers: int | None = None  # that draw at once; never what is drawn. None: one for each processor
+    with_model: bool = False  # also model/: the model in the Hugging Face layout, with its card
     registry: RegistryConfig = field(default_factory=RegistryConfig)
 
     def __post_init__(self) -> None:

@@ -62,6 +62,7 @@ class Examination:
 
     @property
     def well(self) -> bool:
+        """Whether nothing is bad."""
         return all(each.state != "bad" for each in self.findings)
 
     def __str__(self) -> str:

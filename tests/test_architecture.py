@@ -25,7 +25,7 @@ FLOORS = [  # an import may stay on its floor or go down
     {"publish"},
     {"api"},
     {"doctor", "estimator", "selection", "simulate", "sweep"},
-    {"arguments", "cli", "explain", "verbs"},
+    {"arguments", "cli", "explain", "manual", "verbs"},
     {"__init__", "__main__"},
 ]
 LAKE = {f"dpvae.data.lake{part}" for part in (
@@ -199,3 +199,10 @@ def test_the_size_of_every_module_is_known(capsys: pytest.CaptureFixture[str]) -
         longest = ", ".join(f"{name} {n}" for name, n in sorted(sizes.items(), key=lambda item: -item[1])[:5])
         print(f"\n{len(sizes)} modules, {sum(sizes.values())} lines; longest: {longest}")
     assert all(lines < 600 for lines in sizes.values()), "a module of 600 lines is two modules"
+
+
+def test_every_public_name_says_what_it_is_for() -> None:
+    import runpy
+
+    report = runpy.run_path(str(PACKAGE.parent / "scripts" / "code_report.py"))
+    assert report["undocumented"]() == []

@@ -34,13 +34,13 @@ PREVIEW = 20_000  # most rows that a run's own page counts
 
 def plan(config: TrainConfig) -> Plan:
     """What ``config`` would spend. Reads the header and the declared schema; no row."""
-    return _plan(config, _schema(config.data, lake.header(_source(config.data))))
+    return _plan(config, schema_of(config.data, lake.header(source_of(config.data))))
 
 
 def prepare(config: TrainConfig, source: Any = None) -> TableTask:
     """The rows of ``source`` or of the file that ``config`` names, checked against what is declared of them."""
-    source = source if source is not None else lake.pinned(_source(config.data))
-    schema = _schema(config.data, lake.header(source))
+    source = source if source is not None else lake.pinned(source_of(config.data))
+    schema = schema_of(config.data, lake.header(source))
     planned = _plan(config, schema)
     rows = lake.read(source)
     validate(rows, schema, config.data.outside)
@@ -247,7 +247,8 @@ class TableResult:
             self.vae, self.schema, self.anchors, rows=min(max(round(self.rows), 1), PREVIEW), seed=seed))
 
 
-def _source(data: DataConfig) -> Any:
+def source_of(data: DataConfig) -> Any:
+    """The file that a configuration names."""
     if data.builtin is not None:
         return builtin.path(data.builtin)
     if data.path is None:
@@ -255,7 +256,7 @@ def _source(data: DataConfig) -> Any:
     return data.path
 
 
-def _schema(data: DataConfig, header: tuple[tuple[str, str], ...]) -> Schema:
+def schema_of(data: DataConfig, header: tuple[tuple[str, str], ...]) -> Schema:
     """What is publicly known about the table: declared in YAML, or nothing but its header."""
     declared = data.schema or (str(builtin.schema(data.builtin)) if data.builtin else None)
     schema = Schema.from_yaml(declared).bind(header) if declared else Schema.undeclared(header, data.target)

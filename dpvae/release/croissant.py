@@ -28,7 +28,7 @@ CONTEXT: dict[str, Any] = {
     "separator": "cr:separator", "source": "cr:source", "subField": "cr:subField",
     "transform": "cr:transform",
 }
-PARQUET = "application/vnd.apache.parquet"
+PARQUET = "application/x-parquet"  # as mlcroissant spells it; the registered name is not read by it
 ENCODINGS = {".parquet": PARQUET, ".npz": "application/zip"}  # an NPZ is a ZIP of arrays
 
 

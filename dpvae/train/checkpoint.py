@@ -35,13 +35,20 @@ def save_model(vae: VAE, folder: Path) -> None:
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> VAE:
     """The model that :func:`save_model` wrote."""
-    shape = {name: value for name, value in read_json(folder / "model.json").items() if name != "class"}
+    shape = {name: value for name, value in _shape(folder).items() if name != "class"}
     try:
         vae = VAE(shape.pop("cardinalities"), **shape, generator=torch.Generator())
         vae.load_state_dict(load((folder / "model.safetensors").read_bytes()))
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise RunError(f"{folder}/model.safetensors: does not load ({error.__class__.__name__}); {DAMAGED}") from None
     return vae.to(device)
+
+
+def _shape(folder: Path) -> dict[str, Any]:
+    """What a run's ``model.json`` says, or the ``config.json`` of a release's model folder."""
+    card = read_json(folder / "config.json") if not (folder / "model.json").is_file() and (
+        folder / "config.json").is_file() else {}
+    return dict(card.get("model") or read_json(folder / "model.json"))
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:

@@ -41,10 +41,12 @@ class RunFolder:
 
     @property
     def public(self) -> Path:
+        """What may leave."""
         return self.path / "public"
 
     @property
     def private(self) -> Path:
+        """What never leaves."""
         return self.path / "private"
 
     @property
@@ -57,6 +59,7 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
+        """Whether it was trained to its end."""
         return bool(self.record["status"] == "finished")
 
     @property
@@ -66,6 +69,7 @@ class RunFolder:
 
     @property
     def checkpoint(self) -> Path:
+        """The sealed state that a stopped run goes on from."""
         return self.private / "state.safetensors"
 
     def key(self) -> SecretKey:
