@@ -81,14 +81,17 @@ def told(public: Path, records: Mapping[str, Any]) -> NDArray[np.int64]:
     _, classes = load_images(public)
     images = np.stack([np.asarray(image) for image in records["images"]]).astype(np.float64)
     images = images.mean(-1) if images.ndim == 4 else images
-    rows, columns = (np.minimum(np.arange(side) * 7 // max(side, 7), 6) for side in images.shape[1:])
-    cells = np.zeros((len(images), rows.max() + 1, columns.max() + 1))
-    size = np.zeros(cells.shape[1:])
-    np.add.at(cells, (slice(None), rows[:, None], columns[None]), images)
-    np.add.at(size, (rows[:, None], columns[None]), 1.0)
-    gray = np.minimum(cells / size * GRAYS / 256, GRAYS - 1).astype(np.int64).reshape(len(images), -1)
+    down, across = (_cells(side) for side in images.shape[1:])
+    gray = np.minimum(down @ images @ across.T * GRAYS / 256, GRAYS - 1).astype(np.int64).reshape(len(images), -1)
     number = {name: i for i, name in enumerate(classes)}
     return np.column_stack([gray, [number[str(label)] for label in records["labels"]]])
+
+
+def _cells(side: int) -> NDArray[np.float64]:
+    """At most seven means along a side, (cells, side)."""
+    place = np.arange(side) * min(side, 7) // side
+    held = (place == np.arange(place.max() + 1)[:, None]).astype(np.float64)
+    return held / held.sum(1, keepdims=True)
 
 
 def log_prob(public: Path, records: Mapping[str, Any]) -> NDArray[np.float64]:

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from dpvae import api
-from dpvae.modalities import modality
 from dpvae.audit.battery import CATALOGUE, CLIPPINGS, Program, audit_program, self_test, specimen
 from dpvae.audit.mutants.base import TRAINED, Mutant
 from dpvae.audit.run import AuditReport
 from dpvae.config import TRAINERS, AuditConfig, ReportConfig, RunConfig
 from dpvae.errors import ReleaseError, RunError
+from dpvae.modalities import modality
 from dpvae.release.certificate import Certificate
 
 pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing:UserWarning")
