@@ -27,6 +27,7 @@ MOMENTS = 0.70  # of the budget, of trainer=anchored; the rest is DP-SGD's
 USUAL = 60_000  # rows at epsilon 1, for which the shares were measured
 FEWEST = 0.1  # of these: with fewer rows DP-SGD is noise, and the moments take all
 BATCH, STEPS, FIT_STEPS = 1024, 100, 60
+RELEASES = 3  # of the noisy ELBO, which looks at every image
 LARGEST_RATE = 0.25
 NATS_PER_PIXEL = 3.0  # an image's ELBO is clipped to that much for each pixel and channel, at most
 
@@ -67,7 +68,8 @@ class ImageRule:
         trainer, rows = config.trainer, draft.rows
         rate = trainer.sampling_rate or min(LARGEST_RATE, BATCH / rows)
         settled = replace(trainer, sampling_rate=rate, steps=trainer.steps or STEPS,
-                          latent_samples=trainer.latent_samples or 1)
+                          latent_samples=trainer.latent_samples or 1,
+                          metric_releases=trainer.metric_releases or RELEASES)
         return plans.scaled(draft, settled, signal)
 
 
