@@ -206,8 +206,7 @@ class ImageTask:
         codes = np.concatenate([held.pixels, held.labels[:, None].astype(np.uint8)], 1)
         state = ImageTrainer(plan=self.plan, config=config, vae=vae, codes=torch.as_tensor(codes, device=device),
                              anchors=cast(Any, None), rows=max(round(rows), 1), key=key, checkpoint=run.checkpoint,
-                             leftover=released.leftover if released else 0.0, listen=progress.listen,
-                             processes=processes, unit="nats per image").fit()
+                             listen=progress.listen, processes=processes, unit="nats per image").fit()
         return vae, state.metrics
 
 
