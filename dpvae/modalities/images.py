@@ -22,6 +22,7 @@ from dpvae.privacy.mechanisms import frequent_values, noisy_counts
 from dpvae.privacy.plan import SURVEY_WHAT, Plan, PublicFacts, check_delta, make_plan
 from dpvae.privacy.silence import secrets_of
 
+SHOWN = 16  # private images in private/reconstructions.png
 LEAST_COUNT = 2.0  # a declared class is taken to hold at least this many images, whatever the noise says
 
 
@@ -207,7 +208,19 @@ class ImageTask:
         state = ImageTrainer(plan=self.plan, config=config, vae=vae, codes=torch.as_tensor(codes, device=device),
                              anchors=cast(Any, None), rows=max(round(rows), 1), key=key, checkpoint=run.checkpoint,
                              listen=progress.listen, processes=processes, unit="nats per image").fit()
+        if len(codes):
+            self._seal(vae.cpu(), codes[:SHOWN], run)
         return vae, state.metrics
+
+    def _seal(self, vae: Any, codes: np.ndarray, run: Any) -> None:
+        """Some private images beside their reconstructions: sealed in ``private/``, never published."""
+        import torch
+
+        from dpvae.report.gallery import reconstructions
+        from dpvae.train.checkpoint import write_bytes
+        from dpvae.train.images import split
+
+        write_bytes(run.private / "reconstructions.png", reconstructions(vae, *split(torch.as_tensor(codes))))
 
 
 @dataclass(frozen=True)
