@@ -132,7 +132,7 @@ class TrainerConfig:
     anchor_share: float | None = None  # of what the survey leaves (in squared signal, see privacy/plan.py)
     survey_share: float | None = None
     metric_share: float = 0.01  # for the noisy ELBO
-    metric_releases: int = 5
+    metric_releases: int | None = None  # of the noisy ELBO; None: the plan's public rule
     fit_steps: int | None = None  # free: post-processing of the anchors
     sampling_rate: float | None = None  # DP-SGD: chance that a record is in a batch
     steps: int | None = None
@@ -152,14 +152,14 @@ class TrainerConfig:
             checks.share(**{"trainer.survey_share": self.survey_share})
         if self.sampling_rate is not None:
             checks.fraction(**{"trainer.sampling_rate": self.sampling_rate})
-        for name in ("steps", "fit_steps", "latent_samples"):
+        for name in ("steps", "fit_steps", "latent_samples", "metric_releases"):
             if getattr(self, name) is not None:
                 checks.whole(1, **{f"trainer.{name}": getattr(self, name)})
         checks.fraction(**{"trainer.metric_share": self.metric_share})
         checks.positive(**{"trainer.clip_norm": self.clip_norm, "trainer.learning_rate": self.learning_rate})
         _at_most(1e3, **{"trainer.clip_norm": self.clip_norm})
         _at_most(1.0, **{"trainer.learning_rate": self.learning_rate})
-        checks.whole(1, **{"trainer.metric_releases": self.metric_releases, "trainer.sleep_steps": self.sleep_steps})
+        checks.whole(1, **{"trainer.sleep_steps": self.sleep_steps})
 
 
 @dataclass(frozen=True, kw_only=True)

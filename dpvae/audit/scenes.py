@@ -40,8 +40,8 @@ def small(config: TrainConfig, *, steps: int = STEPS) -> TrainConfig:
 
 def _quick(config: TrainConfig, steps: int) -> TrainerConfig:
     trainer = config.trainer
-    return replace(trainer, steps=steps, fit_steps=3, sleep_steps=2, metric_releases=min(trainer.metric_releases, 2),
-                   latent_samples=min(trainer.latent_samples or 4, 4))
+    return replace(trainer, steps=steps, fit_steps=3, sleep_steps=2, latent_samples=min(trainer.latent_samples or 4, 4),
+                   metric_releases=min(trainer.metric_releases or 2, 2))
 
 
 def scene(trainer: Trainer, *, where: str = "", quick: bool = False, seed: int = 0) -> Scene:

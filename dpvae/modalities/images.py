@@ -25,6 +25,7 @@ from dpvae.privacy.plan import SURVEY_WHAT, Plan, PublicFacts, check_delta, make
 from dpvae.privacy.silence import secrets_of
 
 GRAYS = 4  # steps of gray in which an attacker compares images
+SHOWN = 16  # private images in private/reconstructions.png
 LEAST_COUNT = 2.0  # a declared class is taken to hold at least this many images, whatever the noise says
 
 
@@ -248,9 +249,20 @@ class ImageTask:
         codes = np.concatenate([held.pixels, held.labels[:, None].astype(np.uint8)], 1)
         state = ImageTrainer(plan=self.plan, config=config, vae=vae, codes=torch.as_tensor(codes, device=device),
                              anchors=cast(Any, None), rows=max(round(rows), 1), key=key, checkpoint=run.checkpoint,
-                             leftover=released.leftover if released else 0.0, listen=progress.listen,
-                             processes=processes, unit="nats per image").fit()
+                             listen=progress.listen, processes=processes, unit="nats per image").fit()
+        if len(codes):
+            self._seal(vae.cpu(), codes[:SHOWN], run)
         return vae, state.metrics
+
+    def _seal(self, vae: Any, codes: np.ndarray, run: Any) -> None:
+        """Some private images beside their reconstructions: sealed in ``private/``, never published."""
+        import torch
+
+        from dpvae.report.gallery import reconstructions
+        from dpvae.train.checkpoint import write_bytes
+        from dpvae.train.images import split
+
+        write_bytes(run.private / "reconstructions.png", reconstructions(vae, *split(torch.as_tensor(codes))))
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ WEIGHTS = {"second-moment": 0.42, **{f"cluster-{i + 1}": 0.38 / ROUNDS for i in 
 MOMENTS = 0.70  # of the budget, of trainer=anchored; the rest is DP-SGD's
 USUAL = 60_000  # rows at epsilon 1, for which the shares were measured
 FEWEST = 0.1  # of these: with fewer rows DP-SGD is noise, and the moments take all
-BATCH, STEPS, FIT_STEPS = 1024, 100, 60
+BATCH, STEPS = 512, 120
+RELEASES = 3  # of the noisy ELBO, which looks at every image
 LARGEST_RATE = 0.25
 NATS_PER_PIXEL = 3.0  # an image's ELBO is clipped to that much for each pixel and channel, at most
 
@@ -59,15 +60,15 @@ class ImageRule:
         shares |= {"metric/elbo": trainer.metric_share}
         if anchor < 1:
             shares["dpsgd"] = left * (1 - anchor)
-        fit = trainer.fit_steps if trainer.fit_steps is not None else FIT_STEPS
-        return replace(plans.blank(config, facts, delta), shares=shares, fit_steps=fit if anchor else 0)
+        return replace(plans.blank(config, facts, delta), shares=shares)
 
     def at(self, draft: Plan, config: TrainConfig, signal: float) -> Plan:
         """See :class:`dpvae.privacy.plan.Rule`: a batch of :data:`BATCH` images, or a quarter of a small set."""
         trainer, rows = config.trainer, draft.rows
         rate = trainer.sampling_rate or min(LARGEST_RATE, BATCH / rows)
         settled = replace(trainer, sampling_rate=rate, steps=trainer.steps or STEPS,
-                          latent_samples=trainer.latent_samples or 1)
+                          latent_samples=trainer.latent_samples or 1,
+                          metric_releases=trainer.metric_releases or RELEASES)
         return plans.scaled(draft, settled, signal)
 
 

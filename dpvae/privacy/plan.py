@@ -41,6 +41,7 @@ WIDE = 60  # columns from which the latent code takes the place of all pairs
 FEW = 5  # columns below which tables of a pair and the target leave nothing out
 INTERACTION_SHARE = 0.02  # of what the survey leaves, to find and measure interactions of many columns
 FOUND = 3  # interactions that are measured
+METRIC_RELEASES = 5  # of the noisy ELBO
 LATENT_SAMPLES = 4  # of a record in a step of DP-SGD
 SUBSPACE_ROUNDS = 5
 CODE_ROUNDS = 5
@@ -407,7 +408,8 @@ def scaled(draft: Plan, trainer: TrainerConfig, signal: float) -> Plan:
     noise = noise_of(draft, signal)
     survey = {name.removeprefix("survey/"): nm for name, nm in noise.items() if name.startswith("survey/")}
     sgd = _sgd(draft.facts, trainer, signal * math.sqrt(draft.shares["dpsgd"])) if "dpsgd" in noise else None
-    releases = min(trainer.metric_releases, (sgd.steps if sgd else 0) + (trainer.name == "anchored"))
+    moments = (sgd.steps if sgd else 0) + (trainer.name == "anchored")
+    releases = min(trainer.metric_releases or METRIC_RELEASES, moments)
     return replace(
         draft, survey_noise=survey, survey_delta=THRESHOLD_SHARE * draft.delta if {*THRESHOLDED} & {*survey} else 0.0,
         anchor_noise={n.removeprefix("anchor/"): nm for n, nm in noise.items() if n.startswith("anchor/")},

@@ -88,6 +88,16 @@ def gallery(vae: Any, classes: Sequence[str], *, seed: int) -> list[dict[str, st
 
 
 @torch.no_grad()
+def reconstructions(vae: Any, x_ND: torch.Tensor, label_N: torch.Tensor) -> bytes:
+    """A PNG of pictures, each above what the model makes of it. **It shows the pictures themselves**: of private ones
+    it belongs into a run's ``private/`` folder."""
+    mean_NZ, _ = vae.encode(x_ND, label_N)
+    both = np.concatenate([(x_ND * 255).round().to(torch.uint8).view(-1, *vae.size).numpy(),
+                           _pictures(vae, mean_NZ, label_N)])
+    return png(sheet(both, len(x_ND)))
+
+
+@torch.no_grad()
 def _walks(vae: Any, labels: torch.Tensor, generator: torch.Generator) -> NDArray[np.uint8]:
     start, end = (vae.draw_latents(labels, generator=generator) for _ in range(2))
     along = torch.linspace(0, 1, STEPS)[None, :, None]

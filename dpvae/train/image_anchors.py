@@ -69,14 +69,13 @@ def cosines(size: tuple[int, int, int], kept: tuple[int, int]) -> Array:
 
 @dataclass(frozen=True)
 class Released:
-    """All that was learned, as it may be published; ``leftover`` is the variance per pixel outside the directions."""
+    """All that was learned, as it may be published."""
 
     means: Array  # (C, D)
     basis: Array  # (Z, D)
     weights: Array  # (C, K)
     centres: Array  # (C, K, Z)
     covariances: Array  # (C, Z, Z)
-    leftover: float
 
     def model(self, counts: Array, size: tuple[int, int, int], hidden: int, generator: torch.Generator) -> ImageVAE:
         """The VAE that these moments are, with a decoder that has learned nothing yet."""
@@ -102,12 +101,12 @@ def measure(images: Images, counts: Array, size: tuple[int, int, int], *, noise:
     work = _Measure(images, counts, size, dict(noise), epsilon, key, rng)
     means = work.means()
     listen()
-    basis, variances, leftover = work.directions(means)
+    basis, variances = work.directions(means)
     listen()
     weights, centres = work.clusters(means, basis, variances)
     covariances = work.spread(means, basis, weights, centres, variances)
     listen()
-    return Released(means, basis, weights, centres, covariances, leftover), tuple(work.events)
+    return Released(means, basis, weights, centres, covariances), tuple(work.events)
 
 
 class _Measure:
@@ -152,17 +151,15 @@ class _Measure:
         for x, labels in self.images.blocks():
             yield (x - means[labels]) @ self.cosines.T
 
-    def directions(self, means: Array) -> tuple[Array, Array, float]:
-        """Orthonormal directions (Z, D) in which images vary more than the noise does, their variances (Z,), and the
-        variance that is left, per pixel."""
+    def directions(self, means: Array) -> tuple[Array, Array]:
+        """Orthonormal directions (Z, D) in which images vary more than the noise does, and their variances (Z,)."""
         total, sd = self._release("second-moment", ((r, r) for r in self._residuals(means)), self.radius, self.radius)
         values, vectors = np.linalg.eigh((total + total.T) / 2)
         values, vectors = values[::-1], vectors[:, ::-1]
         edge = math.sqrt(2 * len(total)) * sd  # of the spectrum of the noise alone: 2 sqrt(Q) sd / sqrt(2)
         kept = int(np.clip((values > edge).sum(), 2, MOST_DIRECTIONS))
         clean = np.maximum(values[:kept] - edge**2 / 4 / np.maximum(values[:kept], edge), 0.1 * edge)
-        leftover = max((np.trace(total) - values[:kept].sum()) / self.rows, 0.0) / self.pixels
-        return vectors[:, :kept].T @ self.cosines, clean / self.rows, leftover
+        return vectors[:, :kept].T @ self.cosines, clean / self.rows
 
     def clusters(self, means: Array, basis: Array, variances: Array) -> tuple[Array, Array]:
         """Rounds of clustering inside each class: weights (C, K) and centres (C, K, Z)."""
