@@ -1,4 +1,4 @@
-#!/usr/bin/env python
+#!/usr/bin/env python3
 """What the lakehouse costs, measured: drawing, scoring, and the whole way from a table to a published one.
 
     python scripts/bench_lake.py sampling rows=1000000,10000000      # of a narrow table with a small model
