@@ -199,8 +199,11 @@ class PerformanceConfig:
     precision: str = "float32"  # of forward and backward pass; norms, sums and weights stay single
     microbatch: int | None = None  # records per forward pass inside one DP-SGD step; None: what memory holds
     threads: int | None = None
+    stored: str = "auto"  # rows on disk instead of in memory: auto (what is larger than 4 GB), always, never
+    keep_stored: bool = False  # leave them there when the run is done
 
     def __post_init__(self) -> None:
+        checks.one_of(("auto", "always", "never"), **{"performance.stored": self.stored})
         checks.one_of(("auto", "cpu", "cuda"), **{"performance.device": self.device})
         checks.one_of(("auto", "fast", "ghost", "hooks"), **{"performance.clipping": self.clipping})
         checks.one_of(("float32", "bfloat16"), **{"performance.precision": self.precision})

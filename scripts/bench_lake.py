@@ -1,4 +1,4 @@
-#!/usr/bin/env python
+#!/usr/bin/env python3
 """What the lakehouse costs, measured: drawing, scoring, and the whole way from a table to a published one.
 
     python scripts/bench_lake.py sampling rows=1000000,10000000      # of a narrow table with a small model
@@ -120,8 +120,12 @@ def scoring(rows: str = "15000000", engine: str = "local", workers: str = "2", s
         "rows_scored": scored, "again_wall_s": again["wall_s"]}}
 
 
-def whole(rows: str = "1000000") -> dict[str, Any]:
-    """A real table, replicated: into a lake, trained on, released, verified, scored; and every mark read back."""
+def whole(rows: str = "1000000", settings: str = "", scoring: str = "") -> dict[str, Any]:
+    """A real table, replicated: into a lake, trained on, released, verified, scored; and every mark read back.
+
+    ``settings`` of the training and of the ``scoring``, separated by commas, are added to the commands: the page shows
+    them.
+    """
     import duckdb
 
     from dpvae.data.lake import iceberg, register
@@ -132,10 +136,12 @@ def whole(rows: str = "1000000") -> dict[str, Any]:
     found = {step: typed(line) for step, line in {
         "lake init": "lake init warehouse demo=false",
         "copy in": "lake copy acs.parquet to=iceberg:demo.acs",
-        "train": "train data=iceberg:demo.acs privacy.epsilon=3 run.name=lake1 report.progress=plain",
+        "train": ("train data=iceberg:demo.acs privacy.epsilon=3 run.name=lake1 report.progress=plain "
+                  + settings.replace(",", " ")),
         "release": f"release run=lake1 rows={count} to=iceberg:demo.acs_synth",
         "verify": "verify iceberg:demo.acs_synth",
-        "score": "score run=lake1 data=iceberg:demo.acs to=iceberg:demo.acs_scored"}.items()}
+        "score": "score run=lake1 data=iceberg:demo.acs to=iceberg:demo.acs_scored " + scoring.replace(",", " "),
+    }.items()}
     snapshot = iceberg.table_of("iceberg:demo.acs_synth").current_snapshot()
     assert snapshot is not None
     assert snapshot.summary is not None

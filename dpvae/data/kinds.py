@@ -15,7 +15,7 @@ from statistics import NormalDist
 import numpy as np
 
 from dpvae.data.dtypes import is_text, unit_of
-from dpvae.data.lake import CSV, Cells, Table
+from dpvae.data.lake import CSV, Cells, Rows
 from dpvae.data.schema import FULL, Column, Schema
 from dpvae.errors import DataError
 
@@ -154,17 +154,20 @@ def _finest(seen: Mapping[str, float], names: tuple[str, ...], total: float) -> 
     return names[-1]
 
 
-def refuse_free_text(table: Table, schema: Schema) -> None:
+def refuse_free_text(table: Rows, schema: Schema) -> None:
     """Raise where an undeclared text column holds mostly distinct texts: no category could ever be published."""
-    for column, cells in zip(schema.columns, table.cells, strict=True):
-        if not is_text(cells.dtype) or column.kind not in (None, "categorical", "ordinal") or column.categories:
+    for j, (column, (_, dtype)) in enumerate(zip(schema.columns, table.header, strict=True)):
+        if not is_text(dtype) or column.kind not in (None, "categorical", "ordinal") or column.categories:
             continue
-        texts = cells.values[~cells.missing].tolist()
-        distinct = set(texts)
-        if len(distinct) <= 100 or len(distinct) <= 0.2 * len(texts):
+        distinct: set[str] = set()
+        texts = 0
+        for cells in table.pieces(j):
+            distinct.update(present := cells.values[~cells.missing].tolist())
+            texts += len(present)
+        if len(distinct) <= 100 or len(distinct) <= 0.2 * texts:
             continue
         plain = [text for text in distinct if classify(text) == "text"]
         long = bool(plain) and sum(map(len, plain)) > 50 * len(plain)
-        if len(plain) > (0.2 if long else 0.5) * len(texts):
+        if len(plain) > (0.2 if long else 0.5) * texts:
             raise DataError(f"column={column.name!r}: looks like free text ({len(plain)} distinct texts in "
-                            f"{len(texts)} cells); drop it, or declare its kind and categories in a schema")
+                            f"{texts} cells); drop it, or declare its kind and categories in a schema")

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -32,7 +32,7 @@ import numpy as np
 
 from dpvae.data import bins as binning
 from dpvae.data import kinds
-from dpvae.data.lake import Table
+from dpvae.data.lake import Rows, Table
 from dpvae.data.schema import Category, Column, Schema, with_snapped_edges
 from dpvae.data.table import read_column
 from dpvae.errors import ConfigError
@@ -95,7 +95,7 @@ def _asked(step: str, column: Column) -> bool:
     return unknown or "edges" in open_
 
 
-def survey(table: Table, schema: Schema, *, noise: Mapping[str, float], delta: float, key: SecretKey,
+def survey(table: Rows, schema: Schema, *, noise: Mapping[str, float], delta: float, key: SecretKey,
            rows: int | None, outside: str = "error") -> Survey:
     """Close every open question of ``schema``; ``noise`` holds one noise multiplier per step.
 
@@ -114,7 +114,7 @@ def survey(table: Table, schema: Schema, *, noise: Mapping[str, float], delta: f
 class _Survey:
     """One survey under way: the schema fills up step by step."""
 
-    def __init__(self, table: Table, schema: Schema, noise: Mapping[str, float], delta: float, key: SecretKey,
+    def __init__(self, table: Rows, schema: Schema, noise: Mapping[str, float], delta: float, key: SecretKey,
                  total: float, outside: str) -> None:
         self.table, self.noise, self.delta, self.key = table, noise, delta, key
         self.total, self.outside = total, outside
@@ -129,11 +129,14 @@ class _Survey:
 
     # ---- the private data is touched in the methods of this part and nowhere else ---------------------------------
 
-    def _values(self, j: int) -> Any:
-        """Column ``j`` as axis values or keys."""
-        if j not in self._read:
-            self._read[j] = read_column(self.columns[j], self.table.cells[j], self.outside)
-        return self._read[j]
+    def _values(self, j: int) -> Iterator[Any]:
+        """Column ``j`` as axis values or keys, a piece at a time; of a table in memory they are kept."""
+        if isinstance(self.table, Table):
+            if j not in self._read:
+                self._read[j] = read_column(self.columns[j], self.table.cells[j], self.outside)
+            yield self._read[j]
+        else:
+            yield from (read_column(self.columns[j], cells, self.outside) for cells in self.table.pieces(j))
 
     def _release(self, step: str, counts: list[np.ndarray]) -> tuple[list[np.ndarray], float]:
         """The histograms with noise, one cell per record in each, and the noise's sd per cell."""
@@ -177,21 +180,25 @@ class _Survey:
         return dict(zip(asked, released, strict=True)), sd
 
     def _histogram(self, j: int) -> Mapping[Any, int]:
-        values = self._values(j)
-        if self.columns[j].is_numeric:
-            values = (values[np.isfinite(values)] + 0.0).tolist()  # + 0.0: one zero, not two
-        counts = Counter(values)
+        counts: Counter[Any] = Counter()
+        for values in self._values(j):
+            counts.update((values[np.isfinite(values)] + 0.0).tolist()  # + 0.0: one zero, not two
+                          if self.columns[j].is_numeric else values)
         counts.pop(None, None)
         return counts
 
     def _leaf_counts(self, j: int, grid: np.ndarray, heaps: tuple[float, ...]) -> list[np.ndarray]:
         """One cell per leaf, then one per heap; and the leaves alone in larger blocks."""
-        axis = self._values(j)
-        on_heap = np.isin(axis, heaps)
         order = np.argsort(heaps)
-        which = order[np.searchsorted(np.array(heaps)[order], axis[on_heap])] if heaps else np.zeros(0, dtype=int)
-        tables = binning.coarsened(binning.count(grid, axis[~on_heap]))
-        return [np.concatenate([tables[0], np.bincount(which, minlength=len(heaps))]), *tables[1:]]
+        leaves, held = np.zeros(len(grid) - 1, dtype=np.int64), np.zeros(len(heaps), dtype=np.int64)
+        for axis in self._values(j):
+            on_heap = np.isin(axis, heaps)
+            leaves += binning.count(grid, axis[~on_heap])
+            if heaps:
+                which = order[np.searchsorted(np.array(heaps)[order], axis[on_heap])]
+                held += np.bincount(which, minlength=len(heaps))
+        tables = binning.coarsened(leaves)
+        return [np.concatenate([tables[0], held]), *tables[1:]]
 
     # ---- what the releases mean: from here on everything is public ------------------------------------------
 
@@ -205,7 +212,8 @@ class _Survey:
 
     def kinds(self) -> None:
         asked = self._which("kinds")
-        noisy, sd = self._release("kinds", [kinds.count(self.columns[j], self.table.cells[j]) for j in asked])
+        noisy, sd = self._release("kinds", [_sum(
+            kinds.count(self.columns[j], cells) for cells in self.table.pieces(j)) for j in asked])
         released = sum(map(len, noisy))
         for j, counts in zip(asked, noisy, strict=True):
             named = dict(zip(kinds.classes(self.columns[j]), counts.tolist(), strict=True))
@@ -220,10 +228,9 @@ class _Survey:
         self.measured["missing"] = {"sd": sd, "columns": {self.columns[j].name: self.gone[j] for j in asked}}
 
     def _count_missing(self, j: int) -> int:
-        values = self._values(j)
-        if self.columns[j].is_numeric:
-            return int(np.isnan(values).sum())
-        return sum(v is None for v in values)
+        numeric = self.columns[j].is_numeric
+        return sum(int(np.isnan(values).sum()) if numeric else sum(v is None for v in values)
+                   for values in self._values(j))
 
     def _categories(self, j: int, counts: Mapping[Category, int], sd: float) -> None:
         """The published values, most frequent first; ``other`` for the rarest and for what is left, if it is no noise.
@@ -245,7 +252,8 @@ class _Survey:
         asked = self._which("bounds")
         cells = [binning.scale_cells(self.columns[j]) for j in asked]
         noisy, sd = self._release(
-            "bounds", [binning.count(e, self._values(j)) for j, e in zip(asked, cells, strict=True)])
+            "bounds", [_sum(binning.count(e, axis) for axis in self._values(j))
+                       for j, e in zip(asked, cells, strict=True)])
         for j, edges, counts in zip(asked, cells, noisy, strict=True):
             mass = binning.denoise([counts], sd, self._present(j))
             held = binning.trim(mass)
@@ -308,6 +316,11 @@ class _Survey:
                 self._answer(j, other=False)
             self.columns[j] = with_snapped_edges(self.columns[j])
         return replace(self.schema, columns=tuple(self.columns))
+
+
+def _sum(counts: Iterable[np.ndarray]) -> np.ndarray:
+    total: np.ndarray = np.sum(list(counts), axis=0)
+    return total
 
 
 def _floats(values: np.ndarray) -> tuple[float, ...]:

@@ -28,12 +28,12 @@ from dpvae.config import OUTSIDE
 from dpvae.data.cells import from_axis, from_categories, to_axis, to_keys
 from dpvae.data.dtypes import is_text
 from dpvae.data.kinds import refuse_free_text
-from dpvae.data.lake import Cells, Table
+from dpvae.data.lake import Cells, Rows, Table
 from dpvae.data.schema import OTHER, Category, Column, Schema
 from dpvae.errors import DataError, SchemaError
 
 
-def validate(table: Table, schema: Schema, outside: str = "error") -> None:
+def validate(table: Rows, schema: Schema, outside: str = "error") -> None:
     """Raise unless every cell fits what is *declared*; to be called before anything is spent.
 
     Columns that are measured may hold anything but inf: what lies outside the measured domain is clipped to it, or
@@ -42,8 +42,9 @@ def validate(table: Table, schema: Schema, outside: str = "error") -> None:
     one_of(OUTSIDE, outside=outside)
     _match(table, schema)
     refuse_free_text(table, schema)
-    for column, cells in zip(schema.columns, table.cells, strict=True):
-        read_column(column, cells, outside)
+    for j, column in enumerate(schema.columns):
+        for cells in table.pieces(j):
+            read_column(column, cells, outside)
 
 
 def read_column(column: Column, cells: Cells, outside: str) -> Any:
@@ -113,7 +114,7 @@ def _refuse(column: Column, cells: Cells, bad: np.ndarray, wanted: str) -> None:
                     f"{wanted}; repair it, correct the schema, or ask for {ways}")
 
 
-def _match(table: Table, schema: Schema) -> None:
+def _match(table: Rows, schema: Schema) -> None:
     if table.names != schema.names:
         raise SchemaError(f"table columns={list(table.names)}: expected {list(schema.names)}; bind the schema first")
 

@@ -1,4 +1,4 @@
-"""This machine: one process for one worker, else a pool of them."""
+"""This machine: this process is one of the workers, the others are processes of their own."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ _work: list[Callable[[Any], Any]] = []  # of a worker process: the function it w
 
 def mapped(make: Callable[[], Callable[[Any], Any]], items: Sequence[Any], *, workers: int) -> Iterator[Any]:
     """See :func:`dpvae.engines.mapped`."""
+    work = make()
     if workers == 1:
-        work = make()
         yield from map(work, items)
         return
     fresh = multiprocessing.get_context("spawn")  # a fork of a process with torch's threads may hang
-    pool = ProcessPoolExecutor(workers, mp_context=fresh, initializer=_begin, initargs=(make,))
+    pool = ProcessPoolExecutor(workers - 1, mp_context=fresh, initializer=_begin, initargs=(make,))
     try:
-        yield from pool.map(_do, items)
+        away = {place: pool.submit(_do, item) for place, item in enumerate(items) if place % workers}
+        for place, item in enumerate(items):
+            yield away.pop(place).result() if place in away else work(item)
     except BrokenProcessPool:
         raise RunError(f"workers={workers}: a worker process was killed, perhaps for its memory; the same command goes "
                        "on where this one stopped, try workers=1") from None

@@ -12,8 +12,10 @@ from typing import Any
 class Actor:
     """Holds the function; its batches are rows of pickled items with their places."""
 
-    def __init__(self, make: bytes) -> None:
-        self.work = pickle.loads(make)()
+    make = b""
+
+    def __init__(self) -> None:
+        self.work = pickle.loads(self.make)()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         done = [pickle.dumps(self.work(pickle.loads(item))) for item in batch["item"]]
@@ -30,11 +32,12 @@ def mapped(make: Callable[[], Callable[[Any], Any]], items: Sequence[Any], *, wo
         ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False,
                  **({} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers}))
     try:
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
         ray.data.DataContext.get_current().enable_progress_bars = False
         rows = [{"place": place, "item": pickle.dumps(item)} for place, item in enumerate(items)]
         gpus = ray.cluster_resources().get("GPU", 0) >= workers
         found = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-            Actor, fn_constructor_args=(pickle.dumps(make),), batch_size=1, num_gpus=1 if gpus else 0,
+            type("Worker", (Actor,), {"make": pickle.dumps(make)}), batch_size=1, num_gpus=1 if gpus else 0,
             compute=ray.data.ActorPoolStrategy(size=workers))
         waiting, following = {}, 0
         for row in found.iter_rows():

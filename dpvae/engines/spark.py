@@ -5,7 +5,9 @@ On a cluster that has one already (Databricks, EMR), its session is used; else o
 
 from __future__ import annotations
 
+import os
 import pickle
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -16,6 +18,7 @@ def mapped(make: Callable[[], Callable[[Any], Any]], items: Sequence[Any], *, wo
     """See :func:`dpvae.engines.mapped`."""
     from pyspark.sql import SparkSession
 
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # its workers need what this process has
     session = SparkSession.getActiveSession()
     ours = session is None
     if ours:

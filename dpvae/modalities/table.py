@@ -17,6 +17,7 @@ from dpvae.data import builtin, lake
 from dpvae.data.grid import equal_bins
 from dpvae.data.lake import Table
 from dpvae.data.schema import Schema
+from dpvae.data.stored import CodeShards, Stored, bytes_in_memory, place_of
 from dpvae.data.survey import Survey, survey, survey_steps
 from dpvae.data.table import TableCodec, validate
 from dpvae.errors import ConfigError
@@ -27,6 +28,7 @@ from dpvae.privacy.silence import secrets_of
 from dpvae.report.source import ORIGIN
 
 UNIQUE, FAR = "Ushuaia", 987_654_321  # values of an unusual row
+IN_MEMORY = 4e9  # bytes: a larger table is kept on disk (performance.stored=auto)
 IN_PARTS = True  # releases may be drawn by several workers, and may be lake tables
 
 PREVIEW = 20_000  # most rows that a run's own page counts
@@ -42,7 +44,7 @@ def prepare(config: TrainConfig, source: Any = None) -> TableTask:
     source = source if source is not None else lake.pinned(source_of(config.data))
     schema = schema_of(config.data, lake.header(source))
     planned = _plan(config, schema)
-    rows = lake.read(source)
+    rows = _rows(config, source)
     validate(rows, schema, config.data.outside)
     return TableTask(config, planned, schema, rows)
 
@@ -113,7 +115,7 @@ class TableTask:
     config: TrainConfig
     plan: Plan
     schema: Schema
-    table: Table
+    table: Table | Stored
 
     def planned(self, config: TrainConfig, plan: Plan) -> TableTask:
         """The same rows under other settings."""
@@ -125,15 +127,11 @@ class TableTask:
 
     def fingerprint(self) -> bytes:
         """A digest of every cell; it leaves only under the run's secret key."""
-        digest = hashlib.sha256()
-        for name, cells in zip(self.table.names, self.table.cells, strict=True):
-            digest.update(f"{name}\0{cells.dtype}\0{len(cells.values)}\0".encode())
-            digest.update(np.packbits(cells.missing).tobytes())
-            if cells.values.dtype == object:
-                digest.update("\0".join(map(str, cells.values)).encode("utf-8", "surrogatepass"))
-            else:
-                digest.update(np.ascontiguousarray(cells.values).tobytes())
-        return digest.digest()
+        if not isinstance(self.table, Stored):
+            return _fingerprint(self.table)
+        if "fingerprint" not in self.table.kept:  # asked several times, and each time the whole disk would be read
+            self.table.kept["fingerprint"] = _fingerprint(self.table)
+        return bytes(self.table.kept["fingerprint"])
 
     def spend(self, run: Any, progress: Any, processes: Any = None) -> TableResult:
         """Survey, measure, train."""
@@ -146,15 +144,23 @@ class TableTask:
         progress.begin("anchor")
         dense = config.trainer.name == "density"
         resolved = equal_bins(surveyed.schema) if dense else surveyed.schema
-        codes = TableCodec(resolved).encode(self.table, config.data.outside)
+        codes = self._encoded(TableCodec(resolved))
         target = resolved.names.index(resolved.target) if resolved.target is not None else None
         tables = {name: nm for name, nm in self.plan.anchor_noise.items() if name == "one-way" or not dense}
         anchors, events = anchor.measure(codes, resolved.cardinalities, target, noise=tables, key=key)
         progress.phase("anchor", 1)
         measured = replace(surveyed, schema=resolved, events=(*surveyed.events, *events))
-        if dense:
-            return self._density(codes, measured, anchors, key, progress)
-        return self._train(codes, measured, anchors, key, run, progress, processes)
+        result = self._density(codes, measured, anchors, key, progress) if dense else self._train(
+            codes, measured, anchors, key, run, progress, processes)
+        if isinstance(self.table, Stored) and not config.performance.keep_stored:
+            self.table.remove()
+        return result
+
+    def _encoded(self, codec: TableCodec) -> Any:
+        outside = self.config.data.outside
+        if isinstance(self.table, Stored):
+            return CodeShards.of(self.table, codec, outside)
+        return codec.encode(self.table, outside)
 
     def _survey(self, key: Any) -> Survey:
         config, planned = self.config, self.plan
@@ -171,12 +177,15 @@ class TableTask:
 
         from dpvae.train.contrasts import code_order
         from dpvae.train.device import device_of
+        from dpvae.train.records import StoredRecords
         from dpvae.train.trainer import Trainer
 
         config, planned, schema = self.config, self.plan, measured.schema
         device = device_of(config.performance.device)
         vae = _new_model(config, planned, schema).to(device)
-        state = Trainer(plan=planned, config=config, vae=vae, codes=torch.as_tensor(codes, device=device).long(),
+        records: Any = StoredRecords(codes, device) if isinstance(codes, CodeShards) else (
+            torch.as_tensor(codes, device=device).long())
+        state = Trainer(plan=planned, config=config, vae=vae, codes=records,
                         anchors=anchors, rows=max(round(measured.rows), 1), key=key, checkpoint=run.checkpoint,
                         listen=progress.listen, processes=processes,
                         orders=[code_order(column) for column in schema.columns]).fit()
@@ -245,6 +254,36 @@ class TableResult:
             "labels": list(self.schema.columns[target].labels) if target is not None else []})
         write_json(public / "preview.json", preview(
             self.vae, self.schema, self.anchors, rows=min(max(round(self.rows), 1), PREVIEW), seed=seed))
+
+
+def _rows(config: TrainConfig, source: Any) -> Table | Stored:
+    """The rows, in memory where they fit and on disk where they do not: the same run either way."""
+    where = config.performance.stored
+    named = isinstance(source, str | Path | lake.Versioned)
+    if where == "never" or not named or (where == "auto" and bytes_in_memory(source) < IN_MEMORY):
+        if where == "always":
+            raise ConfigError("performance.stored=always: expected a file or a lake table; this one is in memory")
+        return lake.read(source)
+    if config.trainer.name == "density":
+        raise ConfigError("trainer=density: holds all rows in memory; expected performance.stored=never, or another "
+                          "trainer")
+    return Stored.of(source, place_of(source, Path(config.run.root)))
+
+
+def _fingerprint(table: Table | Stored) -> bytes:
+    digest = hashlib.sha256()
+    for j, (name, dtype) in enumerate(table.header):
+        digest.update(f"{name}\0{dtype}\0{table.rows}\0".encode())
+        for cells in table.pieces(j):
+            digest.update(np.packbits(cells.missing).tobytes())
+        between = b""
+        for cells in table.pieces(j):
+            if cells.values.dtype == object:
+                digest.update(between + "\0".join(map(str, cells.values)).encode("utf-8", "surrogatepass"))
+                between = b"\0"
+            else:
+                digest.update(np.ascontiguousarray(cells.values).tobytes())
+    return digest.digest()
 
 
 def source_of(data: DataConfig) -> Any:

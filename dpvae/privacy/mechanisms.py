@@ -16,7 +16,7 @@ a post-processing of the Gaussian mechanism; which noise values can occur, and h
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from statistics import NormalDist
 from typing import Any, TypeVar
 
@@ -74,10 +74,10 @@ def noisy_counts(
 
 
 def noisy_mean_clipped(
-    values: ArrayLike, *, lower: float, upper: float, divisor: float, noise_multiplier: float,
+    values: ArrayLike | Iterator[ArrayLike], *, lower: float, upper: float, divisor: float, noise_multiplier: float,
     stream: SecretStream, phase: str, what: str,
 ) -> tuple[float, float, Gaussian]:
-    """Mean of one number per record, its noise sd, and the event. ``values`` has shape (records,).
+    """Mean of one number per record, its noise sd, and the event. ``values`` has shape (records,), or comes in blocks.
 
     Values are clipped to [``lower``, ``upper``] (nan counts as ``lower``) and centred, so one record moves the sum by
     at most half the range; the sum is taken in whole steps of 2**-20 of that, exactly, with integer noise. The
@@ -89,10 +89,13 @@ def noisy_mean_clipped(
         raise ConfigError(f"lower={lower!r}, upper={upper!r}: expected two finite numbers, lower < upper")
     middle, half = lower / 2 + upper / 2, upper / 2 - lower / 2
     sd = cell_sd(noise_multiplier, 1) * _UNITS
-    clipped = np.clip(np.nan_to_num(np.asarray(values, dtype=np.float64), nan=lower), lower, upper)
-    # The last clip holds even where rounding of `middle` or `half` pushed the quotient past one.
-    units = np.clip(np.rint((clipped - middle) / half * _UNITS), -_UNITS, _UNITS).astype(np.int64)
-    noisy = int(units.sum()) + int(_integer_noise(stream, sd, 1)[0])
+    total = 0
+    for block in values if isinstance(values, Iterator) else (values,):
+        clipped = np.clip(np.nan_to_num(np.asarray(block, dtype=np.float64), nan=lower), lower, upper)
+        # The last clip holds even where rounding of `middle` or `half` pushed the quotient past one.
+        units = np.clip(np.rint((clipped - middle) / half * _UNITS), -_UNITS, _UNITS).astype(np.int64)
+        total += int(units.sum())
+    noisy = total + int(_integer_noise(stream, sd, 1)[0])
     step = half / _UNITS / divisor
     return middle + noisy * step, sd * step, event
 

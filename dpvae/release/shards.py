@@ -21,6 +21,7 @@ from dpvae.data import lake
 from dpvae.data.lake import Cells
 from dpvae.engines import mapped
 from dpvae.errors import DataError
+from dpvae.release.marks import CERTIFICATE
 from dpvae.release.sample import Sampler, first, load_public, readable
 
 SHARD = 65_536  # rows
@@ -101,7 +102,9 @@ def table_writer(public: Path, rows: int, *, seed: int, engine: str = "local", w
     """What :func:`dpvae.release.bundle.write_release` calls to fill its data folder."""
 
     def write(folder: Path, marks: Mapping[str, str]) -> Mapping[str, Any]:
-        job = Job(public.absolute(), folder.absolute(), rows, seed, marks, stored)
+        # beside its certificate a file is the same whenever it is drawn; in a lake it must name it by digest
+        said = marks if stored else {name: value for name, value in marks.items() if name != CERTIFICATE}
+        job = Job(public.absolute(), folder.absolute(), rows, seed, said, stored)
         parts = list(mapped(job, job.parts, engine=engine, workers=workers))
         counts = [np.sum(column, axis=0).tolist() for column in zip(*(part.histograms for part in parts), strict=True)]
         return {"histograms": dict(zip(Shards(public).schema.names, counts, strict=True)),

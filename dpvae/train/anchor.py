@@ -37,6 +37,7 @@ Further = Callable[[Tensor, Tensor], tuple[Tensor, int]]  # P (K, W), expected r
 TARGET_VALUES = 4  # pairs are split by the target's value up to this many values: L x W x W cells are kept in memory
 LEARNING_RATE = 0.03
 WEIGHT_SD = 0.35  # prior scale of a decoder weight: a point at distance one moves a logit by about a third
+RECORDS_AT_ONCE = 2**18
 WIDTH_AT_ONCE = 1200  # wider tables are fitted on random subsets of columns
 
 
@@ -75,7 +76,7 @@ def measure(codes: NDArray[np.integer], cardinalities: Sequence[int], target: in
     released: dict[str, list[Counts]] = {}
     events, sds = [], {}
     for name, multiplier in noise.items():
-        exact = [count(codes, cardinalities, columns) for columns in names[name]]
+        exact = counts(codes, cardinalities, names[name])
         released[name], event = noisy_counts(exact, noise_multiplier=multiplier, stream=key.stream("anchor", name),
                                              phase="anchor", what=f"noisy {name} tables")
         events.append(event)
@@ -84,6 +85,16 @@ def measure(codes: NDArray[np.integer], cardinalities: Sequence[int], target: in
     pairs = {(columns[-2], columns[-1]): table if by_target else table[None]
              for columns, table in zip(names["pairs"], released.get("pairs", []), strict=False)}
     return Anchors(tuple(released["one-way"]), with_target, pairs, sds, target), tuple(events)
+
+
+def counts(codes: NDArray[np.integer], cardinalities: Sequence[int], tables: Sequence[tuple[int, ...]]) -> list[Counts]:
+    """The exact contingency tables of several sets of columns, in one pass over the records; private."""
+    total = [np.zeros(tuple(cardinalities[j] for j in columns), dtype=np.int64) for columns in tables]
+    for start in range(0, len(codes), RECORDS_AT_ONCE):
+        part = codes[start:start + RECORDS_AT_ONCE]
+        for table, columns in zip(total, tables, strict=True):
+            table += count(part, cardinalities, columns)
+    return total
 
 
 def count(codes: NDArray[np.integer], cardinalities: Sequence[int], columns: Sequence[int]) -> Counts:

@@ -70,17 +70,15 @@ class ImageTrainer(Trainer):
                             latents=(samples, self._model.basis.shape[0]), example=self.example(),
                             processes=self.processes)
 
-    def _elbos(self, number: int) -> np.ndarray:
-        """One ELBO per image, (rows,); private. The same latents for every image, as for tables."""
+    def _elbos(self, number: int) -> Iterator[np.ndarray]:
+        """One ELBO per image, in blocks; private. The same latents for every image, as for tables."""
         noise_1Z = torch.randn(1, self._model.basis.shape[0], generator=self._generator("metric", number),
                                device=self.codes.device)
-        values = [np.zeros(0)]
         with torch.no_grad():
             for (codes,) in parts(self.codes) if len(self.codes) else ():
                 x_ND, label_N = split(codes)
                 elbo = self._model.elbo(x_ND, label_N, noise_1Z.expand(len(codes), -1))
-                values.append(elbo.value.double().cpu().numpy())
-        return np.concatenate(values)
+                yield elbo.value.double().cpu().numpy()
 
 
 def split(codes: Tensor) -> tuple[Tensor, Tensor]:

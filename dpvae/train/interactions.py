@@ -29,7 +29,7 @@ from dpvae.models.vae import VAE
 from dpvae.privacy.mechanisms import cell_sd, noisy_choice, noisy_counts
 from dpvae.privacy.noise import SecretKey
 from dpvae.privacy.plan import CHOSEN_WHAT, TABLES_WHAT, InteractionPlan
-from dpvae.train.anchor import Anchors, Further, count
+from dpvae.train.anchor import RECORDS_AT_ONCE, Anchors, Further, count
 from dpvae.train.contrasts import Numbers, shares
 
 PHASE = "interactions"
@@ -99,8 +99,12 @@ def measure(codes: NDArray[np.integer], anchors: Anchors, orders: Sequence[Numbe
     chosen, _ = noisy_choice(search.scores(codes), choices=plan.choices, epsilon=plan.epsilon,
                              stream=key.stream(PHASE, "choice"), phase=PHASE, what=CHOSEN_WHAT)
     sets = search.named(chosen)
-    exact = [count(np.column_stack([sides[j][codes[:, j]] for j in columns]), [2] * len(columns),
-                   range(len(columns))) for columns in sets]
+    exact = [np.zeros((2,) * len(columns), dtype=np.int64) for columns in sets]
+    for start in range(0, len(codes), RECORDS_AT_ONCE):
+        part = codes[start:start + RECORDS_AT_ONCE]
+        for table, columns in zip(exact, sets, strict=True):
+            table += count(np.column_stack([sides[j][part[:, j]] for j in columns]), [2] * len(columns),
+                           range(len(columns)))
     noisy, _ = noisy_counts(exact, noise_multiplier=plan.noise, stream=key.stream(PHASE, "tables"), phase=PHASE,
                             what=TABLES_WHAT)
     sd = cell_sd(plan.noise, len(exact))
@@ -148,7 +152,8 @@ class _Search:
     def scores(self, codes: NDArray[np.integer]) -> Iterator[Numbers]:
         """Blocks of scores. One record takes part in each by a product of numbers within [-1, 1]."""
         mask = self.key.stream(PHASE, "mask").mask(len(codes), self.rate)
-        signed = np.column_stack([table[codes[mask, j]] for j, table in enumerate(self.signs)])
+        searched = codes[np.flatnonzero(mask)]
+        signed = np.column_stack([table[searched[:, j]] for j, table in enumerate(self.signs)])
         scale = self.weights * (self.rows * self.rate)
         self.blocks, start = [], 0
         for family in self.families:

@@ -13,7 +13,7 @@ masks and the same noise, and ends with the same weights: nothing is released tw
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,7 @@ class Trainer:
     plan: Plan
     config: TrainConfig
     vae: VAE
-    codes: Tensor
+    codes: Tensor  # or StoredRecords, which answers like one
     anchors: Anchors
     rows: int  # public: the divisor's row count
     key: SecretKey
@@ -279,16 +279,14 @@ class Trainer:
         state.metrics.append(metric)
         return metric
 
-    def _elbos(self, number: int) -> np.ndarray:
-        """One ELBO per record, (rows,); private."""
-        values = []
+    def _elbos(self, number: int) -> Iterator[np.ndarray]:
+        """One ELBO per record, in blocks; private."""
         # The same latents for every record: were they dealt out by position, one record would move the others'.
         noise_11Z = torch.randn(1, 1, self.vae.prior.dim, generator=self._generator("metric", number),
                                 device=self.codes.device)
         with torch.no_grad():
             for part in self.codes.split(4096):
-                values.append(self.vae.elbo(part, noise_11Z.expand(1, len(part), -1)).value.cpu())
-        return torch.cat(values).double().numpy()
+                yield self.vae.elbo(part, noise_11Z.expand(1, len(part), -1)).value.cpu().double().numpy()
 
 
 def _due(steps: int, releases: int, *, fitted: bool) -> dict[int, int]:

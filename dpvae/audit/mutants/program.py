@@ -55,7 +55,7 @@ def bounds_from_the_rows(patch: Patch) -> None:
     def finish(real: Callable[..., Any], self: _Survey) -> Any:
         for j, column in enumerate(self.columns):
             if column.is_numeric and column.edges:
-                values = self._values(j)
+                values = np.concatenate(list(self._values(j)))
                 self.columns[j] = dataclasses.replace(column, upper=float(max(np.nanmax(values), column.edges[-1])))
         return real(self)
 
@@ -112,7 +112,7 @@ def exact_row_count_in_the_divisor(patch: Patch) -> None:
 
 def _private_loss(trainer: Trainer) -> float:
     """The exact mean ELBO of the private rows: what the mutants below look at."""
-    return float(getattr(trainer, "_elbos")(0).mean())  # noqa: B009
+    return float(np.concatenate(list(getattr(trainer, "_elbos")(0))).mean())  # noqa: B009
 
 
 @_mutant("training stops early when the private loss says so")

@@ -12,9 +12,9 @@ types the original had.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -39,6 +39,22 @@ class Cells(NamedTuple):
     dtype: str
 
 
+class Rows(Protocol):
+    """A table in memory or on disk, a piece at a time."""
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    @property
+    def header(self) -> tuple[tuple[str, str], ...]: ...
+
+    @property
+    def rows(self) -> int: ...
+
+    def pieces(self, j: int) -> Iterator[Cells]:
+        """Column ``j``, a piece at a time."""
+
+
 @dataclass(frozen=True)
 class Table:
     """Columns of one length, in the order of the source."""
@@ -56,6 +72,14 @@ class Table:
     def header(self) -> tuple[tuple[str, str], ...]:
         """(name, type) of each column."""
         return tuple((name, cells.dtype) for name, cells in zip(self.names, self.cells, strict=True))
+
+    def parts(self) -> Iterator[Table]:
+        """The table, a piece at a time: it is one piece. A larger one is :class:`dpvae.data.stored.Stored`."""
+        yield self
+
+    def pieces(self, j: int) -> Iterator[Cells]:
+        """Column ``j``, a piece at a time."""
+        yield self.cells[j]
 
     def column(self, name: str) -> Cells:
         """One column by name; :class:`DataError` with the nearest name where there is none."""

@@ -73,6 +73,9 @@ class Delta(Versioned):
     def parts(self) -> dict[str, str]:
         return dict.fromkeys(sorted(self._files), "")
 
+    def row_count(self) -> int:
+        return sum(int(fragment.count_rows()) for fragment in self._files.values())
+
     def of_part(self, part: str, rows: int) -> Iterator[pa.RecordBatch]:
         schema = self.schema()
         with told(self.text):

@@ -114,6 +114,9 @@ class Parquet:
     def schema(self) -> pa.Schema:
         return _parquet_schema(self.path)
 
+    def row_count(self) -> int:
+        return int(pq.read_metadata(self.path).num_rows)
+
     def batches(self, rows: int) -> Iterator[pa.RecordBatch]:
         try:
             with pq.ParquetFile(self.path) as file:

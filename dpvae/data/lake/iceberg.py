@@ -176,6 +176,9 @@ class Iceberg(Versioned):
         return {task.file.file_path: " ".join(sorted(file.file_path for file in task.delete_files))
                 for task in self.tasks()}
 
+    def row_count(self) -> int:
+        return sum(task.file.record_count for task in self.tasks())
+
     def of_part(self, part: str, rows: int) -> Iterator[pa.RecordBatch]:
         """The rows of one data file."""
         schema, task = self.schema(), self._tasks[part]
