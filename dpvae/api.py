@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dpvae.config import AuditConfig, ReleaseConfig, TrainConfig
+from dpvae.data.place import LAKES, dataset, scheme_of
 from dpvae.errors import BudgetError, ConfigError, DPVAEError, RunError
 from dpvae.modalities import Result, Task, modality, released
 from dpvae.privacy.accountant import Epsilon
@@ -118,34 +119,56 @@ def _follow(config: TrainConfig, task: Task, processes: Any) -> Run:
     return _finished(run, task.plan, f"process {processes.rank} is done")
 
 
-def release(config: ReleaseConfig | str | Path, model: Any = None, *, rows: int | None = None, seed: int = 0) -> Path:
-    """Write a release folder from a finished run: ``release(ReleaseConfig(...))`` or ``release(folder, model, rows=)``.
+def release(config: ReleaseConfig | str | Path, model: Any = None, *, rows: int | None = None, seed: int = 0
+            ) -> Path | str:
+    """Release from a finished run: ``release(ReleaseConfig(...))`` or ``release(to, model, rows=)``.
 
-    ``model`` is a :class:`Run`, or anything fitted that holds one as ``run_``. Raises :class:`ReleaseError` where the
-    run is not private or the folder is taken. Costs no privacy.
+    ``to`` is a folder, a lake table (:mod:`dpvae.publish`) or a database; ``model`` a :class:`Run`, or anything fitted
+    that holds one as ``run_``. Returns where it is. Raises :class:`ReleaseError` where the run is not private or the
+    place is taken. Costs no privacy.
     """
     from dpvae.release import schemas
     from dpvae.release.bundle import write_release
     from dpvae.train.run import find_run
 
     if isinstance(config, ReleaseConfig):
-        run, to, count, seed = find_run(config.run, config.root).path, Path(config.to), config.rows, config.seed
+        run, to, count, seed = find_run(config.run, config.root).path, config.to, config.rows, config.seed
     else:
         held = getattr(model, "run_", model)
         if not isinstance(held, Run):
             raise ConfigError(f"model={type(model).__name__}: expected a fitted DPVAE or a Run to release")
-        run, to, count = held.path, Path(config), rows
+        run, to, count = held.path, str(config), rows
     if count is None:
         count = _public_rows(run)
-    writer = released(run / "public").writer(run / "public", count, seed=seed)
+    made = released(run / "public")
+    how = _how(config) if isinstance(config, ReleaseConfig) else {}
+    scheme = scheme_of(str(to))
+    if (how or scheme) and not getattr(made, "IN_PARTS", False):
+        raise ConfigError(f"to={to}, engine, workers: expected a run on a table; this one was trained on something "
+                          "else, release it to a folder")
+    if scheme is not None:
+        from dpvae import publish
+
+        if scheme in LAKES:
+            publish.publish(run, str(to), rows=count, seed=seed, audit=lambda: audit(str(run), quick=True), **how)
+        else:
+            publish.into_database(run, str(to), rows=count, seed=seed, **how)
+        return str(to)
+    writer = made.writer(run / "public", count, seed=seed, **how)
     also = isinstance(config, ReleaseConfig) and config.with_model
-    folder = write_release(run, writer, rows=count, to=to, seed=seed, model=also)
+    folder = write_release(run, writer, rows=count, to=Path(to), seed=seed, model=also)
     if isinstance(config, ReleaseConfig) and config.registry.curator is not None:
         about = config.registry
         schemas.export(folder, folder.with_name(f"{folder.name}.registry.json"), schemas.Deployment(
             curator=str(about.curator), curator_kind=about.kind, intended_use=str(about.use), region=str(about.region),
             sector=about.sector))
     return folder
+
+
+def _how(config: ReleaseConfig) -> dict[str, Any]:
+    """Who draws the rows, where that was asked for; never which rows are drawn."""
+    asked = {"engine": config.engine, "workers": config.workers}
+    return {} if asked == {"engine": "local", "workers": None} else asked
 
 
 def audit(config: AuditConfig | str | Path, *, quick: bool = False) -> Any:
@@ -261,7 +284,7 @@ def _unbooked(config: TrainConfig, run: Any) -> Ledger:
 
 def _dataset(config: TrainConfig) -> str:
     path = config.data.path
-    return config.ledger.dataset or config.data.builtin or (Path(path).stem if path else "table")
+    return config.ledger.dataset or config.data.builtin or (dataset(path) if path else "table")
 
 
 def _spend(config: TrainConfig, task: Task, run: Any, progress: Progress, processes: Any = None) -> Result:
@@ -290,7 +313,7 @@ def _publish(config: TrainConfig, planned: Plan, run: Any, ledger: Ledger, resul
     rows = max(round(result.rows), 1)
     write_json(run.public / "claim.json", {
         "epsilon_target": config.privacy.epsilon, "delta": planned.delta, "neighbouring": planned.neighbouring,
-        "unit": "row", "n_ref": rows, "n_ref_source": "declared" if config.data.rows else "measured",
+        "unit": "row", "n_ref": rows, "n_ref_source": "declared" if planned.facts.rows else "measured",
         "private": config.privacy.secret_seed is None and config.privacy.noise,
         "divisor": planned.sgd.sampling_rate * rows if planned.sgd else None,
         "noise": "; ".join(f"{name}: {text}" for name, text in drawn.items()), "replay": REPLAY, "dataset": dataset,

@@ -35,6 +35,7 @@ from dpvae.config import (
     EvaluateConfig,
     ImputeConfig,
     InitConfig,
+    LakeConfig,
     LedgerVerbConfig,
     PageConfig,
     ReleaseConfig,
@@ -46,7 +47,8 @@ from dpvae.config import (
 from dpvae.errors import ConfigError
 
 Config = (TrainConfig | ReleaseConfig | VerifyConfig | AuditConfig | LedgerVerbConfig | EvaluateConfig | ScoreConfig
-          | SampleConfig | ImputeConfig | PageConfig | CompareConfig | DoctorConfig | InitConfig)
+          | SampleConfig | ImputeConfig | PageConfig | CompareConfig | DoctorConfig | InitConfig
+          | LakeConfig)
 
 _OVERRIDE = re.compile(r"(?P<sign>\+{0,2})(?P<key>[A-Za-z_][^=\s]*)=(?P<value>.*)", re.DOTALL)
 _TABLES = (".csv", ".parquet", ".pq")
@@ -271,6 +273,21 @@ def action_first(arguments: Sequence[str]) -> list[str]:
     action = plain[0] if plain else "show"
     second = "file" if action in ("check", "export") else "ledger.dataset"
     keys = dict(zip(plain, ("action", second), strict=False))
+    return [f"{keys.pop(word)}={word}" if word in keys else word for word in arguments]
+
+
+def lake_first(arguments: Sequence[str]) -> list[str]:
+    """``lake copy a.csv to=iceberg:shop.orders`` as ``lake action=copy table=a.csv to=...``.
+
+    >>> lake_first(["init", "warehouse"])
+    ['action=init', 'table=warehouse']
+    """
+    known = keys_of(LakeConfig)
+    words = [word for word in arguments if word.partition("=")[0].lstrip("+") not in known
+             and not word.startswith(("hydra.", "hydra/"))]
+    if len(words) > 2:
+        raise ConfigError(f"{words[2]}: expected an action and one place, after {' '.join(words[:2])}")
+    keys = dict(zip(words, ("action", "table"), strict=False))
     return [f"{keys.pop(word)}={word}" if word in keys else word for word in arguments]
 
 

@@ -30,7 +30,7 @@ from typing import Any, ClassVar
 import dpvae
 from dpvae import arguments as typed
 from dpvae.checks import did_you_mean
-from dpvae.config import ImputeConfig, LedgerVerbConfig, SampleConfig, ScoreConfig, TrainConfig, build
+from dpvae.config import ImputeConfig, LakeConfig, LedgerVerbConfig, SampleConfig, ScoreConfig, TrainConfig, build
 from dpvae.errors import ConfigError
 from dpvae.explain import MISTAKE, explain
 from dpvae.verbs import VERBS, Answer, Verb, usage
@@ -271,6 +271,7 @@ def _compose(word: str, arguments: Sequence[str]) -> int:
     words = typed.table_named(words) if verb.config in (ScoreConfig, ImputeConfig) else words
     words = typed.given_gathered(words) if verb.config is SampleConfig else words
     words = typed.action_first(words) if verb.config is LedgerVerbConfig else words
+    words = typed.lake_first(words) if verb.config is LakeConfig else words
     overrides = typed.rewrite(words, verb.config, groups=groups_of(verb), sweep=sweep)
     if not sweep or any(text.lstrip("+").startswith("hydra.sweep.dir=") for text in overrides):
         return _hand_over(word, overrides, flags, run, output)

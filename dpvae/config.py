@@ -26,7 +26,9 @@ from dpvae.errors import ConfigError
 
 T = TypeVar("T")
 
-DATA_KINDS = ("table",)
+DATA_KINDS = ("table", "images", "text")
+TOKENS = ("auto", "bytes", "words")
+OVERLONG = ("cut", "refuse")
 OUTSIDE = ("error", "clip", "missing")
 TRAINERS = ("anchored", "decoder_only", "joint", "density")
 NEIGHBOURS = ("add_remove", "replace_one")
@@ -34,9 +36,11 @@ PROGRESS = ("auto", "rich", "plain", "quiet", "json")
 TRACKERS = ("tensorboard", "mlflow")
 CURATORS = ("Government", "Industry", "Nonprofit")  # these two as the registry spells them
 SECTORS = ("Technology", "Healthcare", "Education", "Government", "Energy", "Finance")
+ENGINES = ("local", "ray", "spark")
 MAX_EPSILON = 20.0
 PRICEABLE = (1e-3, 100.0)  # epsilons that the accountants resolve to half a percent
 MAX_ROWS = 10**10  # a delta below 1/rows must stay above the accountants' resolution
+LONGEST_TEXT = 4096  # bytes: a model of short texts
 LONGEST_NAME = 120  # of a run folder
 
 
@@ -44,6 +48,13 @@ def _at_most(maximum: float, **values: float) -> None:
     for name, value in values.items():
         if value > maximum:
             raise ConfigError(f"{name}={value:g}: expected at most {maximum:,g}")
+
+
+def _check_engine(engine: str, workers: int | None) -> None:
+    checks.one_of(ENGINES, engine=engine)
+    if workers is not None:
+        checks.whole(1, workers=workers)
+        _at_most(10_000, workers=workers)
 
 
 def _check_name(name: str) -> None:
@@ -66,10 +77,29 @@ class DataConfig:
     rows: int | None = None  # public row count; None: measured with noise and charged
     schema: str | None = None  # YAML of public columns, bounds, categories; None: surveyed and charged
     outside: str = "error"  # a value outside its *declared* domain: error | clip | missing
+    text: str | None = None  # texts: their column; None: the one called text, or the only one
+    label: str | None = None  # the column that says what an image shows (None: label) or what a text is about
+    labels: str | None = None  # its public values, a|b|c; None: measured above a threshold and charged
+    unit: str | None = None  # a column that names a person: the guarantee is then a person's
+    per_unit: int = 8  # texts of one person that take part
+    cap: int | None = None  # bytes of the longest text; None: 256 (16 for the built-in names)
+    overlong: str = "cut"  # a text above the cap: cut | refuse
+    tokens: str = "auto"  # bytes | words of a public list; auto: words where the cap leaves room for some
+    public: str | None = None  # a file of public text, a line each: what is known of the language beforehand
 
     def __post_init__(self) -> None:
         checks.one_of(DATA_KINDS, **{"data.kind": self.kind})
+        if self.kind == "images" and self.path:
+            object.__setattr__(self, "builtin", None)  # conf/data/images.yaml names one for want of a path
         checks.one_of(OUTSIDE, **{"data.outside": self.outside})
+        checks.one_of(TOKENS, **{"data.tokens": self.tokens})
+        checks.one_of(OVERLONG, **{"data.overlong": self.overlong})
+        checks.whole(1, **{"data.per_unit": self.per_unit})
+        if self.cap is not None:
+            checks.whole(1, **{"data.cap": self.cap})
+            _at_most(LONGEST_TEXT, **{"data.cap": self.cap})
+        if self.kind == "text" and self.path:
+            object.__setattr__(self, "builtin", None)  # conf/data/text.yaml names one for want of a path
         if self.rows is not None:
             checks.whole(2, **{"data.rows": self.rows})
             _at_most(MAX_ROWS, **{"data.rows": self.rows})
@@ -108,7 +138,7 @@ class TrainerConfig:
     sampling_rate: float | None = None  # DP-SGD: chance that a record is in a batch
     steps: int | None = None
     clip_norm: float = 1.0
-    latent_samples: int = 4  # averaged inside a record before the clip
+    latent_samples: int | None = None  # averaged inside a record before the clip; None: the plan's public rule
     learning_rate: float = 1e-2
     sleep_steps: int = 400  # free: the encoder learns from the decoder's own rows
 
@@ -123,15 +153,14 @@ class TrainerConfig:
             checks.share(**{"trainer.survey_share": self.survey_share})
         if self.sampling_rate is not None:
             checks.fraction(**{"trainer.sampling_rate": self.sampling_rate})
-        for name in ("steps", "fit_steps"):
+        for name in ("steps", "fit_steps", "latent_samples"):
             if getattr(self, name) is not None:
                 checks.whole(1, **{f"trainer.{name}": getattr(self, name)})
         checks.fraction(**{"trainer.metric_share": self.metric_share})
         checks.positive(**{"trainer.clip_norm": self.clip_norm, "trainer.learning_rate": self.learning_rate})
         _at_most(1e3, **{"trainer.clip_norm": self.clip_norm})
         _at_most(1.0, **{"trainer.learning_rate": self.learning_rate})
-        checks.whole(1, **{"trainer.metric_releases": self.metric_releases,
-                           "trainer.latent_samples": self.latent_samples, "trainer.sleep_steps": self.sleep_steps})
+        checks.whole(1, **{"trainer.metric_releases": self.metric_releases, "trainer.sleep_steps": self.sleep_steps})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,14 +321,17 @@ class ReleaseConfig:
 
     run: str = "latest"
     rows: int | None = None  # None: the plan's public row count
-    to: str = "release"
+    to: str = "release"  # a folder, a lake table (iceberg:, delta:) or a database (duckdb:, sqlite:, postgresql:)
     seed: int = 0  # public: decoding only
     root: str = "runs"
+    engine: str = "local"
+    workers: int | None = None  # that draw at once; never what is drawn. None: one for each processor
     with_model: bool = False  # also model/: the model in the Hugging Face layout, with its card
     registry: RegistryConfig = field(default_factory=RegistryConfig)
 
     def __post_init__(self) -> None:
         checks.whole(0, seed=self.seed)
+        _check_engine(self.engine, self.workers)
         if not self.to:
             raise ConfigError("to='': expected a new folder, such as to=release/first")
         if self.rows is not None:
@@ -355,6 +387,20 @@ class LedgerVerbConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LakeConfig:
+    """``dpvae lake init WAREHOUSE | copy TABLE to=TABLE | show TABLE``."""
+
+    action: str = "show"
+    table: str | None = None  # init: the warehouse's folder; copy: what is copied; show: whose releases and lineage
+    to: str | None = None  # copy: where to
+    catalog: str = "default"  # init: its name in pyiceberg's configuration
+    demo: bool = True  # init: put the built-in table into it, as demo.census
+
+    def __post_init__(self) -> None:
+        checks.one_of(("init", "copy", "show"), action=self.action)
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
     """``dpvae evaluate``: which real rows, which synthetic ones, and where the sealed result may go."""
 
@@ -394,8 +440,11 @@ class ScoreConfig:
     ledger_url: str | None = None  # where it is booked; None: sqlite in the runs folder
     seed: int = 0
     root: str = "runs"
+    engine: str = "local"
+    workers: int | None = None  # that score at once; None: one for each processor
 
     def __post_init__(self) -> None:
+        _check_engine(self.engine, self.workers)
         checks.one_of(("iwae", "elbo", "reconstruction", "regret"), score=self.score)
         checks.fraction(false_alarm=self.false_alarm)
         checks.whole(0, contributions=self.contributions, seed=self.seed)
@@ -545,4 +594,5 @@ def build(cls: type[T], mapping: Mapping[str, Any], *, where: str | None = None)
 
 
 _TOP: tuple[type, ...] = (TrainConfig, ReleaseConfig, VerifyConfig, AuditConfig, LedgerVerbConfig, EvaluateConfig,
-                          ScoreConfig, SampleConfig, ImputeConfig, PageConfig, CompareConfig, DoctorConfig, InitConfig)
+                          ScoreConfig, SampleConfig, ImputeConfig, PageConfig, CompareConfig, DoctorConfig, InitConfig,
+                          LakeConfig)

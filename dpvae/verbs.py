@@ -30,6 +30,7 @@ from dpvae.config import (
     EvaluateConfig,
     ImputeConfig,
     InitConfig,
+    LakeConfig,
     LedgerVerbConfig,
     PageConfig,
     ReleaseConfig,
@@ -108,17 +109,23 @@ class _Said:
 
 
 def _release(config: ReleaseConfig) -> Answer:
-    folder = importlib.import_module("dpvae.api").release(config)
-    return Answer(_Said(f"released {folder}; check it with: dpvae verify {folder}", {"folder": str(folder)}))
+    place = importlib.import_module("dpvae.api").release(config)
+    checked = isinstance(place, Path) or str(place).startswith(("iceberg:", "delta:"))
+    return Answer(_Said(f"released {place}" + (f"; check it with: dpvae verify {place}" if checked else ""),
+                        {"folder": str(place)}))
 
 
 def _verify(config: VerifyConfig) -> Answer:
-    if not Path(config.folder).is_dir():  # a slip of the fingers is no verdict on a release
+    from dpvae.data.place import LAKES, scheme_of
+
+    table = scheme_of(config.folder) in LAKES
+    if not table and not Path(config.folder).is_dir():  # a slip of the fingers is no verdict on a release
         raise ReleaseError(f"folder={config.folder}: no such folder; expected one that dpvae release wrote")
     key = {} if config.key is None else {"key": Path(config.key)}
     if config.key is not None and not Path(config.key).is_file():
         raise ReleaseError(f"key={config.key}: no such file; expected the issuer's public key in PEM")
-    verdict = importlib.import_module("dpvae.audit.verify").verify(config.folder, **key)
+    module, name = ("published", "verify_table") if table else ("verify", "verify")
+    verdict = getattr(importlib.import_module(f"dpvae.audit.{module}"), name)(config.folder, **key)
     return Answer(_formatted(verdict, config.format), 0 if verdict.ok else DOES_NOT_HOLD)
 
 
@@ -189,6 +196,8 @@ VERBS = {
                    _call("release.verbs", "sample"), OWNER, memory="draw fewer rows at a time"),
     "impute": Verb("fill a table's missing cells, several times", ImputeConfig, _call("release.verbs", "impute"),
                    OWNER),
+    "lake": Verb("init WAREHOUSE | copy TABLE to=TABLE | show TABLE: tables in a lakehouse", LakeConfig,
+                 _call("data.lake.verb", "act"), OWNER),
     "ledger": Verb("show | check | cap DATASET | export FILE: the book of what was spent", LedgerVerbConfig,
                    _call("privacy.ledger_view", "act"), OFFICER),
     "doctor": Verb("check the installation, and say what to do", DoctorConfig, _doctor, ANYBODY),

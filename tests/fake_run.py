@@ -104,7 +104,7 @@ def make_audit(run: Path, *, passed: bool = True, proved: float = 0.4) -> dict[s
 
 def make_preview(run: Path, **more: Any) -> dict[str, Any]:
     """``public/preview.json``: what a trained model draws."""
-    found = {**table_writer(run / "public"), "pairs": {"measured": 15, "worst": [
+    found = {**table_writer(run / "public", {}), "pairs": {"measured": 15, "worst": [
         {"columns": ["age", "hours per <week> & more"], "distance": 0.09, "distance_of_noise_alone": 0.04},
         {"columns": ["age", "income"], "distance": 0.02, "distance_of_noise_alone": 0.03}]}, **more}
     (run / "public" / "part-00000.parquet").unlink()
@@ -114,7 +114,7 @@ def make_preview(run: Path, **more: Any) -> dict[str, Any]:
     return found
 
 
-def table_writer(folder: Path, rows: int = 1000) -> dict[str, Any]:
+def table_writer(folder: Path, marks: Mapping[str, str], rows: int = 1000) -> dict[str, Any]:
     """Stands in for sampling: opaque bytes as the table, histograms near the reference."""
     rng = np.random.default_rng(11)
     (folder / "part-00000.parquet").write_bytes(b"PAR1" + rng.bytes(3000) + b"PAR1")

@@ -16,26 +16,33 @@ PACKAGE = Path(__file__).resolve().parents[1] / "dpvae"
 FLOORS = [  # an import may stay on its floor or go down
     {"errors"},
     {"checks", "files"},
-    {"rng", "config"},
+    {"rng", "config", "engines"},
     {"privacy", "data", "models"},
     {"train"},
     {"evaluate", "report", "release"},
     {"modalities"},
     {"audit"},
+    {"publish"},
     {"api"},
     {"doctor", "estimator", "selection", "simulate", "sweep"},
     {"arguments", "cli", "explain", "manual", "verbs"},
     {"__init__", "__main__"},
 ]
+LAKE = {f"dpvae.data.lake{part}" for part in (
+    "", ".arrow", ".delta", ".delta_home", ".duck", ".files", ".iceberg", ".iceberg_home", ".register", ".sql", ".verb",
+    ".write")}
 DOORS = {  # who may import it
     "opacus": {"dpvae.train.dpsgd", "dpvae.train.clipping.engine", "dpvae.train.clipping.fallback",
                "dpvae.train.clipping.ghost", "dpvae.train.clipping.recorder", "dpvae.train.clipping.recurrent"},
     "hydra": {"dpvae.cli"},
     "omegaconf": {"dpvae.cli"},
-    "pyarrow": {"dpvae.data.lake"},
+    **dict.fromkeys(("pyarrow", "pyiceberg", "deltalake", "duckdb"), LAKE),
+    "ray": {"dpvae.engines.ray_data"},
+    "pyspark": {"dpvae.engines.spark"},
 }
 TORCH = {"torch", "opacus"}
-TORCH_FREE = ("dpvae", "dpvae.cli", "dpvae.verbs", "dpvae.config", "dpvae.rng", "dpvae.privacy", "dpvae.audit.verify")
+TORCH_FREE = ("dpvae", "dpvae.cli", "dpvae.verbs", "dpvae.config", "dpvae.rng", "dpvae.privacy", "dpvae.audit.verify",
+              "dpvae.audit.published")
 UNSEEDED = {"manual_seed", "manual_seed_all", "set_rng_state"}
 
 

@@ -43,6 +43,8 @@ def test_a_command_in_the_documents_has_a_verb_and_composes(
     for name, members in {"dpvae.api": ("plan", "train", "release", "audit"), "dpvae.audit.verify": ("verify",),
                           "dpvae.release.verbs": ("score", "sample", "impute"),
                           "dpvae.sweep": ("book", "preview"), "dpvae.selection": ("plan", "select"),
+                          "dpvae.data.lake.verb": ("act",),
+                          "dpvae.audit.published": ("verify_table",),
                           "dpvae.privacy.ledger_view": ("act",), "dpvae.report.run": ("report",),
                           "dpvae.report.compare": ("compare",), "dpvae.data.draft": ("draft",),
                           "dpvae.doctor": ("examine",), "dpvae.simulate": ("sweep",),

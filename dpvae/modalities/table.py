@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dpvae.config import DataConfig, TrainConfig
 from dpvae.data import builtin, lake
@@ -18,9 +20,14 @@ from dpvae.data.schema import Schema
 from dpvae.data.survey import Survey, survey, survey_steps
 from dpvae.data.table import TableCodec, validate
 from dpvae.errors import ConfigError
+from dpvae.modalities import TableWriter
 from dpvae.privacy.events import Event
 from dpvae.privacy.plan import Plan, PublicFacts, check_delta, make_plan
 from dpvae.privacy.silence import secrets_of
+from dpvae.report.source import ORIGIN
+
+UNIQUE, FAR = "Ushuaia", 987_654_321  # values of an unusual row
+IN_PARTS = True  # releases may be drawn by several workers, and may be lake tables
 
 PREVIEW = 20_000  # most rows that a run's own page counts
 
@@ -32,7 +39,7 @@ def plan(config: TrainConfig) -> Plan:
 
 def prepare(config: TrainConfig, source: Any = None) -> TableTask:
     """The rows of ``source`` or of the file that ``config`` names, checked against what is declared of them."""
-    source = source if source is not None else source_of(config.data)
+    source = source if source is not None else lake.pinned(source_of(config.data))
     schema = schema_of(config.data, lake.header(source))
     planned = _plan(config, schema)
     rows = lake.read(source)
@@ -40,11 +47,63 @@ def prepare(config: TrainConfig, source: Any = None) -> TableTask:
     return TableTask(config, planned, schema, rows)
 
 
-def writer(public: Path, rows: int, *, seed: int) -> Callable[[Path], Mapping[str, Any]]:
-    """Parquet files of synthetic rows."""
-    from dpvae.release.sample import table_writer
+def writer(public: Path, rows: int, *, seed: int, engine: str = "local", workers: int | None = None
+           ) -> TableWriter:
+    """Parquet files of synthetic rows, drawn by ``workers`` on an ``engine``: the same bytes for any."""
+    from dpvae.release.shards import table_writer
 
-    return table_writer(public, rows, seed=seed)
+    return table_writer(public, rows, seed=seed, engine=engine, workers=workers)
+
+
+def made_up(public: Path, rows: int, *, seed: int) -> dict[str, list[Any]]:
+    """Nobody's rows, drawn from the released model."""
+    from dpvae.release.sample import load_public, sample_cells
+
+    found: dict[str, list[Any]] = lake.to_arrow(sample_cells(*load_public(public), rows, seed=seed)).to_pydict()
+    return found
+
+
+def troublemakers(records: Mapping[str, Sequence[Any]], public: Path | None = None) -> dict[str, dict[str, Any]]:
+    """A row of unusual values, a duplicate, and an empty row, each within what is *declared* about the table."""
+    from dpvae.train.checkpoint import read_json
+
+    schema = Schema.from_dict(read_json(public / "schema.json")) if public is not None else None
+    first = {name: values[0] for name, values in records.items()}
+    declared = {c.name: c for c in schema.columns} if schema is not None else {}
+    unusual, missing = {}, {}
+    for name, values in records.items():
+        column = declared.get(name)
+        fixed = set(column.declared) if column is not None else set()
+        held = [v for v in values if v is not None]
+        rare = min(Counter(held).items(), key=lambda item: (item[1], repr(item[0])))[0] if held else None
+        number = isinstance(rare, (int, float)) and not isinstance(rare, bool)
+        if fixed or (column is not None and name == (schema.target if schema else None)):
+            unusual[name] = rare
+        elif number:
+            unusual[name] = float(FAR) if isinstance(rare, float) else FAR
+        else:
+            unusual[name] = UNIQUE if isinstance(rare, str) else rare
+        may = column is None or (bool(column.nullable) if "nullable" in fixed else not fixed)
+        missing[name] = None if may else rare
+    return {"a unique record": unusual, "a duplicate": dict(first), "an empty record": missing}
+
+
+def told(public: Path, records: Mapping[str, Any]) -> NDArray[np.int64]:
+    """The codes of rows under the released schema, (n, D)."""
+    from dpvae.release.sample import load_public
+
+    return TableCodec(load_public(public)[1]).encode(lake.read(records), "clip").astype(np.int64)
+
+
+def log_prob(public: Path, records: Mapping[str, Any]) -> NDArray[np.float64]:
+    """log p(x) of rows under the released model, (n,) nats."""
+    import torch
+
+    from dpvae.release.sample import load_public
+
+    vae, _ = load_public(public)
+    codes, generator = torch.as_tensor(told(public, records)), torch.Generator().manual_seed(1)
+    return np.asarray(vae.log_prob(codes, samples=16, generator=generator).double().numpy())
 
 
 @dataclass(frozen=True)
@@ -122,7 +181,7 @@ class TableTask:
                         listen=progress.listen, processes=processes,
                         orders=[code_order(column) for column in schema.columns]).fit()
         events = (*measured.events, *planned.events()[len(measured.events):])
-        return TableResult(vae.cpu(), schema, measured.rows, events, state.metrics, anchors)
+        return TableResult(vae.cpu(), schema, measured.rows, events, state.metrics, anchors, self.table.origin)
 
     def _density(self, codes: Any, measured: Survey, anchors: Any, key: Any, progress: Any) -> TableResult:
         """The rest of ``trainer=density``; every draw is a function of the key, so a run that stopped starts it
@@ -144,7 +203,8 @@ class TableTask:
         Sleep(vae).run(config.trainer.sleep_steps, generator=torch.Generator().manual_seed(
             seed_of(config.run.seed, "sleep", 0)))
         progress.phase("sleep", 1)
-        return TableResult(vae, measured.schema, measured.rows, (*measured.events, *events), [], anchors)
+        return TableResult(vae, measured.schema, measured.rows, (*measured.events, *events), [], anchors,
+                           self.table.origin)
 
 
 @dataclass(frozen=True)
@@ -157,6 +217,7 @@ class TableResult:
     events: tuple[Event, ...]
     metrics: list[dict[str, Any]]
     anchors: Any
+    origin: Mapping[str, Any] | None = None  # of a lake table
 
     def publish(self, public: Path, seed: int) -> None:
         """Model, schema, the noisy one-way tables, diagnostics, and what a page shows of synthetic rows."""
@@ -170,6 +231,8 @@ class TableResult:
 
         save_model(self.vae, public)
         write_json(public / "schema.json", self.schema.to_dict())
+        if self.origin is not None:
+            write_json(public / ORIGIN, dict(self.origin))
         write_json(public / "reference.json", {
             column.name: {"labels": list(column.labels), "noisy": table.tolist(), "sd": self.anchors.sd["one-way"]}
             for column, table in zip(self.schema.columns, self.anchors.one_way, strict=True)})

@@ -27,6 +27,7 @@ from dpvae import checks
 from dpvae.errors import ReleaseError, RunError
 from dpvae.privacy.accountant import CrossCheck, crosscheck
 from dpvae.privacy.consequences import consequences
+from dpvae.release import marks
 from dpvae.release.audited import Audit, lower_bound, read_audit
 from dpvae.release.card import card
 from dpvae.release.certificate import Certificate, Evidence, Facts, Lineage, Version
@@ -39,7 +40,7 @@ from dpvae.report.html import render
 from dpvae.report.numbers import gather
 from dpvae.report.source import NONE, Source, read_run, write_events
 
-TableWriter = Callable[[Path], Mapping[str, Any]]
+TableWriter = Callable[[Path, Mapping[str, str]], Mapping[str, Any]]
 
 SUMS = "SHA256SUMS"
 ENVELOPE = "certificate.dsse.json"
@@ -52,11 +53,11 @@ def write_release(run: Path, table_writer: TableWriter, *, rows: int, to: Path, 
                   model: bool = False) -> Path:
     """The release folder ``to`` with ``rows`` synthetic rows of ``run``; costs no privacy, every input is released.
 
-    ``table_writer(folder)`` writes ``part-*.parquet`` into a data folder and returns ``histograms`` (counts per
-    column in the order of the reference's labels), ``rows`` and ``sample`` (ten rows as mappings). ``seed`` is the
-    public seed it decodes with. ``model`` adds the model itself, in the Hugging Face layout. A run with a fixed secret
-    seed, or whose events cost more than its target, is a :class:`ReleaseError`; a folder that is no finished run a
-    :class:`RunError`.
+    ``table_writer(folder, marks)`` writes ``part-*.parquet`` into a data folder, with the marks in their footers, and
+    returns ``histograms`` (counts per column in the order of the reference's labels), ``rows`` and ``sample`` (ten rows
+    as mappings). ``seed`` is the public seed it decodes with. ``model`` adds the model itself, in the Hugging Face
+    layout. A run with a fixed secret seed, or whose events cost more than its target, is a :class:`ReleaseError`; a
+    folder that is no finished run a :class:`RunError`.
     """
     checks.whole(1, rows=rows)
     checks.whole(0, seed=seed)
@@ -149,7 +150,7 @@ def _fill(folder: Path, source: Source, check: CrossCheck, certificate: Certific
           table_writer: TableWriter, model: Path | None) -> None:
     """Every file of a release, the list of digests last: without it nothing verifies."""
     rows = certificate.scope.rows_released
-    table = _write_table(folder, table_writer, rows)
+    table = _write_table(folder, table_writer, rows, marks.of(certificate, source.origin))
     numbers = gather(source, check, subject="This release", sentence=certificate.sentence,
                      pairs=certificate.consequences.profile,
                      histograms=table["histograms"], rows=rows, sample=table["sample"],
@@ -170,10 +171,10 @@ def _fill(folder: Path, source: Source, check: CrossCheck, certificate: Certific
     _write(folder / SUMS, sums({**digests, ENVELOPE: digest(folder / ENVELOPE)}))
 
 
-def _write_table(folder: Path, table_writer: TableWriter, rows: int) -> Mapping[str, Any]:
+def _write_table(folder: Path, table_writer: TableWriter, rows: int, marked: Mapping[str, str]) -> Mapping[str, Any]:
     data = folder / "data"
     data.mkdir()
-    table = table_writer(data)
+    table = table_writer(data, marked)
     if table["rows"] != rows:
         raise ReleaseError(f"rows={rows}: the table writer wrote {table['rows']}")
     written = files(data)

@@ -1,4 +1,4 @@
-"""From a released model to rows, and to the Parquet files of a release. Post-processing: costs no privacy.
+"""From a released model to rows. Post-processing: costs no privacy.
 
 The public seed makes it reproducible: the same run, seed and number of rows give the same table, bit by bit. A
 :class:`Sampler` draws in blocks of their own seeds, so it needs no memory for a long table, and the first rows of a
@@ -8,7 +8,7 @@ long table are the rows of a short one.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,9 @@ def load_public(public: Path) -> tuple[VAE, Schema]:
     return load_model(public), Schema.from_dict(read_json(public / "schema.json"))
 
 
-def sample_codes(vae: VAE, rows: int, *, seed: int) -> np.ndarray:
+def sample_codes(vae: VAE, rows: int, seed: int, *names: str | int) -> np.ndarray:
     """Codes, (rows, D)."""
-    generator = torch.Generator().manual_seed(seed_of(seed, "sample"))
+    generator = torch.Generator().manual_seed(seed_of(seed, "sample", *names))
     return vae.sample(rows, generator=generator).numpy()
 
 
@@ -65,10 +65,15 @@ class Sampler:
 
     def rows(self, rows: int) -> dict[str, Cells]:
         """``rows`` rows at once, by column, in the original types."""
-        if self._plain:
-            codes = sample_codes(self.vae, rows, seed=self.seed)
-            return self.codec.decode(codes, stream(self.seed, "decode"))
-        return self._settled(rows, 0)
+        return self.draw(rows, 0)[0]
+
+    def draw(self, rows: int, first: int, *names: str | int) -> tuple[dict[str, Cells], np.ndarray | None]:
+        """``rows`` rows, numbered from ``first``, from the streams called ``names``; and their codes (rows, D), where
+        nothing was changed after they were drawn."""
+        if not self._plain:
+            return self._settled(rows, first, *names), None
+        codes = sample_codes(self.vae, rows, self.seed, *names)
+        return self.codec.decode(codes, stream(self.seed, "decode", *names)), codes
 
     def blocks(self, rows: int) -> Iterator[dict[str, Cells]]:
         """The same law in blocks of :data:`BLOCK` rows; row i is the same however many rows are asked for."""
@@ -114,26 +119,12 @@ def sample_cells(vae: VAE, schema: Schema, rows: int, *, seed: int) -> dict[str,
     return Sampler(vae, schema, seed=seed).rows(rows)
 
 
-def table_writer(public: Path, rows: int, *, seed: int) -> Callable[[Path], Mapping[str, Any]]:
-    """What :func:`dpvae.release.bundle.write_release` calls to fill its data folder."""
-
-    def write(folder: Path) -> Mapping[str, Any]:
-        vae, schema = load_public(public)
-        cells, codes = drawn(vae, schema, rows, seed=seed)
-        lake.write_parquet(cells, folder / "part-00000.parquet")
-        histograms = {column.name: np.bincount(codes[:, j], minlength=column.cardinality).tolist()
-                      for j, column in enumerate(schema.columns)}
-        return {"histograms": histograms, "rows": rows, "sample": first(cells, 10)}
-
-    return write
-
-
 def drawn(vae: VAE, schema: Schema, rows: int, *, seed: int) -> tuple[dict[str, Cells], np.ndarray]:
     """Rows as they are released, and their codes (rows, D)."""
     if schema.constraints:
         cells = sample_cells(vae, schema, rows, seed=seed)
         return cells, TableCodec(schema).encode(readable(schema, cells), "clip")
-    codes = sample_codes(vae, rows, seed=seed)
+    codes = sample_codes(vae, rows, seed)
     return TableCodec(schema).decode(codes, stream(seed, "decode")), codes
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from dpvae.config import ImputeConfig, SampleConfig, ScoreConfig
-from dpvae.data import builtin, lake
+from dpvae.data import builtin, lake, place
 from dpvae.data.lake import Cells, Table
 from dpvae.data.schema import Schema
 from dpvae.errors import ConfigError, DataError, ReleaseError
@@ -26,8 +26,10 @@ from dpvae.release import export, threshold
 from dpvae.release.impute import Imputer, complete
 from dpvae.release.sample import Sampler, load_public, parse_given, readable, sample_cells
 from dpvae.release.score import Density, Ensemble
+from dpvae.release.scoring import Settings, judged, score_table, select
 from dpvae.report.source import read_run
 from dpvae.rng import seed_of
+from dpvae.train.checkpoint import read_json
 from dpvae.train.run import RunFolder, find_run
 
 ROWS_AT_ONCE = 65_536
@@ -41,6 +43,8 @@ def score(config: ScoreConfig) -> str:
     if len({member.schema.names for member in judge.members}) > 1:
         raise ConfigError(f"run={config.run}: expected runs on the same columns, to be one ensemble")
     source = _source(config.table)
+    if config.to is not None and place.scheme_of(config.to) in place.LAKES:
+        return _score_table(config, judge, runs, str(source), config.to)
     if config.to is None:
         runs[0].private.mkdir(exist_ok=True)
     to = Path(config.to) if config.to is not None else runs[0].private / "scores.parquet"
@@ -52,32 +56,27 @@ def score(config: ScoreConfig) -> str:
     return f"scored {rows:,} rows in nats (higher is stranger): {to}\n{line}{_KEEP}"
 
 
+def _score_table(config: ScoreConfig, judge: Ensemble, runs: list[RunFolder], table: str, to: str) -> str:
+    """Scores of a lake table as a lake table: what is new since the last time."""
+    if place.scheme_of(table) not in place.LAKES:
+        raise ConfigError(f"data={table}: expected a lake table for to={to}; copy it there first with dpvae lake copy")
+    if config.threshold == "private":
+        raise ConfigError("threshold=private: expected threshold=synthetic for a lake table, since every scoring of "
+                          "what is new would spend again")
+    line, limit = _limit(config, judge, runs[0], table)
+    settings = Settings(config.score, config.contributions, config.id, limit, config.seed)
+    rows, which = score_table([run.public for run in runs], settings, table, to, engine=config.engine,
+                              workers=config.workers)
+    return f"scored {rows:,} rows ({which}) in nats (higher is stranger): {to}\n{line}{_KEEP}"
+
+
 def _scored(config: ScoreConfig, judge: Ensemble, source: Any, limit: float | None) -> Iterator[dict[str, Cells]]:
-    first = 0
+    first, settings = 0, Settings(config.score, config.contributions, config.id, limit, config.seed)
     for table in lake.batches(source, ROWS_AT_ONCE):
-        known = _select(table, judge.schema)
-        values = judge.score(known, config.score)
-        nothing = np.zeros(len(values), dtype=bool)
-        rows = {"row": Cells(np.arange(first, first + len(values)), nothing, "int64")}
-        if config.id is not None:
-            rows[config.id] = table.column(config.id)
-        rows["score"] = Cells(-values, nothing, "double")
-        if limit is not None:
-            rows["anomaly"] = Cells(values < limit, nothing, "bool")
-        if config.contributions:
-            rows |= _top(judge.explain(known), judge.schema, config.contributions)
-        first += len(values)
-        yield rows
-
-
-def _top(costs: np.ndarray, schema: Schema, count: int) -> dict[str, Cells]:
-    """The ``count`` costliest cells of each row, by name and nats."""
-    order = np.argsort(-costs, axis=1)[:, :count]
-    names, nothing, rows = np.array(schema.names, dtype=object), np.zeros(len(costs), dtype=bool), {}
-    for i in range(order.shape[1]):
-        rows[f"top_{i + 1}"] = Cells(names[order[:, i]], nothing, "string")
-        rows[f"top_{i + 1}_nats"] = Cells(np.take_along_axis(costs, order[:, i:i + 1], 1)[:, 0], nothing, "double")
-    return rows
+        numbers = Cells(np.arange(first, first + table.rows), np.zeros(table.rows, dtype=bool), "int64")
+        first += table.rows
+        key = {config.id: table.column(config.id)} if config.id is not None else {}
+        yield {"row": numbers, **key, **judged(judge, table, settings)}
 
 
 def _limit(config: ScoreConfig, judge: Ensemble, run: RunFolder, source: Any) -> tuple[str, float | None]:
@@ -93,7 +92,7 @@ def _limit(config: ScoreConfig, judge: Ensemble, run: RunFolder, source: Any) ->
     member = judge.members[0]
     own = readable(member.schema, sample_cells(member.vae, member.schema, 20_000, seed=seed_of(config.seed, "grid")))
     edges = threshold.grid(judge.score(own, config.score))
-    scores = np.concatenate([judge.score(_select(table, judge.schema), config.score)
+    scores = np.concatenate([judge.score(select(table, judge.schema), config.score)
                              for table in lake.batches(source, ROWS_AT_ONCE)])
     claim = read_run(run.path).claim
     delta = config.delta if config.delta is not None else default_delta(int(claim.n_ref))
@@ -165,7 +164,7 @@ def impute(config: ImputeConfig) -> str:
         def completed(draw: int = draw) -> Iterator[dict[str, Cells]]:
             nonlocal holes
             for number, table in enumerate(lake.batches(source, ROWS_AT_ONCE)):
-                known = _select(table, schema)
+                known = select(table, schema)
                 holes += sum(int(cells.missing.sum()) for cells in known.cells)
                 full = imputer.draw(known, draw, number)
                 filled = dict(zip(full.names, full.cells, strict=True))
@@ -180,6 +179,9 @@ def impute(config: ImputeConfig) -> str:
 def _released(run: RunFolder) -> tuple[Any, Schema]:
     if not run.finished:
         raise DataError(f"run={run.path.name}: is not finished; give its train command again")
+    kind = read_json(run.public / "schema.json").get("kind", "table")
+    if kind != "table":
+        raise DataError(f"run={run.path.name}: is a run on {kind}; this verb is for tables, dpvae release draws {kind}")
     return load_public(run.public)
 
 
@@ -187,8 +189,3 @@ def _source(place: str | None) -> Any:
     if place is None:
         raise ConfigError("data=null: expected a table, such as data=orders.csv")
     return builtin.path(place) if place in builtin.names() else place
-
-
-def _select(table: Table, schema: Schema) -> Table:
-    """The model's columns, in its order; what it does not know is left out."""
-    return Table(schema.names, tuple(table.column(name) for name in schema.names))

@@ -23,6 +23,7 @@ from dpvae.report import records
 
 NONE: Literal["none"] = "none"
 Absent = Literal["none"]
+ORIGIN = "source.json"
 REQUIRED = ("claim.json", "events.jsonl", "plan.json", "schema.json")
 
 
@@ -103,6 +104,7 @@ class Source:
     map: dict[str, Any] = field(default_factory=dict)  # synthetic rows on two axes of the latent
     preview: dict[str, Any] = field(default_factory=dict)  # what the model draws: see dpvae.release.preview
     audit: dict[str, Any] = field(default_factory=dict)  # what dpvae audit found of this very model
+    origin: dict[str, Any] = field(default_factory=dict)  # the lake table it was trained on, and which snapshot
 
 
 def read_run(run: Path) -> Source:
@@ -138,6 +140,7 @@ def _read(run: Path) -> Source:
         anchors=_anchors(_optional(public / "reference.json", "public/reference.json")),
         model_sha256=model, map=_optional(public / "map.json", "public/map.json"),
         preview=_optional(public / "preview.json", "public/preview.json"), audit=_audit(public / "audit.json", model),
+        origin=_optional(public / ORIGIN, f"public/{ORIGIN}"),
     )
 
 

@@ -145,8 +145,8 @@ def test_empty_folder_is_used(tmp_path: Path) -> None:
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("boom"), SystemExit(3), BudgetError("x")])
 @pytest.mark.parametrize("target", ["out", "new/deep/out"])
 def test_interruption_leaves_nothing(tmp_path: Path, error: BaseException, target: str) -> None:
-    def interrupted(folder: Path) -> dict[str, Any]:
-        table_writer(folder)
+    def interrupted(folder: Path, marks: Any) -> dict[str, Any]:
+        table_writer(folder, marks)
         raise error
 
     with pytest.raises(type(error)):
@@ -187,10 +187,10 @@ def test_file_size_limit_of_the_system_is_one_line_and_leaves_nothing(tmp_path: 
 
 
 def test_somebody_elses_folder_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
-    def slow(folder: Path) -> dict[str, Any]:
+    def slow(folder: Path, marks: Any) -> dict[str, Any]:
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "theirs").write_text("x")
-        return table_writer(folder)
+        return table_writer(folder, marks)
 
     with pytest.raises(ReleaseError, match="somebody else"):
         release(make_run(tmp_path / "runs"), tmp_path / "out", slow)
@@ -205,16 +205,16 @@ def test_unwritable_place_is_one_line(tmp_path: Path) -> None:
 
 def test_writer_that_made_other_rows_or_no_file_is_refused(tmp_path: Path) -> None:
     run = make_run(tmp_path / "runs")
-    for writer in (lambda folder: table_writer(folder, rows=999),
-                   lambda folder: {"rows": 1000, "histograms": {}, "sample": []}):
+    for writer in (lambda folder, marks: table_writer(folder, marks, rows=999),
+                   lambda folder, marks: {"rows": 1000, "histograms": {}, "sample": []}):
         with pytest.raises(ReleaseError):
             release(run, tmp_path / "out", writer)
     assert os.listdir(tmp_path) == ["runs"]
 
 
 def test_histogram_of_another_length_than_its_labels_is_refused(tmp_path: Path) -> None:
-    def wrong(folder: Path) -> dict[str, Any]:
-        table = table_writer(folder)
+    def wrong(folder: Path, marks: Any) -> dict[str, Any]:
+        table = table_writer(folder, marks)
         return {**table, "histograms": {**table["histograms"], "income": [1, 2, 3]}}
 
     with pytest.raises(ReleaseError, match=r"histograms\.income: 3 counts for 2 labels"):

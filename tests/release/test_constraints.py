@@ -18,7 +18,8 @@ from dpvae.data.schema import Schema
 from dpvae.errors import DataError, SchemaError
 from dpvae.models.vae import VAE
 from dpvae.release.constraints import broken, ids
-from dpvae.release.sample import Sampler, table_writer
+from dpvae.release.sample import Sampler
+from dpvae.release.shards import table_writer
 from dpvae.train.checkpoint import save_model, write_json
 
 COLUMNS: dict[str, Any] = {
@@ -98,7 +99,7 @@ def test_a_release_holds_its_constraints(tmp_path: Path) -> None:
     schema = bound(RULES)
     save_model(model(schema, 2), tmp_path)
     write_json(tmp_path / "schema.json", schema.to_dict())
-    told = table_writer(tmp_path, 150, seed=0)(tmp_path)
+    told = table_writer(tmp_path, 150, seed=0)(tmp_path, {})
     table = pq.read_table(tmp_path / "part-00000.parquet")
     rows = {name: Cells(table[name].fill_null(0).to_numpy() if name == "end" else table[name].to_numpy(),
                         table[name].is_null().to_numpy(), "") for name in table.column_names}

@@ -1,0 +1,71 @@
+"""DuckDB tables: ``duckdb:FILE?table=NAME``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from dpvae.data import place
+from dpvae.data.lake.arrow import first_line
+from dpvae.errors import ConfigError, DataError
+
+NOTES = "dpvae_release"  # (table_name, name, content): what came with a released table
+
+try:
+    import duckdb
+except ImportError as error:
+    raise ConfigError("duckdb: duckdb is not installed; pip install 'dpvae[duckdb]'") from error
+
+
+def opened(text: str) -> Duck:
+    """The table; a file that has one table needs no ``?table=``."""
+    named = place.split(text)
+    if not Path(named.name).is_file():
+        raise DataError(f"{text}: no such file")
+    with _connected(text, named.name) as connection:
+        names = [name for (name,) in connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()]
+        names += [name for (name,) in connection.execute(
+            "SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall()]
+    names = [name for name in names if name != NOTES]
+    if named.table is None and len(names) == 1:
+        return Duck(text, named.name, names[0])
+    if named.table not in names:
+        raise DataError(f"{text}: expected ?table= with one of {', '.join(sorted(names)[:5]) or 'none'}")
+    return Duck(text, named.name, str(named.table))
+
+
+@contextmanager
+def _connected(text: str, file: str) -> Iterator[Any]:
+    try:
+        with duckdb.connect(file, read_only=True) as connection:
+            yield connection
+    except duckdb.Error as problem:
+        raise DataError(f"{text}: {first_line(problem)}; check the file") from problem
+
+
+@dataclass(frozen=True)
+class Duck:
+    """One table or view."""
+
+    text: str
+    file: str
+    table: str
+    dtype = None
+
+    def schema(self) -> pa.Schema:
+        with _connected(self.text, self.file) as connection:
+            found: pa.Schema = self._select(connection, 1, " LIMIT 0").schema
+        return found
+
+    def batches(self, rows: int) -> Iterator[pa.RecordBatch]:
+        with _connected(self.text, self.file) as connection:
+            yield from self._select(connection, rows)
+
+    def _select(self, connection: Any, rows: int, limit: str = "") -> Any:
+        name = '"' + self.table.replace('"', '""') + '"'
+        return connection.sql(f"SELECT * FROM {name}{limit}").to_arrow_reader(rows)

@@ -1,0 +1,238 @@
+#!/usr/bin/env python
+"""What the lakehouse costs, measured: drawing, scoring, and the whole way from a table to a published one.
+
+    python scripts/bench_lake.py sampling rows=1000000,10000000      # of a narrow table with a small model
+    python scripts/bench_lake.py scoring rows=15000000               # of an Iceberg table of 8 numbers
+    python scripts/bench_lake.py whole rows=1000000                  # acs_income_2018, replicated: train .. score
+    python scripts/bench_lake.py killed times=20                     # SIGKILL while releasing and while scoring
+
+Each part writes its own section of reports/bench/lake.json, and reports/bench/lake.md is made of them. Memory is the
+largest sum of the resident sets of all processes, looked at ten times a second; time is wall and CPU time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+REPORT = Path(__file__).resolve().parents[1] / "reports" / "bench"
+TABLES = Path(__file__).resolve().parents[2] / "shared" / "data" / "tabular"
+ACS = TABLES / "acs_income_2018" / "acs_income_2018.parquet"
+SMALL = ["model.components=64", "model.latent_dim=8", "trainer.fit_steps=100", "trainer.steps=10",
+         "trainer.sleep_steps=20"]
+
+
+def typed(line: str, **named: Any) -> dict[str, float]:
+    """Run one command to its end; seconds, CPU seconds and peak memory of it and its children."""
+    print(f"$ dpvae {line}", flush=True)
+    before, started, peak = os.times(), time.perf_counter(), 0
+    process = subprocess.Popen([sys.executable, "-m", "dpvae", *line.split()], **named)
+    while process.poll() is None:
+        peak = max(peak, resident(process.pid))
+        time.sleep(0.1)
+    after = os.times()
+    if process.returncode:
+        raise SystemExit(f"dpvae {line}: exit code {process.returncode}")
+    used = after.children_user + after.children_system - before.children_user - before.children_system
+    return {"wall_s": round(time.perf_counter() - started, 1), "cpu_s": round(used, 1), "peak_mb": peak >> 20}
+
+
+def resident(pid: int) -> int:
+    """Resident bytes of a process and all below it."""
+    total = 0
+    try:
+        total += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            total += sum(map(resident, map(int, (task / "children").read_text().split())))
+    except (OSError, IndexError):
+        pass
+    return total
+
+
+def narrow(rows: int) -> pa.Table:
+    """Four columns of made-up people."""
+    rng = np.random.default_rng(0)
+    age = rng.integers(18, 80, rows)
+    return pa.table({"city": rng.choice(["north", "south", "east"], rows), "age": age,
+                     "pay": rng.gamma(2.0, 10.0, rows).round(1), "income": np.where(age > 50, "high", "low")})
+
+
+def numbers(rows: int, seed: int = 0) -> pa.Table:
+    """Eight dependent numbers of single precision."""
+    rng = np.random.default_rng(seed)
+    hidden = rng.normal(size=(rows, 1))
+    return pa.table({f"x{j}": (hidden[:, 0] * (j % 3) + rng.normal(size=rows)).astype(np.float32) for j in range(8)})
+
+
+def sampling(rows: str = "1000000,10000000", engine: str = "local", workers: str = "2") -> dict[str, Any]:
+    """Releases of growing length into folders, from one small run."""
+    pq.write_table(narrow(100_000), "people.parquet")
+    typed(f"train data=people.parquet run.name=narrow data.rows=100000 report.progress=quiet {' '.join(SMALL)}")
+    found: dict[str, Any] = {}
+    for count in map(int, rows.split(",")):
+        cost = typed(f"release run=narrow rows={count} to=out-{count} engine={engine} workers={workers}")
+        size = sum(path.stat().st_size for path in Path(f"out-{count}").rglob("*") if path.is_file())
+        found[f"{count} rows, {engine}, {workers} workers"] = {
+            **cost, "rows_per_wall_s": round(count / cost["wall_s"]), "rows_per_cpu_s": round(count / cost["cpu_s"]),
+            "mb_written": size >> 20}
+        for part in Path(f"out-{count}/data").iterdir():
+            part.unlink()
+    return found
+
+
+def scoring(rows: str = "15000000", engine: str = "local", workers: str = "2", score: str = "elbo") -> dict[str, Any]:
+    """Scores of an Iceberg table, a side table keyed by nothing but with the eight numbers kept."""
+    from dpvae.data.lake import register
+
+    typed("lake init warehouse demo=false")
+    home, count = register.home("iceberg:demo.numbers"), int(rows)
+    files = []
+    home.create(numbers(1).schema)
+    for number, first in enumerate(range(0, count, 1_000_000)):
+        files.append(home.folder() / f"part-{number}.parquet")
+        pq.write_table(numbers(min(1_000_000, count - first), number), files[-1])
+    held = home.held()
+    home.write(files, {}, replace=False, expected=held.version if held else None)
+    pq.write_table(numbers(100_000), "numbers.parquet")
+    typed(f"train data=numbers.parquet run.name=numbers data.rows=100000 report.progress=quiet {' '.join(SMALL)}")
+    cost = typed(f"score run=numbers data=iceberg:demo.numbers to=iceberg:demo.scored contributions=0 score={score} "
+                 f"engine={engine} workers={workers}")
+    again = typed("score run=numbers data=iceberg:demo.numbers to=iceberg:demo.scored contributions=0 "
+                  f"score={score} engine={engine} workers={workers}")
+    held = register.home("iceberg:demo.scored").held()
+    assert held is not None
+    scored = sum(pq.read_metadata(file).num_rows for file in held.files)
+    return {f"{count} rows, {engine}, {workers} workers, score={score}": {
+        **cost, "rows_per_wall_s": round(count / cost["wall_s"]), "rows_per_cpu_s": round(count / cost["cpu_s"]),
+        "rows_scored": scored, "again_wall_s": again["wall_s"]}}
+
+
+def whole(rows: str = "1000000") -> dict[str, Any]:
+    """A real table, replicated: into a lake, trained on, released, verified, scored; and every mark read back."""
+    import duckdb
+
+    from dpvae.data.lake import iceberg, register
+
+    count = int(rows)
+    table = pq.read_table(ACS)
+    pq.write_table(pa.concat_tables([table] * -(-count // len(table))).slice(0, count), "acs.parquet")
+    found = {step: typed(line) for step, line in {
+        "lake init": "lake init warehouse demo=false",
+        "copy in": "lake copy acs.parquet to=iceberg:demo.acs",
+        "train": "train data=iceberg:demo.acs privacy.epsilon=3 run.name=lake1 report.progress=plain",
+        "release": f"release run=lake1 rows={count} to=iceberg:demo.acs_synth",
+        "verify": "verify iceberg:demo.acs_synth",
+        "score": "score run=lake1 data=iceberg:demo.acs to=iceberg:demo.acs_scored"}.items()}
+    snapshot = iceberg.table_of("iceberg:demo.acs_synth").current_snapshot()
+    assert snapshot is not None
+    assert snapshot.summary is not None
+    by_pyiceberg = {k: v for k, v in snapshot.summary.additional_properties.items() if k.startswith("dpvae.")}
+    metadata = iceberg.table_of("iceberg:demo.acs_synth").metadata_location.removeprefix("file://")
+    by_duckdb = duckdb.sql(f"SELECT unnest(snapshots) AS s FROM read_json('{metadata}')").fetchall()
+    said = next(s["summary"] for (s,) in by_duckdb if s["snapshot-id"] == snapshot.snapshot_id)
+    held = register.home("iceberg:demo.acs_synth").held()
+    assert held is not None
+    footers = {bytes(key).decode(): bytes(value).decode() for key, value in duckdb.sql(
+        f"SELECT key, value FROM parquet_kv_metadata('{held.files[0]}')").fetchall()}
+    found["marks"] = {name: {"pyiceberg": value, "duckdb reads it in the snapshot": said.get(name) == value,
+                             "duckdb reads it in the file": footers.get(name) == value}
+                      for name, value in by_pyiceberg.items()}
+    return {f"{count} rows x {len(table.column_names)} columns": found}
+
+
+def killed(times: str = "20", rows: str = "300000") -> dict[str, Any]:
+    """SIGKILL at random moments; after each, readers see a whole table; in the end the same command finishes."""
+    from dpvae.audit.published import verify_table
+    from dpvae.data.lake import register
+
+    pq.write_table(narrow(400_000), "people.parquet")
+    typed("lake init warehouse demo=false")
+    typed("lake copy people.parquet to=iceberg:demo.people")
+    typed(f"train data=iceberg:demo.people run.name=k data.rows=100000 report.progress=quiet {' '.join(SMALL)}")
+    typed("audit run=k quick=true")
+    found: dict[str, Any] = {}
+    for what, line, table in (("release", f"release run=k rows={rows} to=iceberg:demo.synth", "iceberg:demo.synth"),
+                              ("score", "score run=k data=iceberg:demo.people to=iceberg:demo.scored contributions=0",
+                               "iceberg:demo.scored")):
+        wall, wanted = _once(line.replace("demo.", "trial.").replace("data=iceberg:trial.", "data=iceberg:demo.")), 0
+        moments, seen = sorted(random.Random(0).uniform(0.1, wall) for _ in range(int(times))), []
+        for moment in moments:
+            process = subprocess.Popen([sys.executable, "-m", "dpvae", *line.split()], stdout=subprocess.DEVNULL,
+                                       start_new_session=True)
+            time.sleep(moment)
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            held = register.home(table).held()
+            wanted = int(rows) if what == "release" else 400_000
+            there = sum(pq.read_metadata(file).num_rows for file in held.files) if held else 0
+            assert there in (0, wanted), there
+            assert what == "score" or not there or verify_table(table).ok
+            seen.append(there)
+        typed(line)
+        held = register.home(table).held()
+        assert held is not None
+        assert sum(pq.read_metadata(file).num_rows for file in held.files) == wanted
+        assert len(set(held.files)) == len(held.files)
+        found[what] = {"kills": len(moments), "whole_run_s": wall, "rows_seen_after_each": seen,
+                       "rows_in_the_end": wanted}
+    return found
+
+
+def _once(line: str) -> float:
+    """Seconds of one undisturbed command."""
+    return typed(line)["wall_s"]
+
+
+PARTS: dict[str, Callable[..., dict[str, Any]]] = {"sampling": sampling, "scoring": scoring, "whole": whole,
+                                                   "killed": killed}
+
+
+def write_report(part: str, line: str, found: dict[str, Any]) -> None:
+    """One section of the numbers, and the page made of all of them."""
+    REPORT.mkdir(parents=True, exist_ok=True)
+    path = REPORT / "lake.json"
+    numbers = json.loads(path.read_text()) if path.is_file() else {"command": "python scripts/bench_lake.py PART"}
+    section = numbers.setdefault(part, {})
+    for name, values in found.items():
+        section[name] = {"command": line, **values} if isinstance(values, dict) else values
+    path.write_text(json.dumps(numbers, indent=1) + "\n")
+    lines = ["<!-- python scripts/bench_lake.py sampling|scoring|whole|killed -->", "# The lakehouse, measured", ""]
+    for name, sections in numbers.items():
+        if not isinstance(sections, dict):
+            continue
+        lines += [f"## {name}", ""]
+        for title, values in sections.items():
+            lines += [f"**{title}** (`{values.get('command')}`)", ""]
+            lines += [f"- {key}: {value}" for key, value in values.items() if key != "command"] + [""]
+    (REPORT / "lake.md").write_text("\n".join(lines))
+
+
+def main(arguments: list[str]) -> None:
+    """Run one part in a folder that is removed afterwards."""
+    if not arguments or arguments[0] not in PARTS:
+        raise SystemExit(__doc__)
+    part, named = arguments[0], dict(word.split("=", 1) for word in arguments[1:])
+    here = os.getcwd()
+    with tempfile.TemporaryDirectory(prefix="bench-lake-") as folder:
+        os.chdir(folder)
+        found = PARTS[part](**named)
+        os.chdir(here)
+    write_report(part, f"python scripts/bench_lake.py {' '.join(arguments)}", found)
+    print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
