@@ -27,6 +27,7 @@ from dpvae.privacy.plan import Plan
 from dpvae.report.progress import Progress
 from dpvae.report.run import report_run
 from dpvae.report.source import read_run, write_events
+from dpvae.report.track import ready, track
 
 NOISE = {
     "one-shot": "rounded Gaussian added to integers; AES-256-CTR keystream, key from the operating system",
@@ -99,6 +100,7 @@ def train(config: TrainConfig, table: Any = None) -> Run:
             ledger.commit(reservation)
         run.finish()
     report_run(run.path)
+    track(config.report, run.path)
     return _finished(run, task.plan, NOT_PRIVATE if not config.privacy.noise else "")
 
 
@@ -196,6 +198,7 @@ def self_test(tell: Callable[[str], Any] = lambda line: None) -> list[Any]:
 def prepare(config: TrainConfig, table: Any = None) -> Task:
     """Everything of :func:`train` that can be refused before a key is drawn or a budget is touched."""
     _limit_threads(config)
+    ready(config.report)
     task = modality(config.data.kind).prepare(config, table)
     from dpvae.train.device import device_of
 
@@ -299,6 +302,7 @@ def _publish(config: TrainConfig, planned: Plan, run: Any, ledger: Ledger, resul
     result.publish(run.public, config.run.seed)
     write_json(run.public / "plan.json", planned.to_dict())
     shown = replace(config, ledger=replace(config.ledger, url=None), run=replace(config.run, root=""),  # no places
+                    report=replace(config.report, place=None),
                     data=replace(config.data, path=None, schema=config.data.schema and Path(config.data.schema).name))
     write_json(run.public / "config.json", asdict(shown))
     write_bytes(run.public / "events.jsonl", write_events(result.events))

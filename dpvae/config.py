@@ -33,6 +33,7 @@ OUTSIDE = ("error", "clip", "missing")
 TRAINERS = ("anchored", "decoder_only", "joint", "density")
 NEIGHBOURS = ("add_remove", "replace_one")
 PROGRESS = ("auto", "rich", "plain", "quiet", "json")
+TRACKERS = ("tensorboard", "mlflow")
 CURATORS = ("Government", "Industry", "Nonprofit")  # these two as the registry spells them
 SECTORS = ("Technology", "Healthcare", "Education", "Government", "Energy", "Finance")
 ENGINES = ("local", "ray", "spark")
@@ -250,12 +251,19 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig:
-    """What is shown while a verb runs."""
+    """What is shown while a verb runs, and who else hears of the released numbers."""
 
     progress: str = "auto"  # auto: rich on a terminal, plain lines elsewhere
+    tracker: str | None = None  # tensorboard | mlflow: released numbers, when the run has ended
+    place: str | None = None  # of the tracker: a folder, or MLflow's URI; None: beside the runs
 
     def __post_init__(self) -> None:
         checks.one_of(PROGRESS, **{"report.progress": self.progress})
+        if self.tracker is not None:
+            checks.one_of(TRACKERS, **{"report.tracker": self.tracker})
+        elif self.place is not None:
+            raise ConfigError(f"report.place={self.place}: expected a tracker that writes there; say "
+                              "report=tensorboard or report=mlflow")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,7 +32,11 @@ OPTIONAL = {  # module: (extra, what for)
     "psycopg": ("postgres", "a ledger on PostgreSQL"),
     "hydra_plugins.hydra_optuna_sweeper": ("sweeps", "settings that Optuna chooses"),
     "pyiceberg": ("lake", "Iceberg tables"),
-    "deltalake": ("lake", "Delta tables"),
+    "deltalake": ("delta", "Delta tables"),
+    "duckdb": ("duckdb", "tables in DuckDB files"),
+    "ray": ("ray", "drawing and scoring on Ray"),
+    "pyspark": ("spark", "drawing and scoring on Spark"),
+    "PIL": ("images", "folders of PNG and JPEG images"),
     "tensorboard": ("tensorboard", "metrics in TensorBoard"),
     "mlflow": ("mlflow", "metrics in MLflow"),
 }

@@ -50,17 +50,19 @@ def undocumented() -> list[str]:
     """Public functions, classes and methods without a docstring.
 
     Three things speak for themselves: a broken program of the audit (its decorator says what is broken), a method that
-    does what its protocol or base class says, and what is written out in one line behind its name (``...``).
+    another class of the same folder describes under that name (its protocol, its base class), and a stub (``...``).
     """
-    found = []
-    for name, tree in modules().items():
+    found, trees = [], modules()
+    said: dict[str, set[str]] = defaultdict(set)  # folder -> methods that some class in it describes
+    for name, tree in trees.items():
+        said[name.rpartition(".")[0]] |= {n.name for owner, n in _public(tree) if owner and ast.get_docstring(n)}
+    for name, tree in trees.items():
         if ".mutants." in name:
             continue
-        said = {node.name for owner, node in _public(tree) if owner and ast.get_docstring(node)}
         for owner, node in _public(tree):
             body = node.body[0]
             stub = isinstance(body, ast.Expr) and isinstance(body.value, ast.Constant) and body.value.value is ...
-            again = bool(owner) and node.name in said  # another class of this module says what it does
+            again = bool(owner) and node.name in said[name.rpartition(".")[0]]
             if not ast.get_docstring(node) and not stub and not again:
                 found.append(f"{name}.{owner}{node.name}")
     return sorted(found)

@@ -111,6 +111,14 @@ SLIPS = {
         Slip(f"impute {RUN} data=people.csv outside=clp", ("did you mean 'clip'?",)),
         Slip(f"impute {RUN} data=people.csv to=out", ("out",)),
     ],
+    "lake": [
+        Slip("lake", ("lake show: expected one word more",)),
+        Slip("lake shw people.csv", ("did you mean 'show'?",)),
+        Slip("lake show people.csv", ("expected one of iceberg:, delta:",)),
+        Slip("lake copy people.csv", ("lake copy: expected to=TABLE",)),
+        Slip("lake init", ("lake init: expected one word more",)),
+        Slip("lake show t wher=1", ("wher=1: expected an action and one place",)),
+    ],
     "ledger": [
         Slip("ledger shw", ("did you mean 'show'?",)),
         Slip("ledger show census", ("ledger.dataset=census", "nothing is booked")),

@@ -45,6 +45,14 @@ def test_strange_payments_are_told_apart_and_their_cell_is_named() -> None:
     assert found.named > 0.4
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["images", "text"])
+def test_images_and_texts_are_trained_released_and_judged(name: str, tmp_path: Path) -> None:
+    found = example(name)["main"](tmp_path, fast=True)
+    assert 0 < found < 1
+    assert (tmp_path / "release" / "report.html").is_file()
+
+
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda p: p.name)
 def test_an_example_says_how_it_is_run_and_has_a_fast_mode(path: Path) -> None:
     text = path.read_text()

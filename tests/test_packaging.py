@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+from hatchling.builders.sdist import SdistBuilder
 from hatchling.builders.wheel import WheelBuilder
 
 import dpvae
@@ -47,6 +50,26 @@ def test_an_unpacked_wheel_finds_its_own_configuration(wheel: Path, tmp_path: Pa
     where, _, config = done.stdout.partition("\n")
     assert Path(where) == site / "dpvae" / "conf"
     assert "builtin: adult" in config
+
+
+def test_what_is_built_from_the_source_archive_installs_and_answers(tmp_path: Path) -> None:
+    archive = Path(next(SdistBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])))
+    with tarfile.open(archive) as file:
+        file.extractall(tmp_path / "source", filter="data")
+    (source,) = (tmp_path / "source").iterdir()
+    assert {"tests", "docs", "conf", "mkdocs.yml", "LICENSE", "SECURITY.md", "CITATION.cff"} <= {
+        path.name for path in source.iterdir()}
+    built = next(WheelBuilder(str(source)).build(directory=str(tmp_path / "dist"), versions=["standard"]))
+    site = tmp_path / "site"
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(site),
+                    built], check=True, capture_output=True)
+    done = subprocess.run([sys.executable, "-m", "dpvae", "plan", "output=json"], capture_output=True, text=True,
+                          cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(site)})
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["facts"]["columns"] == 15
+    where = subprocess.run([sys.executable, "-c", "import dpvae; print(dpvae.__file__)"], capture_output=True,
+                           text=True, check=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(site)}).stdout
+    assert Path(where.strip()).is_relative_to(site)
 
 
 def test_the_version_is_written_once() -> None:

@@ -46,6 +46,7 @@ class ImageSet:
 
     @property
     def rows(self) -> int:
+        """How many images; private where the set is."""
         return len(self.pixels)
 
     @property

@@ -133,6 +133,7 @@ class Public:
 
     @property
     def facts(self) -> PublicFacts:
+        """What the plan may look at."""
         channels, height, width = self.size
         classes = f"{len(self.classes)} classes" if self.classes else "classes that are not declared"
         return PublicFacts(

@@ -20,6 +20,7 @@ from dpvae.files import write_bytes
 from dpvae.privacy.accountant import price
 from dpvae.privacy.events import from_dict
 from dpvae.report import charts, meaning, records
+from dpvae.report.html import parts
 from dpvae.report.page import document, figure, heading, light, table
 from dpvae.report.run import numbers_of
 from dpvae.train.run import find_run
@@ -153,7 +154,7 @@ ROWS: tuple[tuple[str, Callable[[Numbers], str]], ...] = (
     ("audit", _audit),
     ("proved by the audit", _bound),
     ("noisy ELBO at the end", _elbo),
-    ("independent columns", lambda n: _found(n, "independent_elbo", "{:.2f}")),
+    ("with independent parts", lambda n: _found(n, "independent_elbo", "{:.2f}")),
     ("rate", lambda n: _found(n, "rate", "{:.2f}")),
     ("latent units in use", lambda n: f"{_found(n, 'active_units', '{:.0f}')} of {_found(n, 'latent_dim', '{:.0f}')}"
      if n.get("diagnostics") else NOTHING),
@@ -258,6 +259,7 @@ def _curve(n: Numbers) -> str:
 def _trained(n: Numbers) -> str:
     if not n["metrics"]:
         return "<p>No ELBO was released.</p>"
-    floor = ("independent columns", n["diagnostics"]["independent_elbo"]) if n.get("diagnostics") else None
+    found = n.get("diagnostics")
+    floor = (f"independent {parts(found['unit'])}", found["independent_elbo"]) if found else None
     return figure(charts.series([(f"{m['phase']} {m['step']}", m["noisy_elbo"], m["sd"]) for m in n["metrics"]], "elbo",
                                 "Noisy ELBO", n["metrics"][0]["unit"], floor=floor), "Noisy ELBO; higher is better.")

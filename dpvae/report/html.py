@@ -158,7 +158,7 @@ def _training(numbers: dict[str, Any]) -> str:
 
 def _curves(metrics: Sequence[dict[str, Any]], found: dict[str, Any] | None) -> str:
     labels, unit = _step_labels(metrics), metrics[0]["unit"]
-    floor = ("independent columns", found["independent_elbo"]) if found and "independent_elbo" in found else None
+    floor = (f"independent {parts(unit)}", found["independent_elbo"]) if found else None
     elbo = figure(
         charts.series([(label, m["noisy_elbo"], m["sd"]) for label, m in zip(labels, metrics, strict=True)], "elbo",
                       "Noisy ELBO", unit, floor=floor),
@@ -180,20 +180,29 @@ def _collapse(metrics: Sequence[dict[str, Any]], found: dict[str, Any] | None) -
     unit, said = found["unit"], ""
     named = [("latent units in use", f'{found["active_units"]:.0f} of {found["latent_dim"]:.0f}'),
              (f"rate, {unit}", f'{found["rate"]:.2f}'),
-             (f"independent columns, {unit}", f'{found["independent_elbo"]:.2f}')]
+             (f"independent {parts(unit)}, {unit}", f'{found["independent_elbo"]:.2f}')]
     if metrics:
         last = metrics[-1]
         gain = last["noisy_elbo"] - found["independent_elbo"]
         named += [(f"distortion, about, {unit}", f'{-last["noisy_elbo"] - found["rate"]:.2f}'),
                   (f"last noisy ELBO, {unit}", f'{last["noisy_elbo"]:.2f} ± {2 * last["sd"]:.2f}')]
-        verdict = "the model has learned how columns go together" if gain > 2 * last["sd"] else (
-            "the latent has collapsed: the model is no better than independent columns")
+        verdict = f"the model has learned how {parts(unit)} go together" if gain > 2 * last["sd"] else (
+            f"the latent has collapsed: the model is no better than independent {parts(unit)}")
         said = (f'<p>{light(gain > 2 * last["sd"], "learned" if gain > 2 * last["sd"] else "collapsed")}Independent '
-                f'columns would reach {found["independent_elbo"]:.2f} {escape(unit)}; the last noisy ELBO is '
+                f'{parts(unit)} would reach {found["independent_elbo"]:.2f} {escape(unit)}; the last noisy ELBO is '
                 f'{abs(gain):.2f} {"better" if gain > 0 else "worse"}: {verdict}. {found["rate"]:.2f} {escape(unit)} '
                 f'pass through the latent, and {found["active_units"]:.0f} of its {found["latent_dim"]:.0f} units are '
                 "active.</p>")
     return said + facts(named)
+
+
+def parts(unit: str) -> str:
+    """What is independent in the baseline of a kind of data, told by its unit.
+
+    >>> parts("nats per row"), parts("nats per text")
+    ('columns', 'parts')
+    """
+    return "columns" if unit == "nats per row" else "parts"
 
 
 def _step_labels(metrics: Sequence[dict[str, Any]]) -> list[str]:

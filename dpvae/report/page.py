@@ -35,7 +35,7 @@ nav{font-size:.9rem;margin:0 0 8px}nav a{display:inline-block;margin:0 14px 4px 
 .two{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,400px),1fr));gap:20px 28px;align-items:start}
 .two>*{min-width:0}
 .cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,310px),1fr));gap:16px}
-figure{margin:0;min-width:0}.cards figure{background:var(--panel);border-radius:8px;padding:12px}
+figure{margin:0;min-width:0}.cards h3{margin-top:0}.cards figure{background:var(--panel);border-radius:8px;padding:12px}
 svg.chart{display:block;width:100%;height:auto;max-width:520px}
 figcaption{font-size:.85rem;color:var(--muted);margin-top:6px;max-width:70ch}
 img{display:block;max-width:100%;height:auto;image-rendering:pixelated}.cards img{width:100%}

@@ -93,6 +93,7 @@ class Table:
 
 
 def check_names(names: list[str]) -> None:
+    """Columns that there are, each with a name of its own in one line."""
     if not names:
         raise DataError("columns=0: the table has no columns; expected at least one")
     seen: set[str] = set()
@@ -106,6 +107,7 @@ def check_names(names: list[str]) -> None:
 
 
 def check_type(name: str, kind: pa.DataType) -> None:
+    """Refuse nested and binary columns, with the remedy."""
     value = kind.value_type if pa.types.is_dictionary(kind) else kind
     t = pa.types
     if not any(test(value) for test in (t.is_integer, t.is_floating, t.is_decimal, t.is_boolean, t.is_date,
@@ -115,10 +117,12 @@ def check_type(name: str, kind: pa.DataType) -> None:
 
 
 def first_line(error: BaseException) -> str:
+    """Of what a library says, as much as fits into an error."""
     return str(error).strip().split("\n")[0][:200]
 
 
 def from_arrow(name: str, column: pa.ChunkedArray, dtype: str | None) -> Cells:
+    """One Arrow column as plain arrays; ``dtype`` is the name it keeps."""
     check_type(name, column.type)
     dtype = dtype or str(column.type)
     array = column.combine_chunks()
