@@ -207,6 +207,7 @@ class TextTask:
         vae = TextVAE(training.known_of(released, grammar, marks), latent_dim=model.latent_dim or 16,
                       hidden=min(model.hidden, 64) if self.public.words else min(model.hidden, 64),
                       generator=torch.Generator().manual_seed(seed_of(config.run.seed, "init")))
+        training.calibrate(vae, released.shares, seed=config.run.seed)
         training.fit(vae, steps=self.plan.fit_steps, seed=config.run.seed,
                      listen=lambda step, steps: progress.listen(Moment("fit", step, steps)))
         schema = self.public.schema(released.labels, language.source)

@@ -36,8 +36,7 @@ class TextModel:
         self.number = np.full(vocabulary.size, RARE)
         self.number[active] = np.arange(len(active))
         self.number[0] = 0
-        words = np.where(np.arange(len(rare)) >= WORDS, rare, 0.0)
-        self._rare_edges = words.cumsum() / words.sum() if words.sum() > 0 else None
+        self._edges = rare.cumsum(1) / np.maximum(rare.sum(1, keepdims=True), 1e-300)  # (L, words)
         self.text, self.label = schema["columns"][0]["name"], schema.get("target")
         self.cap = int(schema["columns"][0]["cap"])
         self.labels: tuple[str, ...] = tuple(schema["columns"][1]["categories"]) if self.label is not None else ()
@@ -45,7 +44,7 @@ class TextModel:
     def save(self, public: Path) -> None:
         """``model.safetensors``, ``model.json``, ``tokens.json`` and ``schema.json``."""
         tensors = {name: value.detach().contiguous() for name, value in self.vae.state_dict().items()}
-        tensors |= {"active": torch.tensor(self.active), "rare": torch.tensor(self.rare, dtype=torch.float32)}
+        tensors |= {"active": torch.tensor(self.active), "rare": torch.tensor(self.rare, dtype=torch.float32).sqrt().half()}
         write_bytes(public / "model.safetensors", save(tensors))
         write_json(public / "model.json", {"class": "TextVAE", **self.vae.shape})
         write_json(public / "tokens.json", {"words": list(self.vocabulary.words)})
@@ -57,7 +56,7 @@ class TextModel:
         shape = read_json(public / "model.json")
         try:
             tensors = load((public / "model.safetensors").read_bytes())
-            active, rare = tensors.pop("active").numpy(), tensors.pop("rare").double().numpy()
+            active, rare = tensors.pop("active").numpy(), tensors.pop("rare").double().square().numpy()
             known = Known(**{name: tensors[name] for name in Known.__dataclass_fields__})
             vae = TextVAE(known, latent_dim=shape["latent_dim"], hidden=shape["hidden"], generator=torch.Generator())
             vae.load_state_dict(tensors)
@@ -86,15 +85,17 @@ class TextModel:
             generator = torch.Generator().manual_seed(seed_of(seed, "text", "block", number))
             label_B = draw_labels(self.vae, BLOCK, generator) if fixed is None else fixed.expand(BLOCK)
             tokens = self.vae.sample(label_B, generator=generator).numpy()
-            texts = self.spell(tokens, stream(seed, "text", "rare", number))
+            texts = self.spell(tokens, label_B.numpy(), stream(seed, "text", "rare", number))
             yield texts[:rows - first], label_B.tolist()[:rows - first]
 
-    def spell(self, tokens: np.ndarray, rng: np.random.Generator) -> list[str]:
-        """Active tokens as texts; a rare token is any of the public words that have no number of their own."""
+    def spell(self, tokens: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> list[str]:
+        """Active tokens as texts; a rare one becomes a public word without a number of its own, by the label's shares."""
         codes = self.active[tokens]
-        rare = tokens == RARE
-        if rare.any() and self._rare_edges is not None:
-            codes[rare] = np.searchsorted(self._rare_edges, rng.random(int(rare.sum())))
+        text, place = np.nonzero(tokens == RARE)
+        for label in np.unique(labels[text]) if self.vocabulary.words else ():
+            mine = labels[text] == label
+            drawn = np.searchsorted(self._edges[label], rng.random(int(mine.sum())))
+            codes[text[mine], place[mine]] = WORDS + drawn.clip(0, len(self.vocabulary.words) - 1)
         return [cut(self.vocabulary.decode(row), self.cap) for row in codes.tolist()]
 
     def cells(self, texts: list[str], labels: list[int]) -> dict[str, Cells]:

@@ -20,12 +20,13 @@ import torch
 from torch import Tensor
 
 from dpvae.models.elbo import kl_to_standard_normal
-from dpvae.models.text import Known, TextVAE
+from dpvae.models.text import RARE, Known, TextVAE
 from dpvae.rng import seed_of
 
 FREE_NATS = 2.0  # a text's rate below which nothing is gained by lowering it
 BATCH, POOL = 256, 16_384
 LEARNING_RATE = 3e-3
+CALIBRATIONS, STEP = 6, 0.7
 Listener = Callable[[int, int], None]
 
 
@@ -64,6 +65,27 @@ def fit(vae: TextVAE, *, steps: int, seed: int, listen: Listener) -> None:
         schedule.step()
         if (step + 1) % 20 == 0 or step + 1 == steps:
             listen(step + 1, steps)
+
+
+@torch.no_grad()
+def calibrate(vae: TextVAE, shares: np.ndarray, *, seed: int, rounds: int = CALIBRATIONS) -> None:
+    """Let each label's tokens come out as often as they were measured, (L, A): what the automaton draws is counted, and the
+    label's tilt is moved by the logarithm of what is missing. Post-processing."""
+    target_LA = torch.tensor(shares, dtype=torch.float32)
+    target_LA[:, :RARE + 1] = 0.0  # rare words stay as the sequences have them
+    target_LA /= target_LA.sum(1, keepdim=True).clamp_min(1e-9)
+    for number in range(rounds):
+        generator = torch.Generator().manual_seed(seed_of(seed, "text", "calibrate", number))
+        labels = draw_labels(vae, POOL, generator)
+        tokens = vae.sample(labels, generator=generator, use_network=False)
+        drawn_LA = torch.zeros_like(target_LA)
+        drawn_LA.index_put_((labels[:, None].expand_as(tokens), tokens), torch.ones(()), accumulate=True)
+        drawn_LA[:, :RARE + 1] = 0.0
+        wanted_LA = target_LA * drawn_LA.sum(1, keepdim=True)
+        moved = ((wanted_LA + 5.0) / (drawn_LA + 5.0)).log() * STEP
+        moved[:, :RARE + 1] = 0.0
+        vae.tilt.copy_((vae.tilt.float() + moved).clamp(-10, 10))
+        vae.prepare()
 
 
 def draw_labels(vae: TextVAE, count: int, generator: torch.Generator) -> Tensor:
