@@ -1,13 +1,13 @@
 """The text VAE: label and length -> latent -> one token after another, and an encoder back.
 
-The decoder is a product of two factors, normalised together at every place: an automaton of short contexts, written down
-from noisy counts, and a recurrent network that sees the latent and everything before. The first is what a few thousand
-noisy numbers can say; the second starts as nothing and adds what they cannot.
+The decoder is a product of two factors, normalised together at every place: an automaton of short contexts, written
+down from noisy counts, and a recurrent network that sees the latent and everything before. The first is what a few
+thousand noisy numbers can say; the second starts as nothing and adds what they cannot.
 
     log p(token) = row(context) + tilt(label) + ahead(places left) + network(latent, label, all before)
 
-``ahead`` is how likely the rest of a text of the given length becomes, so that texts end where texts end. The latent's prior is a
-standard normal. A length is drawn first (a control code, like the label), so there is no token for the end.
+``ahead`` is how likely the rest of a text of the given length becomes, so that texts end where texts end. The latent's
+prior is a standard normal. A length is drawn first (a control code, like the label), so there is no token for the end.
 
 Shapes: B texts, T places, A active tokens (0: start, filler; 1: rare), R states of the automaton, L labels, Z latent.
 """
@@ -142,7 +142,7 @@ class TextVAE(nn.Module):
         return torch.stack(found)
 
     def _successors(self) -> Tensor:
-        """The state after (state, token), (R, A): the longest known end of what has been read; a mark changes nothing."""
+        """The state after (state, token), (R, A): the longest known end of what was read; a mark changes nothing."""
         contexts, size = self.states, self.tokens
         code = ((contexts[:, 0] + 1) * (size + 1) + contexts[:, 1] + 1) * (size + 1) + contexts[:, 2] + 1
         order = code.argsort()
@@ -205,6 +205,17 @@ class TextVAE(nn.Module):
         log_B = self.log_prob(self.network, base_BTA, before_BT, left_BT, tokens_BT, z_BZ, label_B)
         return Elbo(rate=kl_to_standard_normal(mean_BZ, log_std_BZ),
                     distortion=-(log_B + self.outside(tokens_BT, label_B)))
+
+    def importance(self, tokens_BT: Tensor, label_B: Tensor, noise_KZ: Tensor) -> Tensor:
+        """log p(text, label), (B,) nats: the importance-weighted bound (Burda et al. 2015) over K latents."""
+        base_BTA, before_BT, left_BT = self.base(tokens_BT, label_B)
+        mean_BZ, log_std_BZ = self.encoder(tokens_BT, label_B)
+        found = []
+        for noise_Z in noise_KZ:
+            z_BZ = mean_BZ + log_std_BZ.exp() * noise_Z
+            log_B = self.log_prob(self.network, base_BTA, before_BT, left_BT, tokens_BT, z_BZ, label_B)
+            found.append(log_B - 0.5 * (z_BZ**2 - noise_Z**2).sum(-1) + log_std_BZ.sum(-1))
+        return torch.stack(found).logsumexp(0) - math.log(len(noise_KZ)) + self.outside(tokens_BT, label_B)
 
     # -- drawing -----------------------------------------------------------------------------------------------------
 

@@ -35,8 +35,8 @@ class TextRule:
                               "data.rows and data.labels, or leave trainer.survey_share to the plan")
         left = 1.0 - (survey if weights else 0.0) - trainer.metric_share
         if left <= 0:
-            raise ConfigError(f"trainer.survey_share={survey:g}, trainer.metric_share={trainer.metric_share:g}: expected "
-                              "a sum below 1")
+            raise ConfigError(f"trainer.survey_share={survey:g}, trainer.metric_share={trainer.metric_share:g}: "
+                              "expected a sum below 1")
         if trainer.anchor_share not in (None, 1.0):
             raise ConfigError(f"trainer.anchor_share={trainer.anchor_share:g}: expected 1; texts are learnt from noisy "
                               "statistics alone")

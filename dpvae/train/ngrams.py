@@ -1,11 +1,12 @@
 """The anchors of texts: noisy lengths by label, noisy tokens by label, noisy sequences of two, three and four tokens.
 
 Each is one Gaussian release. A text's contribution is the vector of its counts, scaled down to a length ``bound`` that
-follows from what is released already, so a text of any length moves a release by at most its sensitivity. Which sequences
-of three are counted depends on the noisy pairs, and so on: what is rare is never looked at, and costs no noise. All that
-follows (shrinking to what shorter sequences and public English say) is post-processing.
+follows from what is released already, so a text of any length moves a release by at most its sensitivity. Which
+sequences of three are counted depends on the noisy pairs, and so on: what is rare is never looked at, and costs no
+noise. All that follows (shrinking to what shorter sequences and public English say) is post-processing.
 
-The result is an automaton: a state is a context of up to three tokens, and holds the probability of each token after it.
+The result is an automaton: a state is a context of up to three tokens, and holds the probability of each token after
+it.
 
 Shapes: N texts, T token places, A active tokens (0: start and end, 1: any rare one), L labels, R states.
 """

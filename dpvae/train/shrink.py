@@ -1,9 +1,11 @@
-"""Noisy counts pulled towards what is expected of them, by as much as their known noise asks for. Post-processing: free.
+"""Noisy counts pulled towards what is expected of them, by as much as their known noise asks for. Post-processing:
+free.
 
-Counts of words and of sequences are mostly noise: a few cells hold much, most hold less than was expected of them, or nothing.
-So the count behind a noisy one is estimated by its posterior mean under a prior of normal bumps at multiples of the
-expectation (and of the noise, for what nobody expected). The bumps' weights are learnt from all noisy cells of like expectation
-together, by EM: the empirical Bayes of Robbins (1956), on a grid (Koenker and Mizera 2014, JASA 109:506).
+Counts of words and of sequences are mostly noise: a few cells hold much, most hold less than was expected of them, or
+nothing. So the count behind a noisy one is estimated by its posterior mean under a prior of normal bumps at multiples
+of the expectation (and of the noise, for what nobody expected). The bumps' weights are learnt from all noisy cells of
+like expectation together, by EM: the empirical Bayes of Robbins (1956), on a grid (Koenker and Mizera 2014, JASA
+109:506).
 
 >>> rng = np.random.default_rng(0)
 >>> truth = np.r_[np.full(1000, 5.0), np.full(20, 400.0)]

@@ -1,12 +1,11 @@
 """From noisy statistics of texts to a trained text VAE.
 
-    fit      the latent is given a meaning on texts that the automaton itself draws: free, any number of steps
-    dpsgd    the network learns from private texts what the automaton lacks (where the plan leaves it a share)
-    sleep    the encoder learns from the decoder's own texts: free
+    calibrate  what each label draws is held against what was measured of it: free
+    fit        the latent is given a meaning on texts that the automaton itself draws: free, any number of steps
 
-Private texts are read for the noisy ELBO and by DP-SGD alone, both booked. A latent that is not needed collapses, and on texts
-a good decoder never needs it: so the fit holds the rate at :data:`FREE_NATS` a text (free bits, Kingma et al. 2016), and the
-report says what the latent carries.
+Private texts are read for the noisy ELBO alone, which is booked. A latent that is not needed collapses, and
+on texts a good decoder never needs it: so the fit holds the rate at :data:`FREE_NATS` a text (free bits, Kingma et al.
+2016), and the report says what the latent carries.
 """
 
 from __future__ import annotations
@@ -39,7 +38,8 @@ class Coded:
 
 
 def fit(vae: TextVAE, *, steps: int, seed: int, listen: Listener) -> None:
-    """Give the latent a meaning: ELBO on the automaton's own texts, with a floor under the rate. Reads nothing private."""
+    """Give the latent a meaning: ELBO on the automaton's own texts, with a floor under the rate. Reads nothing
+    private."""
     if not steps:
         return
     generator = torch.Generator().manual_seed(seed_of(seed, "text", "fit"))
@@ -69,8 +69,8 @@ def fit(vae: TextVAE, *, steps: int, seed: int, listen: Listener) -> None:
 
 @torch.no_grad()
 def calibrate(vae: TextVAE, shares: np.ndarray, *, seed: int, rounds: int = CALIBRATIONS) -> None:
-    """Let each label's tokens come out as often as they were measured, (L, A): what the automaton draws is counted, and the
-    label's tilt is moved by the logarithm of what is missing. Post-processing."""
+    """Let each label's tokens come out as often as they were measured, (L, A): what the automaton draws is counted, and
+    the label's tilt is moved by the logarithm of what is missing. Post-processing."""
     target_LA = torch.tensor(shares, dtype=torch.float32)
     target_LA[:, :RARE + 1] = 0.0  # rare words stay as the sequences have them
     target_LA /= target_LA.sum(1, keepdim=True).clamp_min(1e-9)
@@ -88,9 +88,12 @@ def calibrate(vae: TextVAE, shares: np.ndarray, *, seed: int, rounds: int = CALI
         vae.prepare()
 
 
-def draw_labels(vae: TextVAE, count: int, generator: torch.Generator) -> Tensor:
-    """Labels by their noisy shares, (count,)."""
-    return torch.multinomial(vae.labels.float(), count, replacement=True, generator=generator)
+def draw_labels(vae: TextVAE, count: int, generator: torch.Generator, *, among: Tensor | None = None) -> Tensor:
+    """Labels by their noisy shares, (count,); only those ``among``, where these are given."""
+    shares = vae.labels.float()
+    if among is not None:
+        shares = torch.zeros_like(shares).index_copy(0, among, shares[among].clamp_min(1e-6))
+    return torch.multinomial(shares, count, replacement=True, generator=generator)
 
 
 def trimmed(tokens_BT: Tensor) -> Tensor:
