@@ -223,7 +223,7 @@ class TextTask:
         held = TextModel(vae, vocabulary, released.active, released.rare, schema)
         coded = training.Coded(torch.tensor(held.number[source.codes_NT]), torch.tensor(np.maximum(source.labels_N, 0)))
         metric, drawn = self._elbo(vae, coded, source, rows, events, key)
-        return TextResult(held, rows, (*events, drawn), [metric], released.reference)
+        return TextResult(held, rows, (*events, drawn), [metric], released)
 
     def _elbo(self, vae: Any, coded: Any, source: Any, rows: float, events: tuple[Event, ...],
               key: Any) -> tuple[dict[str, Any], Event]:
@@ -253,17 +253,21 @@ class TextResult:
     rows: float
     events: tuple[Event, ...]
     metrics: list[dict[str, Any]]
-    reference: Mapping[str, Any]
+    released: Any
 
     def publish(self, public: Path, seed: int) -> None:
         """Model, vocabulary, schema, noisy lengths and labels, diagnostics."""
         from dpvae.train.checkpoint import write_json
-        from dpvae.train.texts import diagnose
+        from dpvae.train.texts import diagnose, independent_elbo
 
         self.model.save(public)
         names = {"length": self.model.text, "label": self.model.label}
-        write_json(public / "reference.json", {names[name]: table for name, table in self.reference.items()})
-        write_json(public / "diagnostics.json", {**diagnose(self.model.vae, seed=seed), "unit": "nats per text"})
+        write_json(public / "reference.json", {names[name]: table for name, table in self.released.reference.items()})
+        found = diagnose(self.model.vae, seed=seed)
+        shown = {name: found[name] for name in ("rate", "active_units", "latent_dim")}
+        write_json(public / "diagnostics.json", {
+            "independent_elbo": independent_elbo(self.released), **shown, "unit": "nats per text"})
+        write_json(public / "latent.json", {**found, "unit": "nats per text, of the model's own texts"})
 
 
 def made_up(public: Path, rows: int, *, seed: int) -> dict[str, list[str]]:

@@ -21,6 +21,7 @@ from torch import Tensor
 from dpvae.models.elbo import kl_to_standard_normal
 from dpvae.models.text import RARE, Known, TextVAE
 from dpvae.rng import seed_of
+from dpvae.train.ngrams import Released
 
 FREE_NATS = 2.0  # a text's rate below which nothing is gained by lowering it
 BATCH, POOL = 256, 16_384
@@ -114,7 +115,7 @@ def elbos(vae: TextVAE, coded: Coded, *, generator: torch.Generator) -> np.ndarr
     return found
 
 
-def known_of(released: Any, grammar: Any, marks: np.ndarray) -> Known:
+def known_of(released: Released, grammar: Any, marks: np.ndarray) -> Known:
     """Released statistics as the tensors of a model."""
     rows = torch.tensor(released.rows, dtype=torch.float16)
     shares = torch.tensor(released.label_counts / released.label_counts.sum(), dtype=torch.float32)
@@ -129,19 +130,35 @@ def known_of(released: Any, grammar: Any, marks: np.ndarray) -> Known:
 def diagnose(vae: TextVAE, *, seed: int, count: int = 2048) -> dict[str, float]:
     """Did the latent learn anything? From the model's own texts, so free: see :mod:`dpvae.evaluate.collapse`.
 
-    ``independent_elbo`` is the log-likelihood under the automaton alone, which knows no latent.
+    ``reconstruction`` is the mean of log p(text | latent), ``unconditional`` that of the automaton, which knows none.
     """
     generator = torch.Generator().manual_seed(seed_of(seed, "report"))
     labels = draw_labels(vae, count, generator)
     tokens = vae.sample(labels, generator=generator)
-    rates, alone, means = [], [], []
+    rates, alone, told, means = [], [], [], []
     for part in torch.arange(count).split(512):
         x, label = trimmed(tokens[part]), labels[part]
         mean_BZ, log_std_BZ = vae.encoder(x, label)
-        base_BTA, _, _ = vae.base(x, label)
+        base_BTA, before_BT, left_BT = vae.base(x, label)
+        z_BZ = mean_BZ + log_std_BZ.exp() * torch.randn(mean_BZ.shape, generator=generator)
+        told.append(vae.log_prob(vae.network, base_BTA, before_BT, left_BT, x, z_BZ, label))
         log_BT = base_BTA.log_softmax(-1).gather(-1, x[..., None])[..., 0] * (x != 0)
         rates.append(kl_to_standard_normal(mean_BZ, log_std_BZ))
-        alone.append(log_BT.sum(1) + vae.outside(x, label))
+        alone.append(log_BT.sum(1))
         means.append(mean_BZ)
-    return {"independent_elbo": float(torch.cat(alone).mean()), "rate": float(torch.cat(rates).mean()),
-            "active_units": int((torch.cat(means).var(0) > 0.01).sum()), "latent_dim": vae.shape["latent_dim"]}
+    return {"rate": float(torch.cat(rates).mean()), "active_units": int((torch.cat(means).var(0) > 0.01).sum()),
+            "latent_dim": vae.shape["latent_dim"], "reconstruction": float(torch.cat(told).mean()),
+            "unconditional": float(torch.cat(alone).mean())}
+
+
+def independent_elbo(released: Released) -> float:
+    """Nats of a text whose tokens are drawn one by one from its label's noisy shares: minus the entropies of label,
+    length and tokens. What their order tells is above that."""
+    about = released.label_counts / released.label_counts.sum()
+    length = released.lengths @ np.arange(released.lengths.shape[1])
+    by_label = _entropy(released.lengths) + length * _entropy(released.shares)
+    return -float(_entropy(about[None])[0] + about @ by_label)
+
+
+def _entropy(shares: np.ndarray) -> np.ndarray:
+    return np.asarray(-(shares * np.log(np.maximum(shares, 1e-300))).sum(-1))
