@@ -303,7 +303,8 @@ def _publish(config: TrainConfig, planned: Plan, run: Any, ledger: Ledger, resul
     write_json(run.public / "plan.json", planned.to_dict())
     shown = replace(config, ledger=replace(config.ledger, url=None), run=replace(config.run, root=""),  # no places
                     report=replace(config.report, place=None),
-                    data=replace(config.data, path=None, schema=config.data.schema and Path(config.data.schema).name))
+                    data=replace(config.data, path=None, schema=config.data.schema and Path(config.data.schema).name,
+                                 public=config.data.public and Path(config.data.public).name))
     write_json(run.public / "config.json", asdict(shown))
     write_bytes(run.public / "events.jsonl", write_events(result.events))
     lines = [json.dumps(metric, sort_keys=True) for metric in result.metrics]
@@ -313,7 +314,8 @@ def _publish(config: TrainConfig, planned: Plan, run: Any, ledger: Ledger, resul
     rows = max(round(result.rows), 1)
     write_json(run.public / "claim.json", {
         "epsilon_target": config.privacy.epsilon, "delta": planned.delta, "neighbouring": planned.neighbouring,
-        "unit": "row", "n_ref": rows, "n_ref_source": "declared" if planned.facts.rows else "measured",
+        "unit": config.data.unit or "row", "n_ref": rows,
+        "n_ref_source": "declared" if planned.facts.rows else "measured",
         "private": config.privacy.secret_seed is None and config.privacy.noise,
         "divisor": planned.sgd.sampling_rate * rows if planned.sgd else None,
         "noise": "; ".join(f"{name}: {text}" for name, text in drawn.items()), "replay": REPLAY, "dataset": dataset,

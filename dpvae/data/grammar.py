@@ -1,7 +1,7 @@
 """Which token may follow which, so that whatever is drawn is valid UTF-8: an automaton over the active tokens.
 
-A byte that opens a character of several bytes must be followed by the bytes that complete it; a mark (glue, capital, upper)
-by a word. A token after which no active token could complete the text is never allowed.
+A byte that opens a character of several bytes must be followed by the bytes that complete it; a mark (glue, capital,
+upper) by a word. A token after which no active token could complete the text is never allowed.
 
 >>> grammar = Grammar.of(np.array([0, 0, 4 + ord("a"), 4 + 0xC3, 4 + 0xA9]), words=False)
 >>> grammar.allowed[0].tolist()     # end, rare, "a", the first byte of "é", its second
@@ -27,7 +27,8 @@ _CONTINUED = ((ONE, 0x80, 0xC0, FREE), (TWO, 0x80, 0xC0, ONE), (THREE, 0x80, 0xC
 
 @dataclass(frozen=True)
 class Grammar:
-    """States by tokens: ``allowed`` (S, A), the state ``after`` (S, A), and tokens ``missing`` to a complete text (S,)."""
+    """States by tokens: ``allowed`` (S, A), the state ``after`` (S, A), and tokens ``missing`` to a complete text
+    (S,)."""
 
     allowed: NDArray[np.bool_]
     after: NDArray[np.int64]

@@ -17,6 +17,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,8 @@ def _counted(path: str) -> Language:
         raw = Path(path).read_bytes()
         lines = raw.decode().splitlines()
     except OSError as error:
-        raise DataError(f"data.public={path}: cannot be read ({error.strerror}); expected a file of public text") from None
+        raise DataError(f"data.public={path}: cannot be read ({error.strerror}); expected a file of public text"
+                        ) from None
     except UnicodeDecodeError as error:
         raise DataError(f"data.public={path}: not UTF-8 (byte {error.start}); save the file as UTF-8") from None
     found = [_WORD.findall(line.lower()) for line in lines]
@@ -77,7 +79,7 @@ def _counted(path: str) -> Language:
     if not counts:
         raise DataError(f"data.public={path}: holds no word; expected public text, a line each")
     number = {word: i for i, (word, _) in enumerate(counts)}
-    following = Counter((number[a], number[b]) for line in found for a, b in zip(line, line[1:], strict=False)
+    following = Counter((number[a], number[b]) for line in found for a, b in pairwise(line)
                         if a in number and b in number).most_common(MOST_PAIRS)
     shares = np.array([count for _, count in counts], dtype=float)
     digest = hashlib.sha256(raw).hexdigest()

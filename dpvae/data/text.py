@@ -1,4 +1,4 @@
-"""Short texts, one per record, from TSV, CSV, Parquet, JSON lines or plain text files; with a label, and a person, if any.
+"""Short texts, one per record, from TSV, CSV, Parquet, JSON lines or plain text files; with a label and a person.
 
 Names of columns are public; what a column holds is not. Whatever can be refused is refused here, before a budget is
 touched: text that is no UTF-8, a line of another length, a label outside the declared ones, a text above a cap that
@@ -77,7 +77,8 @@ def read(source: Any, text: str | None, label: str | None = None, unit: str | No
         raise DataError(f"texts={len(texts)}: expected at least 2")
     for value in (*texts, *(labels or ())):
         if value is not None and not _is_text(value):
-            raise DataError(f"column={name!r}: holds text that is not UTF-8 (a lone surrogate); write it again as UTF-8")
+            raise DataError(f"column={name!r}: holds text that is not UTF-8 (a lone surrogate); write it again as "
+                            "UTF-8")
     if unit is None:
         return Texts(texts, labels, np.arange(len(texts)))
     _, numbers = np.unique(np.array(["" if value is None else value for value in columns[unit]]), return_inverse=True)
@@ -85,15 +86,16 @@ def read(source: Any, text: str | None, label: str | None = None, unit: str | No
     first = np.r_[0, np.flatnonzero(np.diff(numbers[order])) + 1]
     place = np.arange(len(order)) - np.repeat(first, np.diff(np.r_[first, len(order)]))
     kept = order[place < per_unit]
-    return Texts(tuple(texts[i] for i in kept), None if labels is None else tuple(labels[i] for i in kept), numbers[kept])
+    held = None if labels is None else tuple(labels[i] for i in kept)
+    return Texts(tuple(texts[i] for i in kept), held, numbers[kept])
 
 
 def limited(texts: Texts, cap: int, overlong: str) -> Texts:
     """No text is longer than ``cap`` bytes: cut at a character, or refused."""
     longest = max(len(text.encode()) for text in texts.texts)
     if longest > cap and overlong == "refuse":
-        raise DataError(f"data.cap={cap}: a text of {longest:,} bytes is longer; expected data.overlong=cut, or a larger "
-                        "cap")
+        raise DataError(f"data.cap={cap}: a text of {longest:,} bytes is longer; expected data.overlong=cut, or a "
+                        "larger cap")
     return replace(texts, texts=tuple(cut(text, cap) for text in texts.texts))
 
 
@@ -138,7 +140,8 @@ def _columns(source: Any) -> Mapping[str, list[str | None]]:
     """Columns of text by name; ``None`` where there is none."""
     if not isinstance(source, str | Path) or _suffix(source) in (".csv", *lake.PARQUET_ENDINGS):
         table = lake.read(source)
-        return {name: [None if absent else str(value) for value, absent in zip(cells.values, cells.missing, strict=True)]
+        return {name: [None if absent else str(value)
+                       for value, absent in zip(cells.values, cells.missing, strict=True)]
                 for name, cells in zip(table.names, table.cells, strict=True)}
     path = Path(source)
     with _opened(path) as file:
@@ -150,8 +153,8 @@ def _columns(source: Any) -> Mapping[str, list[str | None]]:
         columns: dict[str, list[str | None]] = {name: [] for name in names}
         for number, row in enumerate(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE), start=2):
             if len(row) != len(names):
-                raise DataError(f"data={str(path)!r}: line {number} has {len(row)} cells; expected {len(names)} as in the "
-                                "header; repair that line")
+                raise DataError(f"data={str(path)!r}: line {number} has {len(row)} cells; expected {len(names)} as in "
+                                "the header; repair that line")
             for name, value in zip(names, row, strict=True):
                 columns[name].append(value or None)
         return columns

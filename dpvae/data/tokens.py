@@ -1,8 +1,8 @@
 """Texts as numbers and back, without loss: bytes, and words of a public list.
 
-A vocabulary that is counted on private texts publishes their words, so this one is public: the 256 bytes, three marks and,
-for texts of several words, a list that ships with the package or that the user names. What is not on the list is spelled
-byte by byte, so every text is encoded and comes back as it was.
+A vocabulary that is counted on private texts publishes their words, so this one is public: the 256 bytes, three marks
+and, for texts of several words, a list that ships with the package or that the user names. What is not on the list is
+spelled byte by byte, so every text is encoded and comes back as it was.
 
     0 END    1 GLUE: the next word follows without a blank    2 CAPITAL    3 UPPER: of the next word
     4 .. 259 bytes    260 .. words, in small letters; a blank before each is understood

@@ -11,7 +11,7 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -22,10 +22,12 @@ from dpvae.data.lake import Table
 from dpvae.data.schema import Schema
 from dpvae.errors import ConfigError, DataError
 from dpvae.evaluate.fidelity import Declared, Fidelity, Quantiles, fidelity, select
+from dpvae.evaluate.texts import TextEvaluation, evaluate_texts, synthetic_schema
 from dpvae.evaluate.utility import Utility, sklearn_or_say_so, utility
 
 SEALED = ("computed from private rows without noise: costs no epsilon only while it stays sealed, so do not publish it "
           "or choose a release by it")
+Judgement = TypeVar("Judgement", "Evaluation", TextEvaluation)
 CERTIFICATE = "certificate.json"
 
 
@@ -49,11 +51,13 @@ class Evaluation:
         return "\n".join([f"SEALED: {SEALED}", "", *_lines(self)])
 
 
-def evaluate(config: EvaluateConfig) -> Evaluation:
+def evaluate(config: EvaluateConfig) -> Evaluation | TextEvaluation:
     """Judge ``config.synth`` and, if asked, write the judgement to ``config.to``. Raises before anything is computed
     where a table cannot be read, lacks a column, or ``to`` lies where things are published."""
     if config.to is not None:
         _refuse_public(Path(config.to))
+    if (schema := synthetic_schema(config.synth)) is not None:
+        return _kept(config, evaluate_texts(config, schema))
     if config.target is not None and config.test is None:
         raise ConfigError("test=null: a target needs real rows to be tested on; say test=TEST.csv, or leave target out")
     if config.target is not None:
@@ -65,6 +69,11 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     test = None if config.test is None else _like(real, lake.read(config.test), config.test)
     found = judge(real, synth, test, target=config.target, bins=config.bins, seed=config.seed,
                   schema=_schema(config, real))
+    return _kept(config, found)
+
+
+def _kept(config: EvaluateConfig, found: Judgement) -> Judgement:
+    """Written where it was asked to be."""
     if config.to is not None:
         _write(Path(config.to), json.dumps(found.to_dict(), indent=1) + "\n")
     return found

@@ -9,16 +9,24 @@ divergences are in bits, between 0 and 1.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import Counter
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dpvae.config import EvaluateConfig
+from dpvae.data.text import Texts, read
+from dpvae.errors import DataError
+
+SEALED = ("computed from private texts without noise: costs no epsilon only while it stays sealed, so do not publish it "
+          "or choose a release by it")
 _WORD = re.compile(r"\w+(?:'\w+)*")
 ORDERS = (1, 2, 3, 4)
 CLUSTERS = 100  # of the frontier
@@ -117,7 +125,7 @@ def _area(p: NDArray[np.float64], q: NDArray[np.float64], scale: float = 5.0) ->
     points = [(math.exp(-scale * _kl(q, w * p + (1 - w) * q)), math.exp(-scale * _kl(p, w * p + (1 - w) * q)))
               for w in mixes]
     x, y = np.array([(0.0, 1.0), *sorted(points), (1.0, 0.0)]).T
-    return float(np.trapezoid(y, x) if hasattr(np, "trapezoid") else np.trapz(y, x))
+    return float((np.diff(x) * (y[1:] + y[:-1]) / 2).sum())
 
 
 def _kl(p: NDArray[np.float64], q: NDArray[np.float64]) -> float:
@@ -169,3 +177,73 @@ def text_utility(real: tuple[Sequence[str], Sequence[str]], synthetic: tuple[Seq
         scores.append((float(np.mean(model.predict(test[0]) == held)), auc))
     common = Counter(real[1]).most_common(1)[0][0]
     return TextUtility(label, scores[0][0], scores[1][0], float(np.mean(held == common)), scores[0][1], scores[1][1])
+
+
+@dataclass(frozen=True)
+class TextEvaluation:
+    """The judgement of a release of texts; ``utility`` is ``None`` without a label or test texts."""
+
+    texts: dict[str, int]
+    fidelity: TextFidelity
+    utility: TextUtility | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return {"sealed": SEALED, **asdict(self)}
+
+    def __str__(self) -> str:
+        fit, lines = self.fidelity, [f"SEALED: {SEALED}", ""]
+        lines += [", ".join(f"{count:,} {name} texts" for name, count in self.texts.items())]
+        lines += [f"  {'Jensen-Shannon, ' + str(n) + ' characters':38}{value:8.4f}{_floor(fit.floor, f'js_{n}')}"
+                  for n, value in fit.js_characters.items()]
+        lines += [f"  {'Jensen-Shannon, ' + str(n) + ' words':38}{value:8.4f}" for n, value in fit.js_words.items()]
+        lines += [f"  {words:38}{value:8.4f}" for words, value in (
+            ("length, total variation", fit.length_tvd), ("vocabulary, total variation", fit.vocabulary_tvd),
+            ("divergence frontier, area (1: alike)", fit.frontier))]
+        lines += [f"  {'copies of a training text':38}{fit.copies:8.4f}{_floor(fit.floor, 'copies')}"]
+        if self.utility is not None:
+            use = self.utility
+            lines += ["", f"predicting {use.label} on real test texts: accuracy {use.accuracy:.4f}, trained on real "
+                      f"ones {use.ceiling:.4f}, majority {use.majority:.4f}"]
+            lines += [] if use.auc is None else [f"  AUC {use.auc:.4f}, trained on real ones {use.auc_ceiling:.4f}"]
+        return "\n".join(lines)
+
+
+def _floor(floor: dict[str, float], name: str) -> str:
+    return f"   real test texts: {floor[name]:.4f}" if name in floor else ""
+
+
+def judge_texts(real: Texts, synthetic: Texts, test: Texts | None, *, label: str | None, seed: int) -> TextEvaluation:
+    """The judgement; texts whose label is missing count in the sequences alone."""
+    counts = {"train": len(real.texts), "synth": len(synthetic.texts)} | ({"test": len(test.texts)} if test else {})
+    fit = text_fidelity(real.texts, synthetic.texts, test.texts if test else None, seed=seed)
+    useful = None
+    if label is not None and test is not None:
+        useful = text_utility(_labelled(real), _labelled(synthetic), _labelled(test), label, seed=seed)
+    return TextEvaluation(counts, fit, useful)
+
+
+def _labelled(held: Texts) -> tuple[list[str], list[str]]:
+    pairs = [(text, label) for text, label in zip(held.texts, held.labels or (), strict=False) if label is not None]
+    return [text for text, _ in pairs], [label for _, label in pairs]
+
+
+def synthetic_schema(place: str) -> dict[str, Any] | None:
+    """The schema of a release of texts; ``None`` where ``place`` is none."""
+    path = Path(place) / "schema.json"
+    schema = json.loads(path.read_text()) if path.is_file() else {}
+    return schema if isinstance(schema, dict) and schema.get("kind") == "text" else None
+
+
+def evaluate_texts(config: EvaluateConfig, schema: Mapping[str, Any]) -> TextEvaluation:
+    """``dpvae evaluate`` where ``config.synth`` is a release of texts."""
+    text, label = schema["columns"][0]["name"], schema.get("target")
+    parts = sorted(Path(config.synth).glob("data/*.parquet"))
+    drawn = [read(part, text, label) for part in parts]
+    labels = None if label is None else tuple(value for part in drawn for value in part.labels or ())
+    held = tuple(value for part in drawn for value in part.texts)
+    if not held:
+        raise DataError(f"synth={config.synth}: no Parquet file there; expected a release folder")
+    synthetic = Texts(held, labels, np.arange(len(held)))
+    test = read(config.test, text, label) if config.test is not None else None
+    return judge_texts(read(config.real, text, label), synthetic, test, label=label, seed=config.seed)

@@ -22,7 +22,7 @@ from dpvae.errors import ConfigError, DataError
 from dpvae.modalities import TableWriter
 from dpvae.privacy.events import Event
 from dpvae.privacy.mechanisms import frequent_values, noisy_counts, noisy_mean_clipped
-from dpvae.privacy.plan import Plan, PublicFacts, check_delta, make_plan
+from dpvae.privacy.plan import SURVEY_WHAT, Plan, PublicFacts, check_delta, make_plan
 from dpvae.privacy.silence import secrets_of
 from dpvae.privacy.text_plan import NATS_PER_BYTE, TextRule
 
@@ -39,7 +39,7 @@ def plan(config: TrainConfig) -> Plan:
 
 def prepare(config: TrainConfig, source: Any = None) -> TextTask:
     """The texts of ``source`` or of the file that ``config`` names, checked against what is declared of them."""
-    public = Public.of(config.data, builtin=source is None)
+    public = Public.of(config.data)
     source = source if source is not None else _source(config.data)
     public = public.found_in(reader.header(source))
     planned = public.plan(config)
@@ -73,11 +73,11 @@ class Public:
     language: str | None
 
     @classmethod
-    def of(cls, data: DataConfig, *, builtin: bool = True) -> Public:
-        """From the knobs; ``builtin``: where they name no file, the built-in names are meant."""
+    def of(cls, data: DataConfig) -> Public:
+        """From the knobs, and what is known of the built-in names where they are meant."""
         if data.builtin not in (None, "names"):
             raise ConfigError(f"data.builtin={data.builtin!r}: expected names, or a file: data.path=texts.tsv")
-        names: Mapping[str, Any] = reader.NAMES if builtin and data.path is None else {}
+        names: Mapping[str, Any] = reader.NAMES if data.builtin is not None else {}
         labels = tuple(data.labels.split("|")) if data.labels else names.get("labels", ())
         if len(set(labels)) != len(labels) or (data.labels and data.label is None):
             raise ConfigError(f"data.labels={data.labels!r}: expected distinct values of the column data.label, a|b|c")
@@ -86,7 +86,8 @@ class Public:
             raise ConfigError("data.labels=null: with data.unit the labels must be declared, a|b|c; a person may hold "
                               "several, and finding them is priced for one each")
         return cls(data.text or names.get("text"), data.label or names.get("label"), labels,
-                   data.rows or names.get("rows"), cap, data.tokens == "words" or (data.tokens == "auto" and cap > ROOM),
+                   data.rows or names.get("rows"), cap,
+                   data.tokens == "words" or (data.tokens == "auto" and cap > ROOM),
                    data.unit, data.per_unit if data.unit is not None else 1, data.public)
 
     def found_in(self, header: tuple[tuple[str, str], ...]) -> Public:
@@ -99,12 +100,18 @@ class Public:
         return replace(self, text=text)
 
     @property
+    def protected(self) -> str:
+        """Whose presence is hidden, in one word."""
+        return self.unit or "text"
+
+    @property
     def facts(self) -> PublicFacts:
         steps = (*(() if self.rows else ("rows",)), *(("values",) if self.label and not self.labels else ()))
         about = f", {len(self.labels) or 'unknown'} labels" if self.label else ""
         told = "words of a public list" if self.words else "bytes"
         return PublicFacts(columns=1 + (self.label is not None), survey_steps=steps, rows=self.rows,
-                           has_target=self.label is not None, what=f"texts of at most {self.cap} bytes as {told}{about}",
+                           has_target=self.label is not None,
+                           what=f"texts of at most {self.cap} bytes as {told}{about}",
                            elbo_range=NATS_PER_BYTE * self.cap)
 
     def plan(self, config: TrainConfig) -> Plan:
@@ -119,7 +126,8 @@ class Public:
         if self.label is not None:
             columns.append({"name": self.label, "kind": "categorical", "dtype": "string", "nullable": False,
                             "categories": list(labels), "declared": ["categories"] if self.labels else []})
-        return {"kind": "text", "target": self.label, "columns": columns}
+        bound = {"unit": self.unit, "per_unit": self.per_unit} if self.unit is not None else {}
+        return {"kind": "text", "target": self.label, "columns": columns, **bound}
 
 
 @dataclass(frozen=True)
@@ -144,12 +152,13 @@ class TextTask:
         return self.texts.fingerprint()
 
     def spend(self, run: Any, progress: Any, processes: Any = None) -> TextResult:
-        """Survey, measure, fit. Every draw is a function of the key: a run that stopped starts again and draws the same."""
+        """Survey, measure, fit. Every draw is a function of the key: a run that stopped starts again and draws the
+        same."""
         from dpvae.train import ngrams
 
         if processes is not None:
             raise ConfigError("data.kind=text: trains in one process; start it without torchrun")
-        config, key = self.config, secrets_of(run, self.config)
+        key = secrets_of(run, self.config)
         progress.begin("survey")
         rows, labels, events = self._survey(key)
         progress.phase("survey", 1)
@@ -169,7 +178,7 @@ class TextTask:
         if "rows" in planned.survey_noise:
             counts, event = noisy_counts([np.array([self.texts.units])], noise_multiplier=planned.survey_noise["rows"],
                                          stream=key.stream("survey", "rows"), phase="survey",
-                                         what="noisy number of rows")
+                                         what=SURVEY_WHAT["rows"])
             rows = max(float(counts[0][0]), 1.0)
             events.append(event)
             check_delta(planned.delta, rows, f" (about {rows:.0f} were counted; this run stays booked)")
@@ -178,7 +187,7 @@ class TextTask:
             histogram = Counter(label for label in self.texts.labels or () if label is not None)
             found, drawn = frequent_values([histogram], noise_multiplier=planned.survey_noise["values"],
                                            delta=planned.survey_delta, stream=key.stream("survey", "values"),
-                                           phase="survey", what="values held by many records (thresholded noisy counts)")
+                                           phase="survey", what=SURVEY_WHAT["values"])
             labels = tuple(sorted(found[0]))
             events.append(drawn)
         return rows, labels, events
@@ -206,15 +215,16 @@ class TextTask:
         marks = np.isin(released.active, MARKS)
         model = config.model
         vae = TextVAE(training.known_of(released, grammar, marks), latent_dim=model.latent_dim or 16,
-                      hidden=min(model.hidden, 64) if self.public.words else min(model.hidden, 64),
+                      hidden=min(model.hidden, 64),
                       generator=torch.Generator().manual_seed(seed_of(config.run.seed, "init")))
+        training.calibrate(vae, released.shares, seed=config.run.seed)
         training.fit(vae, steps=self.plan.fit_steps, seed=config.run.seed,
                      listen=lambda step, steps: progress.listen(Moment("fit", step, steps)))
         schema = self.public.schema(released.labels, language.source)
         held = TextModel(vae, vocabulary, released.active, released.rare, schema)
         coded = training.Coded(torch.tensor(held.number[source.codes_NT]), torch.tensor(np.maximum(source.labels_N, 0)))
         metric, drawn = self._elbo(vae, coded, source, rows, events, key)
-        return TextResult(held, rows, (*events, drawn), [metric], released.reference)
+        return TextResult(held, rows, (*events, drawn), [metric], released)
 
     def _elbo(self, vae: Any, coded: Any, source: Any, rows: float, events: tuple[Event, ...],
               key: Any) -> tuple[dict[str, Any], Event]:
@@ -244,18 +254,50 @@ class TextResult:
     rows: float
     events: tuple[Event, ...]
     metrics: list[dict[str, Any]]
-    reference: Mapping[str, Any]
+    released: Any
 
     def publish(self, public: Path, seed: int) -> None:
         """Model, vocabulary, schema, noisy lengths and labels, diagnostics."""
         from dpvae.train.checkpoint import write_json
-        from dpvae.train.texts import diagnose
+        from dpvae.train.texts import diagnose, independent_elbo
 
         self.model.save(public)
         names = {"length": self.model.text, "label": self.model.label}
-        write_json(public / "reference.json", {names[name]: table for name, table in self.reference.items()})
-        write_json(public / "diagnostics.json", {**diagnose(self.model.vae, seed=seed), "unit": "nats per text"})
+        write_json(public / "reference.json", {names[name]: table for name, table in self.released.reference.items()})
+        found = diagnose(self.model.vae, seed=seed)
+        shown = {name: found[name] for name in ("rate", "active_units", "latent_dim")}
+        write_json(public / "diagnostics.json", {
+            "independent_elbo": independent_elbo(self.released), **shown, "unit": "nats per text"})
+        write_json(public / "latent.json", {**found, "unit": "nats per text, of the model's own texts"})
+
+
+def made_up(public: Path, rows: int, *, seed: int) -> dict[str, list[str]]:
+    """Records drawn from the released model of a run, as :func:`prepare` takes them; the column of texts is first."""
+    from dpvae.release.texts import TextModel
+
+    model = TextModel.load(public)
+    columns: dict[str, list[str]] = {model.text: []} | ({model.label: []} if model.label else {})
+    for texts, labels in model.blocks(rows, seed=seed):
+        columns[model.text] += texts
+        if model.label:
+            columns[model.label] += [model.labels[label] for label in labels]
+    if unit := model.schema.get("unit"):
+        columns[unit] = [f"u{i // 2}" for i in range(rows)]
+    return columns
+
+
+def troublemakers(source: Mapping[str, list[str]]) -> dict[str, dict[str, str]]:
+    """Records that a careless program trips over: the first of ``source``, with another text."""
+    first = {name: values[0] for name, values in source.items()}
+    text = next(iter(source))
+    unusual = {"a unique record": "Ushuaia \U0001f9ed", "an empty record": "", "a huge record": "zq " * 5000,
+               "a right-to-left record": "\u05e9\u05dc\u05d5\u05dd e\u0301\x00", "a duplicate": first[text]}
+    return {name: {**first, text: value} for name, value in unusual.items()}
 
 
 def _source(data: DataConfig) -> Any:
-    return data.path if data.path is not None else reader.NAMES["path"]
+    if data.builtin is not None:
+        return reader.NAMES["path"]
+    if data.path is None:
+        raise ConfigError("data.path=null: expected texts; try data=text, or data=text data.path=texts.tsv")
+    return data.path

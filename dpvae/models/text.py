@@ -1,13 +1,13 @@
 """The text VAE: label and length -> latent -> one token after another, and an encoder back.
 
-The decoder is a product of two factors, normalised together at every place: an automaton of short contexts, written down
-from noisy counts, and a recurrent network that sees the latent and everything before. The first is what a few thousand
-noisy numbers can say; the second starts as nothing and adds what they cannot.
+The decoder is a product of two factors, normalised together at every place: an automaton of short contexts, written
+down from noisy counts, and a recurrent network that sees the latent and everything before. The first is what a few
+thousand noisy numbers can say; the second starts as nothing and adds what they cannot.
 
     log p(token) = row(context) + tilt(label) + ahead(places left) + network(latent, label, all before)
 
-``ahead`` is how likely the rest of a text of the given length becomes, so that texts end where texts end. The latent's prior is a
-standard normal. A length is drawn first (a control code, like the label), so there is no token for the end.
+``ahead`` is how likely the rest of a text of the given length becomes, so that texts end where texts end. The latent's
+prior is a standard normal. A length is drawn first (a control code, like the label), so there is no token for the end.
 
 Shapes: B texts, T places, A active tokens (0: start, filler; 1: rare), R states of the automaton, L labels, Z latent.
 """
@@ -24,6 +24,7 @@ from dpvae.models.elbo import Elbo, kl_to_standard_normal
 
 RARE = 1
 FAR = 31  # places left that the network tells apart
+DEEP = 3  # tokens that a started character, or a mark, may need to be complete
 SMALL = 300  # active tokens up to which the end of a text is looked up by state, not by last token
 _NEVER = -1e9
 
@@ -106,10 +107,10 @@ class TextVAE(nn.Module):
             self.register_buffer(name, getattr(known, name))
         self.network = Network(tokens, labels, latent_dim=latent_dim, hidden=hidden, generator=generator)
         self.encoder = Encoder(tokens, labels, latent_dim=latent_dim, hidden=hidden, generator=generator)
-        self._prepare()
+        self.prepare()
 
-    def _prepare(self) -> None:
-        """What follows from the buffers; not saved."""
+    def prepare(self) -> None:
+        """Work out what follows from the buffers, which may have been changed; not saved."""
         rows, self.states = self.rows.float(), self.contexts.long()
         self.tokens, self.most = rows.shape[1], self.lengths.shape[1] - 1
         self.log_rows = (rows[:, 1:] / rows[:, 1:].sum(1, keepdim=True).clamp_min(1e-30)).clamp_min(1e-12).log()
@@ -118,6 +119,10 @@ class TextVAE(nn.Module):
         end_A = self._last(rows)[:, 0].clamp_min(1e-9)
         self.ending = rows[self.successor][..., 0].clamp_min(1e-9).log() if self.tokens <= SMALL else None
         self.ahead = self._ahead(end_A)
+        self.leaning, self.spans = self.tilt.float(), self.lengths.float()
+        needed = self.missing[self.after]  # (S, A)
+        fits = [self.allowed & (needed <= left) for left in range(DEEP + 1)]
+        self.fits = torch.stack(fits, 1).flatten(0, 1).float()  # by (grammar state, places left, up to DEEP)
 
     def _last(self, table_RX: Tensor) -> Tensor:
         """The entries of the states of one token, by token, (A, X)."""
@@ -137,7 +142,7 @@ class TextVAE(nn.Module):
         return torch.stack(found)
 
     def _successors(self) -> Tensor:
-        """The state after (state, token), (R, A): the longest known end of what has been read; a mark changes nothing."""
+        """The state after (state, token), (R, A): the longest known end of what was read; a mark changes nothing."""
         contexts, size = self.states, self.tokens
         code = ((contexts[:, 0] + 1) * (size + 1) + contexts[:, 1] + 1) * (size + 1) + contexts[:, 2] + 1
         order = code.argsort()
@@ -177,7 +182,7 @@ class TextVAE(nn.Module):
         ahead = self.ahead[left]
         if self.ending is not None:
             ahead = torch.where((left == 0)[..., None], self.ending[state], ahead)
-        return self.log_rows[state] + self.tilt.float()[label] + ahead
+        return self.log_rows[state] + self.leaning[label] + ahead
 
     def log_prob(self, network: nn.Module, base_BTA: Tensor, before_BT: Tensor, left_BT: Tensor, tokens_BT: Tensor,
                  z_BZ: Tensor, label_B: Tensor) -> Tensor:
@@ -189,7 +194,7 @@ class TextVAE(nn.Module):
     def outside(self, tokens_BT: Tensor, label_B: Tensor) -> Tensor:
         """log p(label) + log p(length | label), (B,): what the latent says nothing about."""
         length_B = (tokens_BT != 0).sum(1)
-        return (self.lengths.float()[label_B, length_B].clamp_min(1e-12).log()
+        return (self.spans[label_B, length_B].clamp_min(1e-12).log()
                 + self.labels.float()[label_B].clamp_min(1e-12).log())
 
     def elbo(self, tokens_BT: Tensor, label_B: Tensor, noise_BZ: Tensor) -> Elbo:
@@ -201,6 +206,17 @@ class TextVAE(nn.Module):
         return Elbo(rate=kl_to_standard_normal(mean_BZ, log_std_BZ),
                     distortion=-(log_B + self.outside(tokens_BT, label_B)))
 
+    def importance(self, tokens_BT: Tensor, label_B: Tensor, noise_KZ: Tensor) -> Tensor:
+        """log p(text, label), (B,) nats: the importance-weighted bound (Burda et al. 2015) over K latents."""
+        base_BTA, before_BT, left_BT = self.base(tokens_BT, label_B)
+        mean_BZ, log_std_BZ = self.encoder(tokens_BT, label_B)
+        found = []
+        for noise_Z in noise_KZ:
+            z_BZ = mean_BZ + log_std_BZ.exp() * noise_Z
+            log_B = self.log_prob(self.network, base_BTA, before_BT, left_BT, tokens_BT, z_BZ, label_B)
+            found.append(log_B - 0.5 * (z_BZ**2 - noise_Z**2).sum(-1) + log_std_BZ.sum(-1))
+        return torch.stack(found).logsumexp(0) - math.log(len(noise_KZ)) + self.outside(tokens_BT, label_B)
+
     # -- drawing -----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -210,25 +226,26 @@ class TextVAE(nn.Module):
         count = len(label_B)
         if z_BZ is None:
             z_BZ = torch.randn(count, self.shape["latent_dim"], generator=generator)
-        length_B = _draw(self.lengths.float()[label_B], torch.rand(count, generator=generator))
+        length_B = _draw(self.spans[label_B], torch.rand(count, generator=generator))
         order = length_B.argsort(descending=True, stable=True)
         label_B, z_BZ, length_B = label_B[order], z_BZ[order], length_B[order]
         tokens_BT = torch.zeros(count, max(int(length_B.max()), 1), dtype=torch.long)
         state, grammar, before = (torch.zeros(count, dtype=torch.long) for _ in range(3))
+        rows, leaning, ahead = self.log_rows.exp(), self.leaning.exp(), self.ahead.exp()
         hidden, topic = None, self.network.topic(z_BZ) if use_network else None
         for place in range(int(length_B.max())):
             alive = int((length_B > place).sum())
             state, grammar, before = state[:alive], grammar[:alive], before[:alive]
-            left = length_B[:alive] - 1 - place
-            logits = self.place(state, left, label_B[:alive])
-            if use_network:
-                assert topic is not None
-                inputs = self.network.inputs(before[:, None], left[:, None], z_BZ[:alive], label_B[:alive])
+            left, label = length_B[:alive] - 1 - place, label_B[:alive]
+            weights = rows[state].mul_(leaning[label]).mul_(self.fits[grammar * (DEEP + 1) + left.clamp_max(DEEP)])
+            weights.mul_(ahead[left] if self.ending is None else torch.where(
+                (left == 0)[:, None], self.ending[state].exp(), ahead[left]))
+            if topic is not None:
+                inputs = self.network.inputs(before[:, None], left[:, None], z_BZ[:alive], label)
                 seen, hidden = self.network.cell(inputs, None if hidden is None else hidden[:, :alive].contiguous())
-                logits = logits + self.network.out(seen[:, 0]) + topic[:alive]
-            fits = self.allowed[grammar] & (self.missing[self.after[grammar]] <= left[:, None])
-            logits = torch.where(fits, logits, torch.full_like(logits, _NEVER))
-            token = _draw((logits - logits.amax(1, keepdim=True)).exp_(), torch.rand(alive, generator=generator))
+                logits = self.network.out(seen[:, 0]).add_(topic[:alive])
+                weights.mul_(logits.sub_(logits.amax(1, keepdim=True)).exp_())
+            token = _draw(weights, torch.rand(alive, generator=generator))
             tokens_BT[:alive, place] = token
             state, grammar, before = self.successor[state, token], self.after[grammar, token], token
         return torch.zeros_like(tokens_BT).index_copy(0, order, tokens_BT)

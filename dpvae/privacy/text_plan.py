@@ -12,8 +12,8 @@ from dpvae.privacy.plan import Plan, PublicFacts
 
 SURVEY_WEIGHTS = {"rows": 0.01, "values": 0.04}
 BYTE_WEIGHTS = {"length": 0.04, "unigram": 0.06, "bigram": 0.22, "trigram": 0.38, "fourgram": 0.30}
-WORD_WEIGHTS = {"length": 0.05, "unigram": 0.55, "bigram": 0.40}
-FIT_STEPS = 400
+WORD_WEIGHTS = {"length": 0.04, "unigram": 0.66, "bigram": 0.30}
+FIT_STEPS = 200
 NATS_PER_BYTE = 1.5  # a text's ELBO is clipped to that much for each byte of the cap, at most
 
 
@@ -24,7 +24,7 @@ class TextRule:
     words: bool
 
     def draft(self, config: TrainConfig, facts: PublicFacts, delta: float) -> Plan:
-        """The shares of squared signal; ``trainer.anchor_share`` below one leaves the rest to DP-SGD."""
+        """The shares of squared signal."""
         trainer = config.trainer
         if trainer.name != "anchored":
             raise ConfigError(f"trainer={trainer.name}: expected trainer=anchored, the one that learns from texts")
@@ -35,14 +35,14 @@ class TextRule:
                               "data.rows and data.labels, or leave trainer.survey_share to the plan")
         left = 1.0 - (survey if weights else 0.0) - trainer.metric_share
         if left <= 0:
-            raise ConfigError(f"trainer.survey_share={survey:g}, trainer.metric_share={trainer.metric_share:g}: expected "
-                              "a sum below 1")
-        anchor = 1.0 if trainer.anchor_share is None else trainer.anchor_share
+            raise ConfigError(f"trainer.survey_share={survey:g}, trainer.metric_share={trainer.metric_share:g}: "
+                              "expected a sum below 1")
+        if trainer.anchor_share not in (None, 1.0):
+            raise ConfigError(f"trainer.anchor_share={trainer.anchor_share:g}: expected 1; texts are learnt from noisy "
+                              "statistics alone")
         shares = {f"survey/{step}": survey * weight / sum(weights.values()) for step, weight in weights.items()}
-        shares |= {f"anchor/{name}": left * anchor * weight for name, weight in self.weights.items()}
+        shares |= {f"anchor/{name}": left * weight for name, weight in self.weights.items()}
         shares |= {"metric/elbo": trainer.metric_share}
-        if anchor < 1:
-            shares["dpsgd"] = left * (1 - anchor)
         return replace(plans.blank(config, facts, delta), shares=shares,
                        fit_steps=trainer.fit_steps if trainer.fit_steps is not None else FIT_STEPS)
 

@@ -82,12 +82,19 @@ def _claim(facts: Facts, check: CrossCheck, found: Consequences) -> Claim:
 def _scope(facts: Facts, events: Sequence[Event], schema: Mapping[str, Any]) -> Scope:
     return Scope(
         rows=facts.rows, rows_source=facts.rows_source, rows_released=facts.rows_released,
-        records_per_unit=f"1: one {facts.unit} is one record; how many records a person has is not enforced",
+        records_per_unit=_per_unit(facts.unit, schema),
         threat_model="sees every file of the release; knows the code, all public inputs and every other record",
         accesses=tuple(Access(phase=event.phase, what=event.what, how=how(event),
                               event=facts_of_access.digest(event)) for event in events),
         public_inputs=public_inputs(schema, facts),
     )
+
+
+def _per_unit(unit: str, schema: Mapping[str, Any]) -> str:
+    most = schema.get("per_unit")
+    if isinstance(most, int) and not isinstance(most, bool):
+        return f"{most}: records of one {unit} beyond that take no part"
+    return f"1: one {unit} is one record; how many records a person has is not enforced"
 
 
 def _mechanism(facts: Facts, events: Sequence[Event]) -> Mechanism:

@@ -1,12 +1,12 @@
 """From a released text model to texts: the files of a release, texts under a label, scores. Costs no privacy.
 
-Texts are drawn in blocks of their own seeds: text i is the same however many are asked for, and no more than a block is in
-memory.
+Texts are drawn in blocks of their own seeds: text i is the same however many are asked for, and no more than a block
+is in memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,23 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from dpvae.checks import did_you_mean
+from dpvae.config import SampleConfig, ScoreConfig
 from dpvae.data import lake
+from dpvae.data import text as reader
 from dpvae.data.lake import Cells
+from dpvae.data.text import Texts
 from dpvae.data.tokens import WORDS, Vocabulary, cut
-from dpvae.errors import DataError, RunError
+from dpvae.errors import ConfigError, DataError, RunError
 from dpvae.models.text import RARE, Known, TextVAE
+from dpvae.release import export
+from dpvae.release.sample import parse_given
 from dpvae.rng import seed_of, stream
 from dpvae.train.checkpoint import DAMAGED, read_json, write_bytes, write_json
-from dpvae.train.texts import draw_labels
+from dpvae.train.texts import draw_labels, trimmed
 
 BLOCK = 4096  # texts
+SAMPLES = 4  # latents for the score of a text
 
 
 class TextModel:
@@ -36,8 +43,7 @@ class TextModel:
         self.number = np.full(vocabulary.size, RARE)
         self.number[active] = np.arange(len(active))
         self.number[0] = 0
-        words = np.where(np.arange(len(rare)) >= WORDS, rare, 0.0)
-        self._rare_edges = words.cumsum() / words.sum() if words.sum() > 0 else None
+        self._edges = rare.cumsum(1) / np.maximum(rare.sum(1, keepdims=True), 1e-300)  # (L, words)
         self.text, self.label = schema["columns"][0]["name"], schema.get("target")
         self.cap = int(schema["columns"][0]["cap"])
         self.labels: tuple[str, ...] = tuple(schema["columns"][1]["categories"]) if self.label is not None else ()
@@ -45,7 +51,8 @@ class TextModel:
     def save(self, public: Path) -> None:
         """``model.safetensors``, ``model.json``, ``tokens.json`` and ``schema.json``."""
         tensors = {name: value.detach().contiguous() for name, value in self.vae.state_dict().items()}
-        tensors |= {"active": torch.tensor(self.active), "rare": torch.tensor(self.rare, dtype=torch.float32)}
+        rare = torch.tensor(self.rare, dtype=torch.float32).sqrt().half()  # the root keeps small ones above zero
+        tensors |= {"active": torch.tensor(self.active), "rare": rare}
         write_bytes(public / "model.safetensors", save(tensors))
         write_json(public / "model.json", {"class": "TextVAE", **self.vae.shape})
         write_json(public / "tokens.json", {"words": list(self.vocabulary.words)})
@@ -57,44 +64,71 @@ class TextModel:
         shape = read_json(public / "model.json")
         try:
             tensors = load((public / "model.safetensors").read_bytes())
-            active, rare = tensors.pop("active").numpy(), tensors.pop("rare").double().numpy()
+            active, rare = tensors.pop("active").numpy(), tensors.pop("rare").double().square().numpy()
             known = Known(**{name: tensors[name] for name in Known.__dataclass_fields__})
             vae = TextVAE(known, latent_dim=shape["latent_dim"], hidden=shape["hidden"], generator=torch.Generator())
             vae.load_state_dict(tensors)
         except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-            raise RunError(f"{public}/model.safetensors: does not load ({error.__class__.__name__}); {DAMAGED}") from None
+            raise RunError(f"{public}/model.safetensors: does not load ({error.__class__.__name__}); {DAMAGED}"
+                           ) from None
         words = tuple(read_json(public / "tokens.json")["words"])
         return cls(vae.eval(), Vocabulary(words), active, rare, read_json(public / "schema.json"))
 
-    def code(self, texts: list[str] | tuple[str, ...]) -> torch.Tensor:
-        """Texts as active tokens, (texts, T); a text above the cap is cut."""
+    def code(self, texts: Sequence[str]) -> torch.Tensor:
+        """Texts as active tokens, (texts, T); one above the cap is cut."""
         table = self.vocabulary.table([cut(text, self.cap) for text in texts], self.cap)
         return torch.tensor(self.number[table])
 
-    def label_numbers(self, labels: Any) -> torch.Tensor:
+    def label_numbers(self, labels: Sequence[str]) -> torch.Tensor:
         """Numbers of labels, (texts,); :class:`DataError` for one that the model does not know."""
         known = {label: i for i, label in enumerate(self.labels)}
         for label in labels:
             if label not in known:
-                raise DataError(f"{self.label}={label!r}: the model knows {', '.join(self.labels[:8])}")
+                raise DataError(f"{self.label}={label!r}: the model knows no such label{did_you_mean(label, known)}; "
+                                f"there are {', '.join(self.labels[:8]) or 'none'}")
         return torch.tensor([known[label] for label in labels], dtype=torch.long)
 
-    def blocks(self, rows: int, *, seed: int, label: str | None = None) -> Iterator[tuple[list[str], list[int]]]:
-        """(texts, label numbers) in blocks; ``label`` fixes what they are about."""
-        fixed = None if label is None else self.label_numbers([label])
+    def blocks(self, rows: int, *, seed: int, given: Sequence[str] = ()) -> Iterator[tuple[list[str], list[int]]]:
+        """(texts, label numbers) in blocks; ``given`` are the labels that they may have."""
+        known = self.label_numbers(given) if given else None
         for number, first in enumerate(range(0, rows, BLOCK)):
             generator = torch.Generator().manual_seed(seed_of(seed, "text", "block", number))
-            label_B = draw_labels(self.vae, BLOCK, generator) if fixed is None else fixed.expand(BLOCK)
+            label_B = draw_labels(self.vae, BLOCK, generator, among=known)
             tokens = self.vae.sample(label_B, generator=generator).numpy()
-            texts = self.spell(tokens, stream(seed, "text", "rare", number))
+            texts = self.spell(tokens, label_B.numpy(), stream(seed, "text", "rare", number))
             yield texts[:rows - first], label_B.tolist()[:rows - first]
 
-    def spell(self, tokens: np.ndarray, rng: np.random.Generator) -> list[str]:
-        """Active tokens as texts; a rare token is any of the public words that have no number of their own."""
+    @torch.no_grad()
+    def log_prob(self, texts: Sequence[str], label_B: torch.Tensor, *, samples: int, seed: int) -> np.ndarray:
+        """log p(text, label), (texts,) nats: importance-weighted over ``samples`` latents, the same for every text."""
+        noise_KZ = torch.randn(samples, self.vae.shape["latent_dim"],
+                               generator=torch.Generator().manual_seed(seed_of(seed, "text", "score")))
+        tokens = self.code(texts)
+        parts = [self.vae.importance(trimmed(tokens[part]), label_B[part], noise_KZ)
+                 for part in torch.arange(len(tokens)).split(256)]
+        return torch.cat(parts).double().numpy()
+
+    @torch.no_grad()
+    def between(self, first: str, second: str, steps: int, *, label: str | None = None, seed: int) -> list[str]:
+        """Texts along the straight line between the latents of two texts, drawn with the same random numbers."""
+        label_B = torch.zeros(2, dtype=torch.long) if label is None else self.label_numbers([label, label])
+        mean_BZ, _ = self.vae.encoder(trimmed(self.code([first, second])), label_B)
+        z_BZ = torch.lerp(mean_BZ[:1], mean_BZ[1:], torch.linspace(0, 1, steps)[:, None])
+        found = []
+        for z in z_BZ:
+            generator = torch.Generator().manual_seed(seed_of(seed, "text", "between"))
+            tokens = self.vae.sample(label_B[:1], generator=generator, z_BZ=z[None])
+            found += self.spell(tokens.numpy(), label_B[:1].numpy(), stream(seed, "text", "between"))
+        return found
+
+    def spell(self, tokens: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> list[str]:
+        """Active tokens as texts; a rare one becomes a public word without a number, by the label's shares."""
         codes = self.active[tokens]
-        rare = tokens == RARE
-        if rare.any() and self._rare_edges is not None:
-            codes[rare] = np.searchsorted(self._rare_edges, rng.random(int(rare.sum())))
+        text, place = np.nonzero(tokens == RARE)
+        for label in np.unique(labels[text]) if self.vocabulary.words else ():
+            mine = labels[text] == label
+            drawn = np.searchsorted(self._edges[label], rng.random(int(mine.sum())))
+            codes[text[mine], place[mine]] = WORDS + drawn.clip(0, len(self.vocabulary.words) - 1)
         return [cut(self.vocabulary.decode(row), self.cap) for row in codes.tolist()]
 
     def cells(self, texts: list[str], labels: list[int]) -> dict[str, Cells]:
@@ -129,3 +163,56 @@ def text_writer(public: Path, rows: int, *, seed: int) -> Callable[[Path, Mappin
         return {"histograms": histograms, "rows": rows, "sample": sample}
 
     return write
+
+
+def is_texts(public: Path) -> bool:
+    """Whether a run's public folder holds a model of texts."""
+    return bool(read_json(public / "schema.json").get("kind") == "text")
+
+
+def sample(config: SampleConfig, public: Path) -> str:
+    """``dpvae sample`` for texts; returns what to tell the user."""
+    if config.balance is not None or (config.given is not None and not config.given.lstrip().startswith("{")):
+        raise ConfigError("run: is of texts; expected given.LABEL=VALUE, and neither balance= nor partial rows")
+    model = TextModel.load(public)
+    given = parse_given(config.given) if config.given is not None else {}
+    if unknown := [name for name in given if name != model.label]:
+        raise DataError(f"given.{unknown[0]}: expected given.{model.label or 'LABEL'}=VALUE"
+                        + ("" if model.label else "; these texts have no label"))
+    values = given.get(model.label, []) if model.label is not None else []
+    blocks = model.blocks(config.rows or 1000, seed=config.seed, given=[values] if isinstance(values, str) else values)
+    format = export.format_of(config.to, config.format)
+    cells = export.numbered((model.cells(*block) for block in blocks), config.id)
+    rows = export.write(cells, config.to, format=format, table=Path(config.to).stem, key=config.id)
+    return f"drew {rows:,} synthetic texts: {config.to}; nothing was spent"
+
+
+def score(config: ScoreConfig, public: Path, to: Path) -> str:
+    """``dpvae score`` for texts: nats per text and per byte, higher is stranger; returns what to tell the user."""
+    if config.threshold is not None or "," in config.run:
+        raise ConfigError("run: is of texts; expected one run, and no threshold=")
+    if config.table is None:
+        raise ConfigError("data=null: expected texts, such as data=texts.tsv")
+    model = TextModel.load(public)
+    names = {name for name, _ in reader.header(config.table)}
+    label = model.label if model.label in names else None
+    held = reader.read(config.table, model.text if model.text in names else None, label)
+    scores = -_log_prob(model, held, seed=config.seed)
+    size = np.array([max(len(text.encode()), 1) for text in held.texts])
+    nothing = np.zeros(len(scores), dtype=bool)
+    rows = export.write([{"row": Cells(np.arange(len(scores)), nothing, "int64"),
+                          "score": Cells(scores, nothing, "double"),
+                          "per_byte": Cells(scores / size, nothing, "double")}],
+                        to, format=export.format_of(str(to), None), table="scores")
+    return (f"scored {rows:,} texts in nats (higher is stranger): {to}\n"
+            "A score is about its text and as private as that text: the file is for you, not for publication.")
+
+
+def _log_prob(model: TextModel, held: Texts, *, seed: int) -> np.ndarray:
+    """log p of each text with its label; of a text without one, summed over all labels."""
+    if held.labels is not None and all(value in model.labels for value in held.labels):
+        labels = model.label_numbers([str(value) for value in held.labels])
+        return model.log_prob(held.texts, labels, samples=SAMPLES, seed=seed)
+    each = [model.log_prob(held.texts, torch.full((len(held.texts),), number), samples=SAMPLES, seed=seed)
+            for number in range(max(len(model.labels), 1))]
+    return np.asarray(np.logaddexp.reduce(np.array(each), axis=0))

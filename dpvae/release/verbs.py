@@ -22,7 +22,7 @@ from dpvae.errors import ConfigError, DataError, ReleaseError
 from dpvae.privacy.ledger import Ledger
 from dpvae.privacy.noise import SecretKey
 from dpvae.privacy.plan import default_delta
-from dpvae.release import export, threshold
+from dpvae.release import export, texts, threshold
 from dpvae.release.impute import Imputer, complete
 from dpvae.release.sample import Sampler, load_public, parse_given, readable, sample_cells
 from dpvae.release.score import Density, Ensemble
@@ -39,6 +39,9 @@ _KEEP = "A score is about its row and as private as that row: the file is for yo
 def score(config: ScoreConfig) -> str:
     """Write one score per row of a table, with the cells that explain it; returns what to tell the user."""
     runs = [find_run(name.strip(), config.root) for name in config.run.split(",")]
+    if _of_texts(runs[0]):
+        return texts.score(config, runs[0].public, Path(config.to) if config.to is not None else
+                           runs[0].private / "scores.parquet")
     judge = Ensemble([Density(*_released(run), seed=config.seed) for run in runs])
     if len({member.schema.names for member in judge.members}) > 1:
         raise ConfigError(f"run={config.run}: expected runs on the same columns, to be one ensemble")
@@ -110,6 +113,8 @@ def _limit(config: ScoreConfig, judge: Ensemble, run: RunFolder, source: Any) ->
 def sample(config: SampleConfig) -> str:
     """Write synthetic rows; returns what to tell the user."""
     run = find_run(config.run, config.root)
+    if _of_texts(run):
+        return texts.sample(config, run.public)
     vae, schema = _released(run)
     format = export.format_of(config.to, config.format)
     name = Path(config.to).stem
@@ -149,6 +154,8 @@ def _partial(table: Table, schema: Schema) -> Table:
 def impute(config: ImputeConfig) -> str:
     """Write ``draws`` completed copies of a table; returns what to tell the user."""
     run = find_run(config.run, config.root)
+    if _of_texts(run):
+        raise ConfigError(f"run={run.path.name}: is of texts, which have no cells to impute; expected a run of a table")
     vae, schema = _released(run)
     source = _source(config.table)
     to = Path(config.to) if config.to is not None else run.private / "imputed"
@@ -174,6 +181,10 @@ def impute(config: ImputeConfig) -> str:
     return (f"filled {holes:,} missing cells of {rows:,} rows, {config.draws} times: {to}/draw-*{ending}\n"
             "Each copy is one draw of what the missing cells may have been: use all of them. The observed cells are "
             "yours, unchanged, and as private as before.")
+
+
+def _of_texts(run: RunFolder) -> bool:
+    return run.finished and texts.is_texts(run.public)
 
 
 def _released(run: RunFolder) -> tuple[Any, Schema]:

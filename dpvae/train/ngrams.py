@@ -1,11 +1,12 @@
 """The anchors of texts: noisy lengths by label, noisy tokens by label, noisy sequences of two, three and four tokens.
 
 Each is one Gaussian release. A text's contribution is the vector of its counts, scaled down to a length ``bound`` that
-follows from what is released already, so a text of any length moves a release by at most its sensitivity. Which sequences
-of three are counted depends on the noisy pairs, and so on: what is rare is never looked at, and costs no noise. All that
-follows (shrinking to what shorter sequences and public English say) is post-processing.
+follows from what is released already, so a text of any length moves a release by at most its sensitivity. Which
+sequences of three are counted depends on the noisy pairs, and so on: what is rare is never looked at, and costs no
+noise. All that follows (shrinking to what shorter sequences and public English say) is post-processing.
 
-The result is an automaton: a state is a context of up to three tokens, and holds the probability of each token after it.
+The result is an automaton: a state is a context of up to three tokens, and holds the probability of each token after
+it.
 
 Shapes: N texts, T token places, A active tokens (0: start and end, 1: any rare one), L labels, R states.
 """
@@ -29,6 +30,7 @@ from dpvae.train.shrink import shrink
 RARE = 1  # among active tokens
 MOST_ACTIVE = 1500
 MOST_CELLS = 3_000_000  # of one release
+TIGHT = 0.7  # bound of a text's vector, in lengths of a typical text's
 SEEN = 3.0  # standard deviations of its noise above which a context is followed up
 EMPHASIS = 1e-4  # share of a word above which it is weighed down, see `word_weights`
 ORDERS = {"bigram": 1, "trigram": 2, "fourgram": 3}  # tokens of the context
@@ -48,8 +50,9 @@ class Released:
     active: Ints  # (A,): tokens by active number; the first two stand for END and for rare ones
     contexts: Ints  # (R, 3): active numbers, -1 before the first; state 0 is the start of a text
     rows: Floats  # (R, A): probabilities
+    shares: Floats  # (max(L, 1), A): of tokens, given the label
     tilt: Floats  # (max(L, 1), A): logarithm of how much more often a label has a token
-    rare: Floats  # (size of the vocabulary,): shares of the tokens that are not active
+    rare: Floats  # (max(L, 1), words): shares of the words that are not active, given the label
     reference: dict[str, Any] = field(default_factory=dict)
 
 
@@ -148,9 +151,8 @@ class _Measuring:
         widths = np.diff(np.r_[edges, self.most + 1])
         shares = found / found.sum(1, keepdims=True) / widths
         self.lengths = np.repeat(shares, widths, axis=1)
-        cumulated = (self.lengths * self.label_counts[:, None]).sum(0).cumsum()
-        self.long = int(np.searchsorted(cumulated, 0.95 * cumulated[-1])) + 1
         self.tokens = self.label_counts * (self.lengths @ np.arange(self.most + 1))
+        self.typical = float(self.tokens.sum() / self.label_counts.sum())
         self.reference = {"length": {"labels": [str(edge) for edge in edges], "noisy": table.sum(0).tolist(),
                                      "sd": sd * math.sqrt(self.kinds)}}
         if self.labels:
@@ -163,7 +165,7 @@ class _Measuring:
         size, weights = self.vocabulary.size, word_weights(self.vocabulary, self.language)
         public = self._public_shares()
         heavy = max(float(public @ weights**2), 0.1) if self.vocabulary.words else 1.0
-        bound = 1.15 * math.sqrt(self.long * heavy) * self.several
+        bound = TIGHT * math.sqrt(max(self.typical, 1.0) * heavy) * self.several
 
         def entries(codes: Any, owners: Ints, labels: Ints) -> Any:
             row, place = np.nonzero((codes != END) & ((labels >= 0) | (not self.labels))[:, None])
@@ -180,13 +182,12 @@ class _Measuring:
         """Counts by label from noisy ones: all labels together pulled to public shares, each label to all."""
         total = self.tokens.sum()
         pooled, spread = table.sum(0), noise * math.sqrt(self.kinds)
-        share = 0.5
+        expected = total * 0.1 * public
         for _ in range(3):  # how much of the text is words that do not stand out one by one
-            found = shrink(pooled, total * share * public, spread)
-            hidden = (found < 3 * spread) & (public > 0)
-            weight = public[hidden] / np.maximum(spread[hidden], 1e-9) ** 2
-            share = float((pooled[hidden] * weight).sum() / max((weight * public[hidden]).sum() * total, 1e-300))
-            share = min(max(share, 0.01), 1.0)
+            found = shrink(pooled, expected, spread)
+            hidden = (found < SEEN * spread) & (public > 0)
+            mass = min(max(float(pooled[hidden].sum()), 0.001 * total), total)
+            expected = mass * public / max(float(public[hidden].sum()), 1e-12)
         overall = found / max(found.sum(), 1e-9)
         self.counts = shrink(table, self.tokens[:, None] * overall, noise) + 1e-9 * overall
         self.counts *= (self.tokens / np.maximum(self.counts.sum(1), 1e-9))[:, None]
@@ -209,8 +210,8 @@ class _Measuring:
         self.by_label = gathered / np.maximum(gathered.sum(1, keepdims=True), 1e-12)
         self.overall = gathered.sum(0)
         self.overall[0] = self.label_counts.sum()
-        rare = np.where(self.number == RARE, self._public_shares() + 1e-9 * (np.arange(len(self.number)) >= BYTES), 0.0)
-        self.rare = rare / max(rare.sum(), 1e-300)
+        rare = np.where(self.number[WORDS:] == RARE, self.counts[:, WORDS:] + 1e-9, 0.0)
+        self.rare = rare / np.maximum(rare.sum(1, keepdims=True), 1e-300)
 
     def _public_shares(self) -> Floats:
         """What public facts alone say of the tokens."""
@@ -265,7 +266,7 @@ class _Measuring:
         return best
 
     def _bound(self) -> float:
-        return math.sqrt(self.long + 1) * self.several
+        return TIGHT * math.sqrt(self.typical + 1) * self.several
 
     def _count(self, name: str, level: _Level) -> None:
         order, size = ORDERS[name], len(self.active)
@@ -334,7 +335,8 @@ class _Measuring:
         return Released(
             labels=self.labels, label_counts=self.label_counts, lengths=self.lengths, active=self.active,
             contexts=np.concatenate([level.contexts for level in levels]),
-            rows=np.concatenate([level.rows for level in levels]), tilt=tilt, rare=self.rare,
+            rows=np.concatenate([level.rows for level in levels]), shares=self.by_label, tilt=tilt,
+            rare=self.rare,
             reference=self.reference)
 
 

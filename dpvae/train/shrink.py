@@ -1,9 +1,11 @@
-"""Noisy counts pulled towards what is expected of them, by as much as their known noise asks for. Post-processing: free.
+"""Noisy counts pulled towards what is expected of them, by as much as their known noise asks for. Post-processing:
+free.
 
-Counts of words and of sequences are mostly noise: a few cells hold much, most hold less than was expected of them, or nothing.
-So the count behind a noisy one is estimated by its posterior mean under a prior of normal bumps at multiples of the
-expectation (and of the noise, for what nobody expected). The bumps' weights are learnt from all noisy cells of like expectation
-together, by EM: the empirical Bayes of Robbins (1956), on a grid (Koenker and Mizera 2014, JASA 109:506).
+Counts of words and of sequences are mostly noise: a few cells hold much, most hold less than was expected of them, or
+nothing. So the count behind a noisy one is estimated by its posterior mean under a prior of normal bumps at multiples
+of the expectation (and of the noise, for what nobody expected). The bumps' weights are learnt from all noisy cells of
+like expectation together, by EM: the empirical Bayes of Robbins (1956), on a grid (Koenker and Mizera 2014, JASA
+109:506).
 
 >>> rng = np.random.default_rng(0)
 >>> truth = np.r_[np.full(1000, 5.0), np.full(20, 400.0)]
@@ -22,6 +24,7 @@ _MULTIPLES = np.concatenate([[0.0], 2.0 ** np.arange(-3.0, 3.01, 0.5)])  # of th
 _JUMPS = 2.0 ** np.arange(0.0, 14.01, 0.5)  # of the noise
 _WIDTH = 0.2  # of a bump, by its place: half of what lies between two
 _EXPECTED = int(np.argmin(np.abs(_MULTIPLES - 1)))
+_LOW = 3.0  # times the noise: what stands out
 _PULL = 5.0  # pseudo-cells at the expectation itself
 _ROUNDS = 40
 _POINTS = 2000  # values that a large group of cells is summed up in while weights are learnt
@@ -43,7 +46,17 @@ def shrink(noisy: ArrayLike, expected: ArrayLike, sd: ArrayLike) -> Floats:
         for start in range(0, len(cells), _PART):
             part = cells[start:start + _PART]
             found[part] = _mean(z[part], _places(m[part]), weights)
+        if number < 0:
+            found[cells] *= _kept(z[cells], m[cells], found[cells])
     return found.reshape(y.shape) * s
+
+
+def _kept(z_N: Floats, m_N: Floats, found_N: Floats) -> Floats:
+    """What to multiply estimates with, so that the cells which do not stand out hold together what was counted in them:
+    of a million cells, each a hundredth of the noise too large, the sum would be wrong by more than all there is."""
+    low = z_N < _LOW
+    held = max(float(z_N[low].sum()), 0.02 * float(m_N[low].sum()))
+    return np.where(low, held / max(float(found_N[low].sum()), 1e-300), 1.0)
 
 
 def _places(m_N: Floats) -> Floats:

@@ -1,12 +1,11 @@
 """From noisy statistics of texts to a trained text VAE.
 
-    fit      the latent is given a meaning on texts that the automaton itself draws: free, any number of steps
-    dpsgd    the network learns from private texts what the automaton lacks (where the plan leaves it a share)
-    sleep    the encoder learns from the decoder's own texts: free
+    calibrate  what each label draws is held against what was measured of it: free
+    fit        the latent is given a meaning on texts that the automaton itself draws: free, any number of steps
 
-Private texts are read for the noisy ELBO and by DP-SGD alone, both booked. A latent that is not needed collapses, and on texts
-a good decoder never needs it: so the fit holds the rate at :data:`FREE_NATS` a text (free bits, Kingma et al. 2016), and the
-report says what the latent carries.
+Private texts are read for the noisy ELBO alone, which is booked. A latent that is not needed collapses, and
+on texts a good decoder never needs it: so the fit holds the rate at :data:`FREE_NATS` a text (free bits, Kingma et al.
+2016), and the report says what the latent carries.
 """
 
 from __future__ import annotations
@@ -20,12 +19,14 @@ import torch
 from torch import Tensor
 
 from dpvae.models.elbo import kl_to_standard_normal
-from dpvae.models.text import Known, TextVAE
+from dpvae.models.text import RARE, Known, TextVAE
 from dpvae.rng import seed_of
+from dpvae.train.ngrams import Released
 
 FREE_NATS = 2.0  # a text's rate below which nothing is gained by lowering it
 BATCH, POOL = 256, 16_384
 LEARNING_RATE = 3e-3
+CALIBRATIONS, STEP = 6, 0.7
 Listener = Callable[[int, int], None]
 
 
@@ -38,7 +39,8 @@ class Coded:
 
 
 def fit(vae: TextVAE, *, steps: int, seed: int, listen: Listener) -> None:
-    """Give the latent a meaning: ELBO on the automaton's own texts, with a floor under the rate. Reads nothing private."""
+    """Give the latent a meaning: ELBO on the automaton's own texts, with a floor under the rate. Reads nothing
+    private."""
     if not steps:
         return
     generator = torch.Generator().manual_seed(seed_of(seed, "text", "fit"))
@@ -66,9 +68,33 @@ def fit(vae: TextVAE, *, steps: int, seed: int, listen: Listener) -> None:
             listen(step + 1, steps)
 
 
-def draw_labels(vae: TextVAE, count: int, generator: torch.Generator) -> Tensor:
-    """Labels by their noisy shares, (count,)."""
-    return torch.multinomial(vae.labels.float(), count, replacement=True, generator=generator)
+@torch.no_grad()
+def calibrate(vae: TextVAE, shares: np.ndarray, *, seed: int, rounds: int = CALIBRATIONS) -> None:
+    """Let each label's tokens come out as often as they were measured, (L, A): what the automaton draws is counted, and
+    the label's tilt is moved by the logarithm of what is missing. Post-processing."""
+    target_LA = torch.tensor(shares, dtype=torch.float32)
+    target_LA[:, :RARE + 1] = 0.0  # rare words stay as the sequences have them
+    target_LA /= target_LA.sum(1, keepdim=True).clamp_min(1e-9)
+    for number in range(rounds):
+        generator = torch.Generator().manual_seed(seed_of(seed, "text", "calibrate", number))
+        labels = draw_labels(vae, POOL, generator)
+        tokens = vae.sample(labels, generator=generator, use_network=False)
+        drawn_LA = torch.zeros_like(target_LA)
+        drawn_LA.index_put_((labels[:, None].expand_as(tokens), tokens), torch.ones(()), accumulate=True)
+        drawn_LA[:, :RARE + 1] = 0.0
+        wanted_LA = target_LA * drawn_LA.sum(1, keepdim=True)
+        moved = ((wanted_LA + 5.0) / (drawn_LA + 5.0)).log() * STEP
+        moved[:, :RARE + 1] = 0.0
+        vae.tilt.copy_((vae.tilt.float() + moved).clamp(-10, 10))
+        vae.prepare()
+
+
+def draw_labels(vae: TextVAE, count: int, generator: torch.Generator, *, among: Tensor | None = None) -> Tensor:
+    """Labels by their noisy shares, (count,); only those ``among``, where these are given."""
+    shares = vae.labels.float()
+    if among is not None:
+        shares = torch.zeros_like(shares).index_copy(0, among, shares[among].clamp_min(1e-6))
+    return torch.multinomial(shares, count, replacement=True, generator=generator)
 
 
 def trimmed(tokens_BT: Tensor) -> Tensor:
@@ -89,7 +115,7 @@ def elbos(vae: TextVAE, coded: Coded, *, generator: torch.Generator) -> np.ndarr
     return found
 
 
-def known_of(released: Any, grammar: Any, marks: np.ndarray) -> Known:
+def known_of(released: Released, grammar: Any, marks: np.ndarray) -> Known:
     """Released statistics as the tensors of a model."""
     rows = torch.tensor(released.rows, dtype=torch.float16)
     shares = torch.tensor(released.label_counts / released.label_counts.sum(), dtype=torch.float32)
@@ -104,19 +130,35 @@ def known_of(released: Any, grammar: Any, marks: np.ndarray) -> Known:
 def diagnose(vae: TextVAE, *, seed: int, count: int = 2048) -> dict[str, float]:
     """Did the latent learn anything? From the model's own texts, so free: see :mod:`dpvae.evaluate.collapse`.
 
-    ``independent_elbo`` is the log-likelihood under the automaton alone, which knows no latent.
+    ``reconstruction`` is the mean of log p(text | latent), ``unconditional`` that of the automaton, which knows none.
     """
     generator = torch.Generator().manual_seed(seed_of(seed, "report"))
     labels = draw_labels(vae, count, generator)
     tokens = vae.sample(labels, generator=generator)
-    rates, alone, means = [], [], []
+    rates, alone, told, means = [], [], [], []
     for part in torch.arange(count).split(512):
         x, label = trimmed(tokens[part]), labels[part]
         mean_BZ, log_std_BZ = vae.encoder(x, label)
-        base_BTA, _, _ = vae.base(x, label)
+        base_BTA, before_BT, left_BT = vae.base(x, label)
+        z_BZ = mean_BZ + log_std_BZ.exp() * torch.randn(mean_BZ.shape, generator=generator)
+        told.append(vae.log_prob(vae.network, base_BTA, before_BT, left_BT, x, z_BZ, label))
         log_BT = base_BTA.log_softmax(-1).gather(-1, x[..., None])[..., 0] * (x != 0)
         rates.append(kl_to_standard_normal(mean_BZ, log_std_BZ))
-        alone.append(log_BT.sum(1) + vae.outside(x, label))
+        alone.append(log_BT.sum(1))
         means.append(mean_BZ)
-    return {"independent_elbo": float(torch.cat(alone).mean()), "rate": float(torch.cat(rates).mean()),
-            "active_units": int((torch.cat(means).var(0) > 0.01).sum()), "latent_dim": vae.shape["latent_dim"]}
+    return {"rate": float(torch.cat(rates).mean()), "active_units": int((torch.cat(means).var(0) > 0.01).sum()),
+            "latent_dim": vae.shape["latent_dim"], "reconstruction": float(torch.cat(told).mean()),
+            "unconditional": float(torch.cat(alone).mean())}
+
+
+def independent_elbo(released: Released) -> float:
+    """Nats of a text whose tokens are drawn one by one from its label's noisy shares: minus the entropies of label,
+    length and tokens. What their order tells is above that."""
+    about = released.label_counts / released.label_counts.sum()
+    length = released.lengths @ np.arange(released.lengths.shape[1])
+    by_label = _entropy(released.lengths) + length * _entropy(released.shares)
+    return -float(_entropy(about[None])[0] + about @ by_label)
+
+
+def _entropy(shares: np.ndarray) -> np.ndarray:
+    return np.asarray(-(shares * np.log(np.maximum(shares, 1e-300))).sum(-1))
