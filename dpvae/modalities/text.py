@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dpvae.config import DataConfig, TrainConfig
 from dpvae.data import text as reader
@@ -26,6 +28,7 @@ from dpvae.privacy.plan import SURVEY_WHAT, Plan, PublicFacts, check_delta, make
 from dpvae.privacy.silence import secrets_of
 from dpvae.privacy.text_plan import NATS_PER_BYTE, TextRule
 
+HASHED = 64  # groups of letter triples in which an attacker compares texts
 CAP = 256  # bytes
 ROOM = 32  # bytes: a text of at most that many is spelled, not told in words
 
@@ -286,13 +289,44 @@ def made_up(public: Path, rows: int, *, seed: int) -> dict[str, list[str]]:
     return columns
 
 
-def troublemakers(source: Mapping[str, list[str]]) -> dict[str, dict[str, str]]:
-    """Records that a careless program trips over: the first of ``source``, with another text."""
-    first = {name: values[0] for name, values in source.items()}
-    text = next(iter(source))
+def troublemakers(records: Mapping[str, Any], public: Path | None = None) -> dict[str, dict[str, Any]]:
+    """The first record with a text that a careless program trips over; what ``public`` declares allows any text."""
+    first = {name: values[0] for name, values in records.items()}
+    text = next(iter(records))
     unusual = {"a unique record": "Ushuaia \U0001f9ed", "an empty record": "", "a huge record": "zq " * 5000,
                "a right-to-left record": "\u05e9\u05dc\u05d5\u05dd e\u0301\x00", "a duplicate": first[text]}
     return {name: {**first, text: value} for name, value in unusual.items()}
+
+
+def told(public: Path, records: Mapping[str, Any]) -> NDArray[np.int64]:
+    """Texts as an attacker compares them, (n, HASHED + 2): which of :data:`HASHED` groups of three letters they hold,
+    their length in steps of a factor two, and their label."""
+    from dpvae.release.texts import TextModel
+
+    model = TextModel.load(public)
+    rows = np.zeros((len(records[model.text]), HASHED + 2), dtype=np.int64)
+    for row, text in zip(rows, records[model.text], strict=True):
+        told = text.encode("utf-8", "replace")
+        for start in range(max(len(told) - 2, 0)):
+            row[zlib.crc32(told[start:start + 3]) % HASHED] = 1
+        row[HASHED] = len(told).bit_length()
+    if model.label:
+        rows[:, -1] = model.label_numbers(records[model.label]).numpy()
+    return rows
+
+
+def log_prob(public: Path, records: Mapping[str, Any]) -> NDArray[np.float64]:
+    """The ELBO of texts under the released model, (n,) nats."""
+    import torch
+
+    from dpvae.release.texts import TextModel
+    from dpvae.train.texts import Coded, elbos
+
+    model = TextModel.load(public)
+    labels = model.label_numbers(records[model.label]) if model.label else torch.zeros(
+        len(records[model.text]), dtype=torch.long)
+    return elbos(model.vae, Coded(model.code(list(records[model.text])), labels),
+                 generator=torch.Generator().manual_seed(1))
 
 
 def _source(data: DataConfig) -> Any:

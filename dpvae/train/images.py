@@ -11,6 +11,7 @@ backgrounds come out black and edges hard, where a mean is gray.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 

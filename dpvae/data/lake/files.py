@@ -332,7 +332,7 @@ def _parquet_schema(path: Path) -> pa.Schema:
 
 
 def stored(path: Path, rows: int | None = None) -> pa.Table:
-    """The (first ``rows``) rows of a Parquet file as they are stored: for columns that are no table's, as images are."""
+    """The (first ``rows``) rows of a Parquet file as stored: for columns that are no table's, as images are."""
     try:
         with pq.ParquetFile(path) as file:
             if rows is None:
