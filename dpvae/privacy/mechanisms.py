@@ -195,7 +195,7 @@ def noisy_sparse_sums(
             raise ConfigError(f"cell: expected numbers in [0, {size}), got {cell.min()} to {cell.max()}")
         weight = np.clip(np.nan_to_num(weight, nan=0.0), -1e6, 1e6)  # so that no square is infinite
         keys, entry = np.unique(record.astype(np.int64) * size + cell, return_inverse=True)
-        values = np.bincount(entry, weight, len(keys))
+        values = np.bincount(entry, weight, len(keys)).astype(np.float64)  # of nothing it counts in whole numbers
         _, owner = np.unique(keys // size, return_inverse=True)
         norms = np.sqrt(np.bincount(owner, values**2))
         values *= np.minimum(1.0, (1 - 1e-12) / np.maximum(norms, 1e-300))[owner]

@@ -252,7 +252,7 @@ class _Measuring:
         row, token = np.sort(flat) // size, np.sort(flat) % size
         contexts = np.concatenate([shorter.contexts[row][:, 1:], token[:, None]], 1)
         prior = self._rows_of(contexts[:, 4 - order:]) if len(row) else np.zeros((0, size))
-        key = np.full(len(shorter.contexts) * size, -1)
+        key = np.full(max(len(shorter.contexts), 1) * size, -1)
         key[row * size + token] = np.arange(len(row))
         self._count(name, _Level(contexts, key, prior, shorter.estimates[row, token]))
 
