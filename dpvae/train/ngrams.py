@@ -205,7 +205,7 @@ class _Measuring:
         self.number = np.full(self.vocabulary.size, RARE)
         self.number[chosen] = np.arange(2, len(self.active))
         self.number[END] = 0
-        gathered = np.zeros((self.kinds, len(self.active)))
+        gathered = np.full((self.kinds, len(self.active)), 1e-9)  # where noise hid everything: any token
         np.add.at(gathered.T, self.number, self.counts.T)
         self.by_label = gathered / np.maximum(gathered.sum(1, keepdims=True), 1e-12)
         self.overall = gathered.sum(0)
