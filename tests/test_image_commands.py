@@ -88,12 +88,12 @@ def test_a_mistake_ends_in_one_line_with_nothing_spent(arguments: list[str], say
     assert not Path("runs").exists()
 
 
-@pytest.mark.parametrize("verb", ["score", "sample", "impute"])
-def test_verbs_of_tables_say_that_a_run_is_of_images(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verbs_of_tables_say_that_a_run_is_of_images(capsys: pytest.CaptureFixture[str]) -> None:
     shown = pictures(200)
     np.savez("bars.npz", **shown)
     assert run("train", "data=images", "data.path=bars.npz", "data.rows=200", "data.labels=across|down",
                "privacy.epsilon=8", "run.name=m", *QUICK) == 0
     capsys.readouterr()
-    assert run(verb, "run=m", *([] if verb == "sample" else ["data=adult"])) == 2
-    assert "run=m: is a run on images" in capsys.readouterr().err
+    for verb, *more in (["score", "data=adult"], ["sample"], ["impute", "data=adult"], ["audit"]):
+        assert run(verb, "run=m", *more) == 2, verb
+        assert "run=m: is a run on images" in capsys.readouterr().err

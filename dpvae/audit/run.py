@@ -79,6 +79,8 @@ def audit_run(run: Path, train: Train, *, quick: bool = False) -> AuditReport:
 
 def _audited(run: Path, train: Train, quick: bool, started: float) -> AuditReport:
     source = read_run(run)
+    if (kind := source.schema.get("kind", "table")) != "table":
+        raise RunError(f"run={source.name}: is a run on {kind}; expected one on a table, as dpvae audit knows")
     config = config_of(source)
     kind = released(run / "public")
     table = kind.made_up(run / "public", ROWS // (2 if quick else 1), seed=1)

@@ -31,16 +31,15 @@ LEAST_COUNT = 2.0  # a declared class is taken to hold at least this many images
 
 def plan(config: TrainConfig) -> Plan:
     """What ``config`` would spend. Reads the size of an image; no image of an NPZ."""
-    return Public.of(config.data, _source(config.data)).plan(config)
+    return Public.of(config.data, reader.size_of(_source(config.data), config.data.label)).plan(config)
 
 
 def prepare(config: TrainConfig, source: Any = None) -> ImageTask:
     """The images of ``source`` (a path, or a mapping with images and labels) or of the file that ``config`` names."""
-    source = source if source is not None else _source(config.data)
-    images = reader.read(source, config.data.label)
-    public = Public.of(config.data, images)
+    images = reader.read(source if source is not None else _source(config.data), config.data.label)
+    public = Public.of(config.data, images.size, named=source is None)
     unknown = sorted(set(images.classes) - set(public.classes)) if public.classes else []
-    if unknown and config.data.outside == "error":
+    if unknown and config.data.outside != "missing":
         raise DataError(f"label={unknown[0]!r}: not among data.labels={'|'.join(public.classes)[:80]}; add it, or "
                         "leave such images out with data.outside=missing")
     return ImageTask(config, public.plan(config), public, images)
@@ -122,10 +121,9 @@ class Public:
     classes: tuple[str, ...]  # empty: to be measured
 
     @classmethod
-    def of(cls, data: DataConfig, source: Any) -> Public:
-        size = reader.size_of(source, data.label)
-        rows, classes = BUILTIN.get(data.builtin or "", (None, ())) if source == data.builtin or (
-            isinstance(source, ImageSet) and data.builtin and data.path is None) else (None, ())
+    def of(cls, data: DataConfig, size: tuple[int, int, int], *, named: bool = True) -> Public:
+        """What ``data`` declares of images of this size; ``named``: they are those that it names."""
+        rows, classes = BUILTIN.get(data.builtin or "", (None, ())) if named else (None, ())
         declared = tuple(data.labels.split("|")) if data.labels is not None else classes
         if data.labels is not None and (len(set(declared)) < len(declared) or not all(n.strip() for n in declared)):
             raise ConfigError(f"data.labels={data.labels!r}: expected different names, such as data.labels=cat|dog")

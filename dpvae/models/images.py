@@ -36,6 +36,7 @@ class Pixels:
     def log_prob(x_ND: Tensor, middle_ND: Tensor, log_scale_ND: Tensor) -> Tensor:
         """log p(x | z) in nats, summed over the last axis; ``x`` holds bytes / 255. The first and the last value reach
         as far as the law does, so the 256 probabilities of a pixel add up to one."""
+        middle_ND, log_scale_ND = middle_ND.to(x_ND.dtype), log_scale_ND.to(x_ND.dtype)  # no law of half precision
         inverse_ND = (-log_scale_ND).exp()
         above_ND = (x_ND + 0.5 / 255 - middle_ND) * inverse_ND
         below_ND = (x_ND - 0.5 / 255 - middle_ND) * inverse_ND
@@ -129,15 +130,16 @@ class ImageVAE(nn.Module):
     def draw_labels(self, count: int, *, generator: torch.Generator) -> Tensor:
         """Classes by their noisy shares, (count,), in random order; each count is within one of its share."""
         edges = self.log_labels.double().exp().cumsum(0)
-        start = torch.rand(1, generator=generator, dtype=torch.float64)
-        ticks = (torch.arange(count, dtype=torch.float64) + start) / count * edges[-1]
+        device = generator.device
+        start = torch.rand(1, generator=generator, dtype=torch.float64, device=device)
+        ticks = (torch.arange(count, dtype=torch.float64, device=device) + start) / count * edges[-1]
         label_N = torch.searchsorted(edges, ticks).clamp_max(len(edges) - 1)
-        return label_N[torch.randperm(count, generator=generator)]
+        return label_N[torch.randperm(count, generator=generator, device=device)]
 
     def draw_latents(self, label_N: Tensor, *, generator: torch.Generator) -> Tensor:
         """z | y, (N, Z)."""
         cluster_N = torch.multinomial(self.log_weights.exp()[label_N], 1, generator=generator)[:, 0]
-        noise_NZ = torch.randn(len(label_N), self.basis.shape[0], generator=generator)
+        noise_NZ = torch.randn(len(label_N), self.basis.shape[0], generator=generator, device=generator.device)
         return self.centres[label_N, cluster_N] + (self.factors[label_N] @ noise_NZ[..., None])[..., 0]
 
     def log_prior(self, z_NZ: Tensor, label_N: Tensor) -> Tensor:

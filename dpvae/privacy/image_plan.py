@@ -25,7 +25,7 @@ LABEL_SHARE = 0.01  # of the budget, for the counts of the classes
 WEIGHTS = {"second-moment": 0.42, **{f"cluster-{i + 1}": 0.38 / ROUNDS for i in range(ROUNDS)}, "spread": 0.20}
 MOMENTS = 0.70  # of the budget, of trainer=anchored; the rest is DP-SGD's
 USUAL = 60_000  # rows at epsilon 1, for which the shares were measured
-FEWEST = 0.1  # of these: with fewer rows DP-SGD is noise, and the moments take all
+FEWEST = 0.04  # of these: with fewer rows DP-SGD is noise, and the moments take all
 BATCH, STEPS = 512, 120
 RELEASES = 3  # of the noisy ELBO, which looks at every image
 LARGEST_RATE = 0.25
