@@ -153,7 +153,8 @@ def release(config: ReleaseConfig | str | Path, model: Any = None, *, rows: int 
             publish.into_database(run, str(to), rows=count, seed=seed, **how)
         return str(to)
     writer = made.writer(run / "public", count, seed=seed, **how)
-    folder = write_release(run, writer, rows=count, to=Path(to), seed=seed)
+    also = isinstance(config, ReleaseConfig) and config.with_model
+    folder = write_release(run, writer, rows=count, to=Path(to), seed=seed, model=also)
     if isinstance(config, ReleaseConfig) and config.registry.curator is not None:
         about = config.registry
         schemas.export(folder, folder.with_name(f"{folder.name}.registry.json"), schemas.Deployment(
@@ -179,7 +180,10 @@ def audit(config: AuditConfig | str | Path, *, quick: bool = False) -> Any:
 
     if not isinstance(config, AuditConfig):
         config = AuditConfig(run=str(config), quick=quick)
-    return audit_run(find_run(config.run, config.root).path, train, quick=config.quick)
+    run = find_run(config.run, config.root).path
+    found = audit_run(run, train, quick=config.quick)
+    report_run(run)  # with the audit's verdict under the claim
+    return found
 
 
 def self_test(tell: Callable[[str], Any] = lambda line: None) -> list[Any]:
@@ -305,7 +309,7 @@ def _publish(config: TrainConfig, planned: Plan, run: Any, ledger: Ledger, resul
     rows = max(round(result.rows), 1)
     write_json(run.public / "claim.json", {
         "epsilon_target": config.privacy.epsilon, "delta": planned.delta, "neighbouring": planned.neighbouring,
-        "unit": "row", "n_ref": rows, "n_ref_source": "declared" if config.data.rows else "measured",
+        "unit": "row", "n_ref": rows, "n_ref_source": "declared" if planned.facts.rows else "measured",
         "private": config.privacy.secret_seed is None and config.privacy.noise,
         "divisor": planned.sgd.sampling_rate * rows if planned.sgd else None,
         "noise": "; ".join(f"{name}: {text}" for name, text in drawn.items()), "replay": REPLAY, "dataset": dataset,

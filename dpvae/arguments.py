@@ -26,14 +26,18 @@ import typing
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
-from dpvae.checks import did_you_mean
+from dpvae.checks import did_you_mean, one_of
 from dpvae.config import (
     LONGEST_NAME,
     AuditConfig,
+    CompareConfig,
+    DoctorConfig,
     EvaluateConfig,
     ImputeConfig,
+    InitConfig,
     LakeConfig,
     LedgerVerbConfig,
+    PageConfig,
     ReleaseConfig,
     SampleConfig,
     ScoreConfig,
@@ -43,12 +47,15 @@ from dpvae.config import (
 from dpvae.errors import ConfigError
 
 Config = (TrainConfig | ReleaseConfig | VerifyConfig | AuditConfig | LedgerVerbConfig | EvaluateConfig | ScoreConfig
-          | SampleConfig | ImputeConfig | LakeConfig)
+          | SampleConfig | ImputeConfig | PageConfig | CompareConfig | DoctorConfig | InitConfig
+          | LakeConfig)
 
 _OVERRIDE = re.compile(r"(?P<sign>\+{0,2})(?P<key>[A-Za-z_][^=\s]*)=(?P<value>.*)", re.DOTALL)
 _TABLES = (".csv", ".parquet", ".pq")
 _FUNCTION = re.compile(r"(choice|range|interval|glob|sort|shuffle|tag)\s*\(.*\)\s*", re.DOTALL)
 _PLAIN = re.compile(r"[^A-Za-z0-9._=+,-]")
+
+_COUNTS = ("no", "one", "two")
 
 Choices = tuple[str, ...]
 _ANY: Choices = ("...",)
@@ -61,8 +68,10 @@ FLAGS: dict[str, Choices] = {  # Hydra's own flags, and the values one takes
 }
 
 
-def split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+def split_flags(arguments: Sequence[str], *, also: Iterable[str] = ()) -> tuple[list[str], list[str]]:
     """Hydra's flags (as ``--flag=value``) and the rest, in any order; an unknown flag is refused.
+
+    ``also`` are flags of the verb, taken off before and named in hints.
 
     >>> split_flags(["a=1", "--cfg", "job", "b=2", "-m"])
     (['--cfg=job', '-m'], ['a=1', 'b=2'])
@@ -77,7 +86,7 @@ def split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
             continue
         name, equals, value = argument.partition("=")
         if name not in FLAGS:
-            raise ConfigError(f"{argument}: no such flag{did_you_mean(name, FLAGS) or '; try --help'}")
+            raise ConfigError(f"{argument}: no such flag{did_you_mean(name, [*FLAGS, *also]) or '; try --help'}")
         if FLAGS[name] and not equals:
             value = queue.pop(0) if queue else ""
         if value not in FLAGS[name] and (FLAGS[name] is not _ANY or not value) and (FLAGS[name] or equals):
@@ -190,23 +199,61 @@ def rewrite(arguments: Iterable[str], cls: type[Config], *, groups: Collection[s
     return overrides
 
 
-def folder_first(arguments: Sequence[str]) -> list[str]:
-    """``verify FOLDER`` as ``verify folder=FOLDER``; a folder's name may hold an equal sign.
+def unnamed(arguments: Sequence[str], cls: type[Config], keys: Sequence[str], verb: str) -> list[str]:
+    """Values that stand without their key: ``verify FOLDER`` as ``verify folder=FOLDER``, ``compare A B``.
 
-    >>> folder_first(["out/eps=1", "format=json"])
+    A folder's name may hold an equal sign.
+
+    >>> unnamed(["out/eps=1", "format=json"], VerifyConfig, ("folder",), "verify")
     ['folder=out/eps=1', 'format=json']
     """
-    known = keys_of(VerifyConfig)
+    known, waiting = keys_of(cls), list(keys)
 
-    def is_folder(argument: str) -> bool:
+    def bare(argument: str) -> bool:
         key, equals, _ = argument.partition("=")
-        typed_key = argument.startswith(("+", "hydra.", "hydra/")) or key in known
+        typed_key = argument.startswith(("+", "hydra.", "hydra/")) or (bool(equals) and key in known)
         return not typed_key and (not equals or "/" in key or os.path.exists(argument))
 
-    folders = [argument for argument in arguments if is_folder(argument)]
-    if len(folders) > 1:
-        raise ConfigError(f"{folders[1]}: expected one folder, after {folders[0]}; verify them one by one")
-    return [f"folder={argument}" if argument in folders else argument for argument in arguments]
+    if not keys:
+        return list(arguments)
+    found, before = [], ""
+    for argument in arguments:
+        if not bare(argument):
+            found.append(argument)
+        elif waiting:
+            found.append(f"{waiting.pop(0)}={argument}")
+            before = argument
+        else:
+            each = f"; {verb} them one by one" if len(keys) == 1 else ""
+            raise ConfigError(f"{argument}: expected {_COUNTS[len(keys)]} {keys[0] if len(keys) == 1 else 'names'}, "
+                              f"after {before}{each}")
+    return found
+
+
+def output_of(arguments: Sequence[str], cls: type[Config]) -> tuple[list[str], str]:
+    """``output=text|json|quiet`` taken off: it says how an answer is printed, and is no knob of a verb.
+
+    >>> output_of(["run=first", "output=json"], ReleaseConfig)
+    (['run=first'], 'json')
+    >>> output_of(["output=quiet"], TrainConfig)
+    (['report.progress=quiet'], 'quiet')
+    """
+    if "output" in keys_of(cls):
+        return list(arguments), "text"
+    rest = [word for word in arguments if not word.startswith("output=")]
+    styles = [word.removeprefix("output=") for word in arguments if word.startswith("output=")]
+    style = styles[-1] if styles else "text"
+    one_of(("text", "json", "quiet"), output=style)
+    if style != "text" and cls is TrainConfig and not any(word.startswith("report") for word in rest):
+        rest.append(f"report.progress={style}")
+    if style == "json" and _prints_json(cls) and not any(word.startswith("format=") for word in rest):
+        return [*rest, "format=json"], "text"
+    return rest, style
+
+
+def _prints_json(cls: type[Config]) -> bool:
+    """Whether a verb's own ``format`` knob is about its answer, text or JSON."""
+    return any(field.name == "format" and field.default == "text" for field in dataclasses.fields(cls))
 
 
 def action_first(arguments: Sequence[str]) -> list[str]:

@@ -24,142 +24,19 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import dpvae
 from dpvae import arguments as typed
 from dpvae.checks import did_you_mean
-from dpvae.config import (
-    AuditConfig,
-    EvaluateConfig,
-    ImputeConfig,
-    LakeConfig,
-    LedgerVerbConfig,
-    ReleaseConfig,
-    SampleConfig,
-    ScoreConfig,
-    TrainConfig,
-    VerifyConfig,
-    build,
-)
-from dpvae.errors import ConfigError, ReleaseError
+from dpvae.config import ImputeConfig, LakeConfig, LedgerVerbConfig, SampleConfig, ScoreConfig, TrainConfig, build
+from dpvae.errors import ConfigError
 from dpvae.explain import MISTAKE, explain
+from dpvae.verbs import VERBS, Answer, Verb, usage
 
-DOES_NOT_HOLD, INTERRUPTED, NO_READER = 1, 130, 141
-
-
-def _plan(config: TrainConfig) -> int:
-    print(importlib.import_module("dpvae.api").plan(config))
-    return 0
-
-
-def _train(config: TrainConfig) -> int:
-    print(importlib.import_module("dpvae.api").train(config))
-    return 0
-
-
-def _release(config: ReleaseConfig) -> int:
-    place = importlib.import_module("dpvae.api").release(config)
-    checked = isinstance(place, Path) or str(place).startswith(("iceberg:", "delta:"))
-    print(f"released {place}" + (f"; check it with: dpvae verify {place}" if checked else ""))
-    return 0
-
-
-def _verify(config: VerifyConfig) -> int:
-    from dpvae.data.place import LAKES, scheme_of
-
-    table = scheme_of(config.folder) in LAKES
-    if not table and not Path(config.folder).is_dir():  # a slip of the fingers is no verdict on a release
-        raise ReleaseError(f"folder={config.folder}: no such folder; expected one that dpvae release wrote")
-    key = {} if config.key is None else {"key": Path(config.key)}
-    if config.key is not None and not Path(config.key).is_file():
-        raise ReleaseError(f"key={config.key}: no such file; expected the issuer's public key in PEM")
-    module, name = ("published", "verify_table") if table else ("verify", "verify")
-    verdict = getattr(importlib.import_module(f"dpvae.audit.{module}"), name)(config.folder, **key)
-    print(json.dumps(verdict.to_dict(), indent=2) if config.format == "json" else verdict)
-    return 0 if verdict.ok else DOES_NOT_HOLD
-
-
-def _lake(config: LakeConfig) -> int:
-    print(importlib.import_module("dpvae.data.lake.verb").act(config))
-    return 0
-
-
-def _evaluate(config: EvaluateConfig) -> int:
-    for name in ("real", "synth"):
-        if not getattr(config, name):
-            raise ConfigError(f"{name}: expected a table; try dpvae evaluate real=TRAIN.csv test=TEST.csv "
-                              "synth=release/first target=COLUMN")
-    found = importlib.import_module("dpvae.evaluate.judge").evaluate(config)
-    print(json.dumps(found.to_dict(), indent=1) if config.format == "json" else found)
-    return 0
-
-
-def _audit(config: AuditConfig) -> int:
-    if config.self_test:
-        return DOES_NOT_HOLD if importlib.import_module("dpvae.api").self_test(print) else 0
-    report = importlib.import_module("dpvae.api").audit(config)
-    print(report)
-    return 0 if report.passed else DOES_NOT_HOLD
-
-
-def _ledger(config: LedgerVerbConfig) -> int:
-    print(importlib.import_module("dpvae.privacy.ledger_view").act(config))
-    return 0
-
-
-def _use(name: str) -> Callable[[Any], int]:
-    def run(config: ScoreConfig | SampleConfig | ImputeConfig) -> int:
-        print(getattr(importlib.import_module("dpvae.release.verbs"), name)(config))
-        return 0
-
-    return run
-
-
-@dataclass(frozen=True)
-class Verb:
-    """One word of the command line; its knobs are ``conf/<word>.yaml``."""
-
-    says: str
-    config: type[typed.Config]
-    run: Callable[[Any], int]
-    stopped: str = "nothing was finished; run the same command again"
-    memory: str = "close other programs, or take a larger machine"
-
-
-VERBS = {
-    "plan": Verb("what a budget buys; opens no data, spends nothing", TrainConfig, _plan),
-    "train": Verb("train a private model on a table", TrainConfig, _train,
-                  "run the same command again and it goes on from its last checkpoint; nothing is counted twice",
-                  "try a smaller performance.microbatch"),
-    "release": Verb("write a synthetic table with its certificate", ReleaseConfig, _release,
-                    memory="release fewer rows at a time"),
-    "verify": Verb("check a release folder: digests, events, epsilon", VerifyConfig, _verify),
-    "audit": Verb("is the claim of a run true? twins, planted records, attacks", AuditConfig, _audit),
-    "evaluate": Verb("judge a synthetic table by the real rows; the result is sealed", EvaluateConfig, _evaluate),
-    "score": Verb("how strange each row of a table is, and which cells make it so", ScoreConfig, _use("score")),
-    "sample": Verb("synthetic rows: any number, given.COLUMN=VALUE, another balance, SQL", SampleConfig,
-                   _use("sample"), memory="draw fewer rows at a time"),
-    "impute": Verb("fill a table's missing cells, several times", ImputeConfig, _use("impute")),
-    "lake": Verb("init WAREHOUSE | copy TABLE to=TABLE | show TABLE: tables in a lakehouse", LakeConfig, _lake),
-    "ledger": Verb("show | check | cap DATASET | export FILE: the book of what was spent", LedgerVerbConfig, _ledger),
-}
-
-
-def usage() -> str:
-    """The text of ``dpvae --help``."""
-    lines = [f"  {word:9}{verb.says}" for word, verb in VERBS.items()]
-    return "\n".join([
-        "dpvae: variational autoencoders under differential privacy, with a proof of what they spent", "",
-        "usage: dpvae VERB [key=value ...]", "", *lines, "",
-        "dpvae VERB --help      every knob of a verb, with its default",
-        "dpvae VERB --cfg job   the configuration a command would run with",
-        "dpvae train -m privacy.epsilon=1,3,10   one run for each value, all booked on one ledger",
-        'eval "$(dpvae -sc install=bash)"        completion of verbs and knobs', "",
-        "first steps: dpvae plan; dpvae train; dpvae release run=latest to=release/first; dpvae verify release/first",
-    ])
+INTERRUPTED, NO_READER = 130, 141
+Run = Callable[[Any], Answer]
 
 
 def conf_dir() -> Path:
@@ -338,8 +215,8 @@ def _seen_by_hydra(command: list[str]) -> Iterator[None]:
             os.environ["HYDRA_FULL_ERROR"] = before
 
 
-def _hand_over(word: str, overrides: list[str], flags: list[str]) -> int:
-    """Let Hydra compose ``conf/WORD.yaml`` and run the verb, once or once per job of a sweep."""
+def _hand_over(word: str, overrides: list[str], flags: list[str], run: Run, output: str = "text") -> int:
+    """Let Hydra compose ``conf/WORD.yaml`` and ``run`` it, once or once per job of a sweep."""
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
@@ -350,10 +227,10 @@ def _hand_over(word: str, overrides: list[str], flags: list[str]) -> int:
     def task(composed: DictConfig) -> float | None:
         try:
             if HydraConfig.get().mode != RunMode.MULTIRUN:
-                codes.append(verb.run(build(verb.config, _plain(composed))))
+                codes.append(_tell(run(build(verb.config, _plain(composed))), output))
                 return None
             config = _begin_job(word, _plain(composed), overrides)
-            codes.append(verb.run(config))
+            codes.append(_tell(run(config), output))
             chosen = _names_file(HydraConfig.get().sweep.dir).is_file()
             return float(importlib.import_module("dpvae.sweep").score(config)) if chosen else 0.0
         except Exception as error:
@@ -370,23 +247,36 @@ def _hand_over(word: str, overrides: list[str], flags: list[str]) -> int:
     return max(codes)
 
 
+def _tell(answer: Answer, output: str) -> int:
+    """Print what a verb found, and give its exit code."""
+    if output != "quiet":
+        print(answer.line() if output == "json" else answer.text())
+    return answer.code
+
+
 def _compose(word: str, arguments: Sequence[str]) -> int:
     """One verb with what was typed after it."""
-    verb = VERBS[word]
-    flags, words = typed.split_flags(arguments)
+    verb, run = VERBS[word], VERBS[word].run
+    for flag in [flag for flag in verb.flags if flag in arguments]:
+        arguments, run = [argument for argument in arguments if argument != flag], verb.flags[flag]
+    flags, words = typed.split_flags(arguments, also=verb.flags)
     if {"-sc", "--shell-completion"} & set(flags):
-        return _hand_over(word, words, flags)
+        return _hand_over(word, words, flags, run)
+    if {"--help", "-h"} & set(flags) and not words:
+        print(importlib.import_module("dpvae.manual").page(word, verb, conf_dir(), groups_of(verb)))
+        return 0
+    words, output = typed.output_of(words, verb.config)
     sweep = bool({"-m", "--multirun"} & set(flags)) or "hydra.mode=MULTIRUN" in words
-    words = typed.folder_first(words) if verb.config is VerifyConfig else words
+    words = typed.unnamed(words, verb.config, verb.positional, word)
     words = typed.table_named(words) if verb.config in (ScoreConfig, ImputeConfig) else words
     words = typed.given_gathered(words) if verb.config is SampleConfig else words
     words = typed.action_first(words) if verb.config is LedgerVerbConfig else words
     words = typed.lake_first(words) if verb.config is LakeConfig else words
     overrides = typed.rewrite(words, verb.config, groups=groups_of(verb), sweep=sweep)
     if not sweep or any(text.lstrip("+").startswith("hydra.sweep.dir=") for text in overrides):
-        return _hand_over(word, overrides, flags)
+        return _hand_over(word, overrides, flags, run, output)
     with tempfile.TemporaryDirectory() as scratch:  # Hydra's sweeper insists on writing a file of its own
-        return _hand_over(word, [*overrides, f"hydra.sweep.dir={typed.quote(scratch)}"], flags)
+        return _hand_over(word, [*overrides, f"hydra.sweep.dir={typed.quote(scratch)}"], flags, run, output)
 
 
 def _complete(arguments: Sequence[str]) -> int:

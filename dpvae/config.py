@@ -26,7 +26,9 @@ from dpvae.errors import ConfigError
 
 T = TypeVar("T")
 
-DATA_KINDS = ("table",)
+DATA_KINDS = ("table", "images", "text")
+TOKENS = ("auto", "bytes", "words")
+OVERLONG = ("cut", "refuse")
 OUTSIDE = ("error", "clip", "missing")
 TRAINERS = ("anchored", "decoder_only", "joint", "density")
 NEIGHBOURS = ("add_remove", "replace_one")
@@ -37,6 +39,7 @@ ENGINES = ("local", "ray", "spark")
 MAX_EPSILON = 20.0
 PRICEABLE = (1e-3, 100.0)  # epsilons that the accountants resolve to half a percent
 MAX_ROWS = 10**10  # a delta below 1/rows must stay above the accountants' resolution
+LONGEST_TEXT = 4096  # bytes: a model of short texts
 LONGEST_NAME = 120  # of a run folder
 
 
@@ -73,10 +76,29 @@ class DataConfig:
     rows: int | None = None  # public row count; None: measured with noise and charged
     schema: str | None = None  # YAML of public columns, bounds, categories; None: surveyed and charged
     outside: str = "error"  # a value outside its *declared* domain: error | clip | missing
+    text: str | None = None  # texts: their column; None: the one called text, or the only one
+    label: str | None = None  # the column that says what an image shows (None: label) or what a text is about
+    labels: str | None = None  # its public values, a|b|c; None: measured above a threshold and charged
+    unit: str | None = None  # a column that names a person: the guarantee is then a person's
+    per_unit: int = 8  # texts of one person that take part
+    cap: int | None = None  # bytes of the longest text; None: 256 (16 for the built-in names)
+    overlong: str = "cut"  # a text above the cap: cut | refuse
+    tokens: str = "auto"  # bytes | words of a public list; auto: words where the cap leaves room for some
+    public: str | None = None  # a file of public text, a line each: what is known of the language beforehand
 
     def __post_init__(self) -> None:
         checks.one_of(DATA_KINDS, **{"data.kind": self.kind})
+        if self.kind == "images" and self.path:
+            object.__setattr__(self, "builtin", None)  # conf/data/images.yaml names one for want of a path
         checks.one_of(OUTSIDE, **{"data.outside": self.outside})
+        checks.one_of(TOKENS, **{"data.tokens": self.tokens})
+        checks.one_of(OVERLONG, **{"data.overlong": self.overlong})
+        checks.whole(1, **{"data.per_unit": self.per_unit})
+        if self.cap is not None:
+            checks.whole(1, **{"data.cap": self.cap})
+            _at_most(LONGEST_TEXT, **{"data.cap": self.cap})
+        if self.kind == "text" and self.path:
+            object.__setattr__(self, "builtin", None)  # conf/data/text.yaml names one for want of a path
         if self.rows is not None:
             checks.whole(2, **{"data.rows": self.rows})
             _at_most(MAX_ROWS, **{"data.rows": self.rows})
@@ -115,7 +137,7 @@ class TrainerConfig:
     sampling_rate: float | None = None  # DP-SGD: chance that a record is in a batch
     steps: int | None = None
     clip_norm: float = 1.0
-    latent_samples: int = 4  # averaged inside a record before the clip
+    latent_samples: int | None = None  # averaged inside a record before the clip; None: the plan's public rule
     learning_rate: float = 1e-2
     sleep_steps: int = 400  # free: the encoder learns from the decoder's own rows
 
@@ -130,15 +152,14 @@ class TrainerConfig:
             checks.share(**{"trainer.survey_share": self.survey_share})
         if self.sampling_rate is not None:
             checks.fraction(**{"trainer.sampling_rate": self.sampling_rate})
-        for name in ("steps", "fit_steps"):
+        for name in ("steps", "fit_steps", "latent_samples"):
             if getattr(self, name) is not None:
                 checks.whole(1, **{f"trainer.{name}": getattr(self, name)})
         checks.fraction(**{"trainer.metric_share": self.metric_share})
         checks.positive(**{"trainer.clip_norm": self.clip_norm, "trainer.learning_rate": self.learning_rate})
         _at_most(1e3, **{"trainer.clip_norm": self.clip_norm})
         _at_most(1.0, **{"trainer.learning_rate": self.learning_rate})
-        checks.whole(1, **{"trainer.metric_releases": self.metric_releases,
-                           "trainer.latent_samples": self.latent_samples, "trainer.sleep_steps": self.sleep_steps})
+        checks.whole(1, **{"trainer.metric_releases": self.metric_releases, "trainer.sleep_steps": self.sleep_steps})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,6 +265,7 @@ class SweepConfig:
     private: bool = False  # release the best job alone, priced as a private selection (dpvae/selection.py)
     runs: float | None = None  # mean of the secret number of runs; None: as many as there are settings
     shape: float = 0.0  # of its law: 0 the logarithmic (the cheapest), 1 the geometric
+    public: str | None = None  # plan --sweep: a public table to try budgets on, in the place of made-up rows
 
     def __post_init__(self) -> None:
         if self.runs is not None:
@@ -299,6 +321,7 @@ class ReleaseConfig:
     root: str = "runs"
     engine: str = "local"
     workers: int | None = None  # that draw at once; never what is drawn. None: one for each processor
+    with_model: bool = False  # also model/: the model in the Hugging Face layout, with its card
     registry: RegistryConfig = field(default_factory=RegistryConfig)
 
     def __post_init__(self) -> None:
@@ -472,6 +495,62 @@ class ImputeConfig:
         checks.one_of(OUTSIDE, outside=self.outside)
 
 
+@dataclass(frozen=True, kw_only=True)
+class PageConfig:
+    """``dpvae report``: a run's page, made anew from what the run released."""
+
+    run: str = "latest"
+    to: str | None = None  # a new folder for a copy to pass on; None: only the run's own public/ folder
+    root: str = "runs"
+
+    def __post_init__(self) -> None:
+        if self.to == "":
+            raise ConfigError("to='': expected a new folder, such as to=report/first, or nothing at all")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """``dpvae compare A B``: two runs, two releases, or one of each."""
+
+    a: str = ""
+    b: str = ""
+    to: str | None = None  # an HTML page; None: it is only printed
+    format: str = "text"
+    root: str = "runs"
+
+    def __post_init__(self) -> None:
+        checks.one_of(("text", "json"), format=self.format)
+        if self.to is not None and not self.to.endswith(".html"):
+            raise ConfigError(f"to={self.to}: expected the name of a page, such as to=compare.html")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorConfig:
+    """``dpvae doctor``: what is installed, and what this machine can do."""
+
+    root: str = "runs"  # where run folders and the ledger are, or would be
+    ledger_url: str | None = None  # a ledger elsewhere
+    format: str = "text"
+
+    def __post_init__(self) -> None:
+        checks.one_of(("text", "json"), format=self.format)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitConfig:
+    """``dpvae init TABLE``: the draft of a schema, from the header and the types that the file declares."""
+
+    table: str = ""
+    to: str | None = None  # None: the table's name with .yaml
+    target: str | None = None  # a column to be predicted
+    rows: int | None = None  # a public number of rows, for the next command
+    survey: bool = False  # refused, with the reason: what is measured is charged, and train does it
+
+    def __post_init__(self) -> None:
+        if self.rows is not None:
+            checks.whole(2, rows=self.rows)
+
+
 def _plain(kind: Any) -> type:
     """``float`` for ``float | None``; the class itself otherwise."""
     options = [k for k in typing.get_args(kind) if k is not types.NoneType]
@@ -510,4 +589,5 @@ def build(cls: type[T], mapping: Mapping[str, Any], *, where: str | None = None)
 
 
 _TOP: tuple[type, ...] = (TrainConfig, ReleaseConfig, VerifyConfig, AuditConfig, LedgerVerbConfig, EvaluateConfig,
-                          ScoreConfig, SampleConfig, ImputeConfig, LakeConfig)
+                          ScoreConfig, SampleConfig, ImputeConfig, PageConfig, CompareConfig, DoctorConfig, InitConfig,
+                          LakeConfig)

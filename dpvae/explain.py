@@ -58,6 +58,8 @@ def _hydra(error: BaseException) -> str:
         return f"{several[1]}: expected one value; add -m for one run per value"
     if override := getattr(error, "override", None):
         return f"{override}: a value that cannot be read; expected a number, a word or a quoted text"
+    if other := re.match(r"Could not override '(data\.\w+)'", text):
+        return f"{other[1]}: expected together with data=text or data=images, whose knob it is"
     if text.startswith("Missing mandatory value") and (key := getattr(error, "full_key", None)):
         return f"{key}: expected a value; say {key}=..."
     return text.splitlines()[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -82,6 +83,35 @@ def make_run(root: Path, name: str = "adult1", *, claim: Mapping[str, Any] | Non
     _lines(public / "metrics.jsonl", metrics)
     (public / "model.safetensors").write_bytes(b"weights")
     return run
+
+
+def make_audit(run: Path, *, passed: bool = True, proved: float = 0.4) -> dict[str, Any]:
+    """``public/audit.json`` and ``audit.html`` as an audit of that run leaves them."""
+    public = run / "public"
+    tests = [{"test": name, "says": says, "passed": passed or name != "T1", "asked": 7, "failed": [],
+              "smallest_p": 0.2, "of": 3, "catches": []}
+             for name, says in (("A1", "Three accountants agree"), ("T1", "One record <moves>"))]
+    bounds = [{"method": method, "epsilon": value, "confidence": 0.95, "canaries": 160, "claim": 0.7, "note": "any"}
+              for method, value in (("steinke", proved / 2), ("f-dp", proved))]
+    found = {"format": "dpvae-audit/1", "run": run.name, "passed": passed, "quick": False, "alpha": 1e-3,
+             "sentence": "Nothing contradicts the claim." if passed else "The claim must not be relied on: T1 failed.",
+             "model_sha256": hashlib.sha256((public / "model.safetensors").read_bytes()).hexdigest(), "tests": tests,
+             "bounds": bounds, "left_out": [], "self_test": {"tried": 20, "caught": 20, "missed": [], "lines": []}}
+    _json(public / "audit.json", found)
+    (public / "audit.html").write_text("<!doctype html>")
+    return found
+
+
+def make_preview(run: Path, **more: Any) -> dict[str, Any]:
+    """``public/preview.json``: what a trained model draws."""
+    found = {**table_writer(run / "public", {}), "pairs": {"measured": 15, "worst": [
+        {"columns": ["age", "hours per <week> & more"], "distance": 0.09, "distance_of_noise_alone": 0.04},
+        {"columns": ["age", "income"], "distance": 0.02, "distance_of_noise_alone": 0.03}]}, **more}
+    (run / "public" / "part-00000.parquet").unlink()
+    found["sample"] = [{**row, "capital_gain": int(row["capital_gain"]) if row["capital_gain"] == 7688 else "0"}
+                       for row in found["sample"]]
+    _json(run / "public" / "preview.json", found)
+    return found
 
 
 def table_writer(folder: Path, marks: Mapping[str, str], rows: int = 1000) -> dict[str, Any]:

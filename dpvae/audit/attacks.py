@@ -99,6 +99,7 @@ class Attacked:
 
     @property
     def strongest(self) -> Membership:
+        """The attack that proves the largest epsilon."""
         return max(self.membership, key=lambda each: each.auc.value)
 
 

@@ -20,6 +20,7 @@ from dpvae.audit.replay import Claim, Stage
 from dpvae.audit.twin import Train, TwinRunner, capture, claim_of
 from dpvae.audit.verdict import ALPHA, Battery, Finding, judge
 from dpvae.config import DataConfig, PrivacyConfig, TrainConfig, TrainerConfig
+from dpvae.modalities import modality
 from dpvae.privacy.plan import SgdPlan
 
 SURE = 1e-7  # a p-value that no family of tests forgives
@@ -121,7 +122,7 @@ def _try(train: Train, program: ModuleType, mutant: Mutant, name: str, clipping:
     config, table = specimen(name, clipping)
     with mutant.living(program):
         if mutant.whole:
-            several = program_stages(Program(train, config, table, scenes.troublemakers(table)))
+            several = program_stages(Program(train, config, table, modality(config.data.kind).troublemakers(table)))
         else:
             several = step_stages(train, config, table, claim=None, clipping=clipping, quick=True)
         battery = gather(survived(several), until=lambda finding: not finding.p > SURE)

@@ -179,10 +179,12 @@ class Release:
 
     @property
     def phase(self) -> str:
+        """The phase that the call named."""
         return str(self.kwargs.get("phase", ""))
 
     @property
     def what(self) -> str:
+        """What the call said it releases."""
         return str(self.kwargs.get("what", ""))
 
     def repeat(self, secrets: Secrets) -> Any:

@@ -443,6 +443,7 @@ class Program:
 
     @property
     def rows(self) -> int:
+        """How many people the table has."""
         return len(next(iter(self.table.values())))
 
 

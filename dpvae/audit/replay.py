@@ -160,6 +160,7 @@ class StepRunner:
 
     def run(self, rows: Any, secrets: Secrets, *, steps: int, told: Seen | None = None, freeze: bool = False,
             fault: Callable[[Any, Any], Any] | None = None, state: str = "") -> Seen:
+        """Train ``steps`` steps on ``rows`` and note everything that was summed, drawn and released."""
         trainer = self.make(rows, KeyOf(secrets))
         self.tells = "released" in inspect.signature(trainer.step).parameters
         before = _array(_get(trainer, None, "parameters"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -27,17 +28,14 @@ from dpvae.audit.replay import Claim
 from dpvae.audit.twin import Train
 from dpvae.audit.verdict import TESTS, Battery, Finding
 from dpvae.config import TrainConfig, build
-from dpvae.data import lake
-from dpvae.data.schema import Schema
-from dpvae.data.table import TableCodec
 from dpvae.errors import DPVAEError, RunError
+from dpvae.modalities import released
 from dpvae.privacy.accountant import CrossCheck, crosscheck
 from dpvae.privacy.ledger import Ledger
-from dpvae.release.sample import load_public, sample_cells, sample_codes
 from dpvae.report.meaning import decimals
 from dpvae.report.source import Source, read_run, write_events
 from dpvae.rng import stream
-from dpvae.train.checkpoint import load_model, read_json, write_bytes, write_json
+from dpvae.train.checkpoint import read_json, write_bytes, write_json
 
 ROWS, MEMBERS, PLANTED = 240, 500, 24
 LEFT_OUT_QUICK = ("the self-test: power was not proved again", "attacks on a released table")
@@ -82,10 +80,10 @@ def audit_run(run: Path, train: Train, *, quick: bool = False) -> AuditReport:
 def _audited(run: Path, train: Train, quick: bool, started: float) -> AuditReport:
     source = read_run(run)
     config = config_of(source)
-    table = made_up(run / "public", ROWS // (2 if quick else 1), seed=1)
-    schema = Schema.from_dict(read_json(run / "public" / "schema.json"))
+    kind = released(run / "public")
+    table = kind.made_up(run / "public", ROWS // (2 if quick else 1), seed=1)
     findings, check = accounting(run, source)
-    program = Program(train, scenes.small(config), table, scenes.troublemakers(table, schema), quick=quick)
+    program = Program(train, scenes.small(config), table, kind.troublemakers(table, run / "public"), quick=quick)
     steps = step_stages(train, scenes.small(config), table, claim=claim_of(source), quick=quick,
                         clipping=config.performance.clipping)
     stages = [*survived(steps), *survived(program_stages(program))]
@@ -133,13 +131,6 @@ def claim_of(source: Source) -> Claim | None:
                  sampling_rate=sgd["sampling_rate"], delta=source.claim.delta)
 
 
-def made_up(public: Path, rows: int, *, seed: int) -> scenes.Rows:
-    """Rows drawn from the released model: nobody's."""
-    vae, schema = load_public(public)
-    found: scenes.Rows = lake.to_arrow(sample_cells(vae, schema, rows, seed=seed)).to_pydict()
-    return found
-
-
 def accounting(run: Path, source: Source) -> tuple[list[Finding], CrossCheck | None]:
     """A1: PLD, PRV and RDP on the events, the claim they stand for, and the ledger, where it is at hand."""
     try:
@@ -173,40 +164,29 @@ def attack_twin(public: Path, train: Train, config: TrainConfig) -> attacks.Atta
     settings = replace(scenes.small(config), model=config.model)
     settings = replace(settings, model=replace(settings.model, components=64, latent_dim=16, hidden=32),
                        trainer=replace(settings.trainer, fit_steps=80, sleep_steps=40))
-    everybody = made_up(public, MEMBERS + MEMBERS * 3 // 2, seed=2)
+    kind = released(public)
+    everybody = kind.made_up(public, MEMBERS + MEMBERS * 3 // 2, seed=2)
     members = {name: values[:MEMBERS] for name, values in everybody.items()}
     outsiders = {name: values[MEMBERS:] for name, values in everybody.items()}
     rng = stream(3, "planted")
     strange = {name: [values[i] for i in rng.integers(0, len(values), 2 * PLANTED)]
                for name, values in everybody.items()}
-    table = {name: [*values, *strange[name][:PLANTED]] for name, values in members.items()}
-    run = pipeline.passage(train, settings, table, Secrets())
+    joined = {name: values[:PLANTED] for name, values in strange.items()}
+    run = pipeline.passage(train, settings, {n: [*values, *joined[n]] for n, values in members.items()}, Secrets())
     if run.error:
         raise RunError(f"twin: {run.error}")
-    vae, schema = _model(run)
-    codec = TableCodec(schema)
-
-    def codes(rows: Mapping[str, Sequence[Any]]) -> Any:
-        return codec.encode(lake.read(rows), config.data.outside).astype(np.int64)
-
-    def log_prob(rows: Any) -> Any:
-        generator = torch.Generator().manual_seed(1)
-        return vae.log_prob(torch.as_tensor(rows), samples=16, generator=generator).double().numpy()
-
-    apart = codes({name: values[PLANTED:] for name, values in strange.items()})
-    return attacks.attack_release(codes(members), codes(outsiders), sample_codes(vae, MEMBERS, seed=5),
-                                  planted=(codes({n: v[:PLANTED] for n, v in strange.items()}), apart),
-                                  log_prob=log_prob)
-
-
-def _model(run: pipeline.Passage) -> Any:
-    """The model and schema that a run published, from memory."""
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        for name in ("model.safetensors", "model.json", "schema.json"):
-            Path(folder, name).write_bytes(run.files[name])
-        return load_model(Path(folder)), Schema.from_dict(read_json(Path(folder, "schema.json")))
+    with tempfile.TemporaryDirectory(prefix="dpvae-audit-") as folder:
+        twin = Path(folder)
+        for name, data in run.files.items():
+            if "/" not in name:
+                (twin / name).write_bytes(data)
+        apart = {name: values[PLANTED:] for name, values in strange.items()}
+        drawn = kind.told(twin, kind.made_up(twin, MEMBERS, seed=5))
+        codes = [kind.told(twin, group) for group in (members, outsiders, joined, apart)]
+        likely = {row.tobytes(): value for group, told in zip((members, outsiders, joined, apart), codes, strict=True)
+                  for row, value in zip(told, kind.log_prob(twin, group), strict=True)}
+        return attacks.attack_release(codes[0], codes[1], drawn, planted=(codes[2], codes[3]),
+                                      log_prob=lambda rows: np.array([likely[row.tobytes()] for row in rows]))
 
 
 def _attacks_hold(attacked: attacks.Attacked, check: CrossCheck | None) -> Finding:

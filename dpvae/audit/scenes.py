@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+import itertools
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from dpvae.audit.replay import Person, Scene
 from dpvae.audit.twin import CANARIES, faults
 from dpvae.config import ModelConfig, PerformanceConfig, ReportConfig, TrainConfig, TrainerConfig
-from dpvae.data.schema import Schema
-from dpvae.rng import stream
+from dpvae.models.vae import VAE
+from dpvae.rng import seed_of, stream
 from dpvae.train.trainer import Trainer
 
 Rows = dict[str, list[Any]]
 STEPS = 8  # of DP-SGD, where the program as a whole is looked at
-UNIQUE, FAR = "Ushuaia", 987_654_321
 
 
 def people(rows: int, seed: int = 0) -> Rows:
@@ -28,28 +27,6 @@ def people(rows: int, seed: int = 0) -> Rows:
     return {"city": rng.choice(["north", "south", "east"], rows).tolist(), "age": age.tolist(),
             "pay": np.round(rng.gamma(2.0, 10.0, rows), 1).tolist(),
             "income": np.where(age > 50, "high", "low").tolist()}
-
-
-def troublemakers(table: Mapping[str, Sequence[Any]], schema: Schema | None = None) -> dict[str, dict[str, Any]]:
-    """Rows that a careless program trips over, each within what is *declared* about the table."""
-    first = {name: values[0] for name, values in table.items()}
-    declared = {c.name: c for c in schema.columns} if schema is not None else {}
-    unusual, missing = {}, {}
-    for name, values in table.items():
-        column = declared.get(name)
-        fixed = set(column.declared) if column is not None else set()
-        held = [v for v in values if v is not None]
-        rare = min(Counter(held).items(), key=lambda item: (item[1], repr(item[0])))[0] if held else None
-        number = isinstance(rare, (int, float)) and not isinstance(rare, bool)
-        if fixed or (column is not None and name == (schema.target if schema else None)):
-            unusual[name] = rare
-        elif number:
-            unusual[name] = float(FAR) if isinstance(rare, float) else FAR
-        else:
-            unusual[name] = UNIQUE if isinstance(rare, str) else rare
-        may = column is None or (bool(column.nullable) if "nullable" in fixed else not fixed)
-        missing[name] = None if may else rare
-    return {"a unique record": unusual, "a duplicate": dict(first), "an empty record": missing}
 
 
 def small(config: TrainConfig, *, steps: int = STEPS) -> TrainConfig:
@@ -64,26 +41,32 @@ def small(config: TrainConfig, *, steps: int = STEPS) -> TrainConfig:
 def _quick(config: TrainConfig, steps: int) -> TrainerConfig:
     trainer = config.trainer
     return replace(trainer, steps=steps, fit_steps=3, sleep_steps=2, metric_releases=min(trainer.metric_releases, 2),
-                   latent_samples=min(trainer.latent_samples, 4))
+                   latent_samples=min(trainer.latent_samples or 4, 4))
 
 
 def scene(trainer: Trainer, *, where: str = "", quick: bool = False, seed: int = 0) -> Scene:
     """The rows of a captured trainer, the people who join them, and canaries."""
-    codes = trainer.codes.cpu().numpy().astype(np.int64)
-    last = _nobody(codes, np.array(trainer.vae.likelihood.sizes))
+    codes = trainer.codes.cpu().numpy()
+    last = _nobody(trainer, codes)
     spoiling = faults(last) if last is not None else {}
     last = codes[-1] if last is None else last
     joining = (Person("unseen values", last), Person("a duplicate", codes[0]),
                *(Person(f"a loss that is {name}", last, fault) for name, fault in spoiling.items()))
-    return Scene(codes, joining, np.arange(CANARIES), where, quick, seed)
+    # one column of a table, one value each, is sharpest; other records are random ones
+    canaries = np.arange(CANARIES) if isinstance(trainer.vae, VAE) else _random(trainer, CANARIES, 0)
+    return Scene(codes, joining, canaries, where, quick, seed)
 
 
-def _nobody(codes: Any, sizes: Any) -> Any:
-    """A row that nobody holds, of codes as rare as can be; ``None`` where the table holds every row there is."""
-    held = {tuple(row) for row in codes.tolist()}
-    row = sizes - 1
-    for number in range(1000):
-        if tuple(row.tolist()) not in held:
-            return row
-        row = stream(number, "nobody").integers(0, sizes)
-    return None
+def _nobody(trainer: Trainer, codes: Any) -> Any:
+    """A row that nobody holds, of a table of codes as rare as can be; ``None`` where the table holds every row there
+    is."""
+    held = {row.tobytes() for row in codes}
+    rare = (np.array(trainer.vae.likelihood.sizes) - 1).astype(codes.dtype) if isinstance(trainer.vae, VAE) else None
+    tried = itertools.chain([rare] if rare is not None else [], (_random(trainer, 1, n)[0] for n in range(1000)))
+    return next((row for row in tried if row.tobytes() not in held), None)
+
+
+def _random(trainer: Trainer, count: int, seed: int) -> Any:
+    """Random records, as the trainer itself makes them from public facts."""
+    generator = torch.Generator().manual_seed(seed_of(seed, "nobody"))
+    return trainer.example()(count, generator).cpu().numpy().astype(trainer.codes.cpu().numpy().dtype)

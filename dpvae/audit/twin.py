@@ -23,7 +23,7 @@ from dpvae.audit.replay import Claim, Seen
 from dpvae.config import PerformanceConfig, TrainConfig
 from dpvae.models.vae import VAE
 from dpvae.rng import seed_of
-from dpvae.train.trainer import PHASES, Trainer, TrainState
+from dpvae.train.trainer import Trainer, TrainState
 
 Train = Callable[[TrainConfig, Any], Any]
 HUGE = 300.0
@@ -57,12 +57,15 @@ def capture(train: Train, config: TrainConfig, table: Any) -> Trainer | None:
     with scratch(config, "captured") as placed:
         setattr(Trainer, "fit", fit)  # noqa: B010
         try:
-            with Laboratory(seeded(0)):  # the same trainer in every audit
+            with Laboratory(seeded(0)) as laboratory:  # the same trainer in every audit
                 train(placed, table)
         except _Captured as held:
             return held.trainer
         finally:
             setattr(Trainer, "fit", real)  # noqa: B010
+    if laboratory.trace.updates:
+        raise TypeError("this program runs DP-SGD outside dpvae.train.trainer.Trainer, where it cannot be replayed; "
+                        "audit it with dpvae.audit.replay.audit_step")
     return None
 
 
@@ -93,7 +96,7 @@ class TwinRunner:
             past = Trace(updates=[update / self.claim.divisor for update in told.released])
         with Laboratory(secrets, told=past, freeze=freeze, fault=fault) as laboratory, _folder() as folder:
             trainer = self._again(np.asarray(rows), steps, folder, state)
-            getattr(trainer, "_dpsgd")(TrainState(phase=PHASES[trainer.config.trainer.name].index("dpsgd")), {})  # noqa: B009
+            getattr(trainer, "_dpsgd")(TrainState(phase=trainer.phases.index("dpsgd")), {})  # noqa: B009
         trace = laboratory.trace
         problems = list(trace.unheard)
         if len(trace.updates) != steps:
@@ -119,7 +122,7 @@ class TwinRunner:
                 for parameter in vae.parameters():
                     parameter.mul_(HUGE)
         return replace(old, plan=plan, config=replace(old.config, performance=performance), vae=vae,
-                       codes=torch.as_tensor(rows).long(), checkpoint=folder / "state.safetensors",
+                       codes=torch.as_tensor(rows).to(old.codes.dtype), checkpoint=folder / "state.safetensors",
                        listen=lambda moment: None)
 
 

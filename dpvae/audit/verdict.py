@@ -74,6 +74,7 @@ class Battery:
 
     @property
     def passed(self) -> bool:
+        """Whether nothing failed."""
         return not self.failed
 
     @property

@@ -36,6 +36,7 @@ from dpvae.report.source import read_events
 
 T = TypeVar("T")
 
+FOLDERS = ("data", "model")  # the second where the model itself was asked for
 REQUIRED = ("certificate.json", ENVELOPE, "events.jsonl", "schema.json", "plan.json", "croissant.json", "card.md",
             "report.html", "report.json", SUMS)
 REPRICED = 1e-3  # another machine's arithmetic may differ by this share, not by more
@@ -121,7 +122,7 @@ def _check_files(review: _Review) -> dict[str, str]:
         elif (found := review.attempt(partial(digest, review.folder / name), name)) is not None:
             digests[name] = found
     for path in review.folder.rglob("*"):
-        if path.is_dir() and path.relative_to(review.folder).as_posix() != "data":
+        if path.is_dir() and path.relative_to(review.folder).as_posix() not in FOLDERS:
             review.note(f"{path.relative_to(review.folder)}: a folder that no release has")
     for name in REQUIRED:
         if name not in digests:

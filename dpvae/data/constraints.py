@@ -37,6 +37,7 @@ class Constraint:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
+        """As JSON knows it."""
         return {"kind": self.kind, "columns": list(self.columns), "facts": dict(self.facts)}
 
     def declared(self) -> dict[str, Any]:
@@ -52,6 +53,7 @@ class Constraint:
 
     @classmethod
     def from_dict(cls, mapping: Mapping[str, Any]) -> Constraint:
+        """The inverse of :meth:`to_dict`."""
         return cls(mapping["kind"], tuple(mapping["columns"]), dict(mapping["facts"]))
 
 

@@ -80,6 +80,7 @@ class Column:
 
     @property
     def is_numeric(self) -> bool:
+        """Whether its values are points on an axis: integers, numbers, dates."""
         return self.kind in NUMERIC
 
     @property
@@ -117,6 +118,7 @@ class Column:
 
     @property
     def bins(self) -> int:
+        """How many bins the edges make."""
         return max(len(self.edges or ()) - 1, 0)
 
     @property
@@ -126,6 +128,7 @@ class Column:
 
     @property
     def cardinality(self) -> int:
+        """How many codes a cell can have: known values, other, missing."""
         return self.values + bool(self.other) + bool(self.nullable)
 
     @property
@@ -157,6 +160,7 @@ class Column:
 
     @classmethod
     def from_dict(cls, mapping: Mapping[str, Any]) -> Self:
+        """The inverse of :meth:`to_dict`."""
         fields = [f.name for f in dataclasses.fields(cls)]
         for key in mapping:
             if key not in fields:
@@ -190,12 +194,14 @@ class Schema:
 
     @classmethod
     def from_dict(cls, mapping: Mapping[str, Any]) -> Self:
+        """The inverse of :meth:`to_dict`."""
         if set(mapping) - {"columns", "target", "constraints"} or "columns" not in mapping:
             raise SchemaError(f"schema keys={sorted(mapping)}: expected columns, target and constraints")
         return cls(tuple(Column.from_dict(c) for c in mapping["columns"]), mapping.get("target"),
                    tuple(Constraint.from_dict(c) for c in mapping.get("constraints", ())))
 
     def to_dict(self) -> dict[str, Any]:
+        """As JSON knows it: what a run's ``schema.json`` holds."""
         held = {"constraints": [rule.to_dict() for rule in self.constraints]} if self.constraints else {}
         return {"target": self.target, "columns": [column.to_dict() for column in self.columns], **held}
 
@@ -206,9 +212,11 @@ class Schema:
 
     @cached_property
     def names(self) -> tuple[str, ...]:
+        """Names of the columns, in order."""
         return tuple(column.name for column in self.columns)
 
     def column(self, name: str) -> Column:
+        """One column by name; :class:`SchemaError` with the nearest name where there is none."""
         if name not in self.names:
             raise SchemaError(f"column={name!r}: not in the schema{did_you_mean(name, self.names)}")
         return self.columns[self.names.index(name)]
@@ -220,13 +228,16 @@ class Schema:
 
     @property
     def resolved(self) -> bool:
+        """Whether no question is open."""
         return not self.open_questions
 
     @property
     def cardinalities(self) -> tuple[int, ...]:
+        """Codes of each column, in order."""
         return tuple(column.cardinality for column in self.columns)
 
     def with_target(self, target: str | None) -> Schema:
+        """The same columns with another one to be predicted; it must be one of them."""
         return dataclasses.replace(self, target=target)
 
     def with_missing(self) -> Schema:

@@ -225,9 +225,11 @@ class Quantiles:
                 self._index[name] = {word: code for code, word in enumerate(words, 1)}
 
     def size(self, name: str) -> int:
+        """How many codes the column has."""
         return len(self._cuts[name] if name in self._cuts else self._index[name]) + 2
 
     def codes(self, table: Table, name: str) -> Codes:
+        """(rows,): 0 for missing, then bins or known words, then one for all unseen words."""
         cells = table.column(name)
         if name in self._cuts:
             numbers = as_numbers(cells)
@@ -259,9 +261,11 @@ class Declared:
         self._held: list[Table] = []  # an id is unique only while its object lives
 
     def size(self, name: str) -> int:
+        """How many codes the column has."""
         return self._schema.column(name).cardinality
 
     def codes(self, table: Table, name: str) -> Codes:
+        """(rows,): the schema's own codes."""
         if (id(table), name) not in self._codes:
             cut = TableCodec(self._schema).encode(select(table, self._schema.names), "clip").astype(np.int64)
             self._codes |= {(id(table), column): cut[:, j] for j, column in enumerate(self._schema.names)}

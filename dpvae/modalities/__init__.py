@@ -1,10 +1,11 @@
 """Kinds of data: what the verbs need to know of each, and nowhere else is it asked which one it is.
 
-A modality is a module here with three functions; ``data.kind`` names it, and a run's ``schema.json`` remembers it.
+A modality is a module here with these functions; ``data.kind`` names it, and a run's ``schema.json`` remembers it.
 
     plan(config) -> Plan                      public facts only; opens no record
     prepare(config, source) -> Task           reads the records, refuses what it can; spends nothing
     writer(public, rows, seed=) -> TableWriter    from a run's public/ folder to the data files of a release
+    made_up, troublemakers, told, log_prob    what an audit needs: nobody's records, and records as plain numbers
 
 >>> modality("table").__name__
 'dpvae.modalities.table'
@@ -17,6 +18,9 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
 
 from dpvae import checks
 from dpvae.config import DATA_KINDS, TrainConfig
@@ -73,6 +77,18 @@ class Modality(Protocol):
     def prepare(self, config: TrainConfig, source: Any = None) -> Task: ...
 
     def writer(self, public: Path, rows: int, *, seed: int, **how: Any) -> TableWriter: ...
+
+    def made_up(self, public: Path, rows: int, *, seed: int) -> dict[str, Any]:
+        """Nobody's records, drawn from a released model, by column, as :meth:`prepare` takes them."""
+
+    def troublemakers(self, records: Mapping[str, Any], public: Path | None = None) -> dict[str, dict[str, Any]]:
+        """Records that a careless program trips over, by what is strange about them; within what is declared."""
+
+    def told(self, public: Path, records: Mapping[str, Any]) -> NDArray[np.int64]:
+        """Records as rows of codes (n, D), the last one what an attacker would like to know: for attacks."""
+
+    def log_prob(self, public: Path, records: Mapping[str, Any]) -> NDArray[np.float64]:
+        """What the released model gives each record, (n,) nats: log p(x), or a bound on it."""
 
 
 def modality(kind: str) -> Modality:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dpvae.config import DataConfig, TrainConfig
 from dpvae.data import builtin, lake
@@ -26,18 +28,21 @@ from dpvae.privacy.silence import secrets_of
 from dpvae.report.source import ORIGIN
 
 IN_MEMORY = 4e9  # bytes: a larger table is kept on disk (performance.stored=auto)
+UNIQUE, FAR = "Ushuaia", 987_654_321  # values of an unusual row
 IN_PARTS = True  # releases may be drawn by several workers, and may be lake tables
+
+PREVIEW = 20_000  # most rows that a run's own page counts
 
 
 def plan(config: TrainConfig) -> Plan:
     """What ``config`` would spend. Reads the header and the declared schema; no row."""
-    return _plan(config, _schema(config.data, lake.header(_source(config.data))))
+    return _plan(config, schema_of(config.data, lake.header(source_of(config.data))))
 
 
 def prepare(config: TrainConfig, source: Any = None) -> TableTask:
     """The rows of ``source`` or of the file that ``config`` names, checked against what is declared of them."""
-    source = source if source is not None else lake.pinned(_source(config.data))
-    schema = _schema(config.data, lake.header(source))
+    source = source if source is not None else lake.pinned(source_of(config.data))
+    schema = schema_of(config.data, lake.header(source))
     planned = _plan(config, schema)
     rows = _rows(config, source)
     validate(rows, schema, config.data.outside)
@@ -50,6 +55,57 @@ def writer(public: Path, rows: int, *, seed: int, engine: str = "local", workers
     from dpvae.release.shards import table_writer
 
     return table_writer(public, rows, seed=seed, engine=engine, workers=workers)
+
+
+def made_up(public: Path, rows: int, *, seed: int) -> dict[str, list[Any]]:
+    """Nobody's rows, drawn from the released model."""
+    from dpvae.release.sample import load_public, sample_cells
+
+    found: dict[str, list[Any]] = lake.to_arrow(sample_cells(*load_public(public), rows, seed=seed)).to_pydict()
+    return found
+
+
+def troublemakers(records: Mapping[str, Sequence[Any]], public: Path | None = None) -> dict[str, dict[str, Any]]:
+    """A row of unusual values, a duplicate, and an empty row, each within what is *declared* about the table."""
+    from dpvae.train.checkpoint import read_json
+
+    schema = Schema.from_dict(read_json(public / "schema.json")) if public is not None else None
+    first = {name: values[0] for name, values in records.items()}
+    declared = {c.name: c for c in schema.columns} if schema is not None else {}
+    unusual, missing = {}, {}
+    for name, values in records.items():
+        column = declared.get(name)
+        fixed = set(column.declared) if column is not None else set()
+        held = [v for v in values if v is not None]
+        rare = min(Counter(held).items(), key=lambda item: (item[1], repr(item[0])))[0] if held else None
+        number = isinstance(rare, (int, float)) and not isinstance(rare, bool)
+        if fixed or (column is not None and name == (schema.target if schema else None)):
+            unusual[name] = rare
+        elif number:
+            unusual[name] = float(FAR) if isinstance(rare, float) else FAR
+        else:
+            unusual[name] = UNIQUE if isinstance(rare, str) else rare
+        may = column is None or (bool(column.nullable) if "nullable" in fixed else not fixed)
+        missing[name] = None if may else rare
+    return {"a unique record": unusual, "a duplicate": dict(first), "an empty record": missing}
+
+
+def told(public: Path, records: Mapping[str, Any]) -> NDArray[np.int64]:
+    """The codes of rows under the released schema, (n, D)."""
+    from dpvae.release.sample import load_public
+
+    return TableCodec(load_public(public)[1]).encode(lake.read(records), "clip").astype(np.int64)
+
+
+def log_prob(public: Path, records: Mapping[str, Any]) -> NDArray[np.float64]:
+    """log p(x) of rows under the released model, (n,) nats."""
+    import torch
+
+    from dpvae.release.sample import load_public
+
+    vae, _ = load_public(public)
+    codes, generator = torch.as_tensor(told(public, records)), torch.Generator().manual_seed(1)
+    return np.asarray(vae.log_prob(codes, samples=16, generator=generator).double().numpy())
 
 
 @dataclass(frozen=True)
@@ -173,11 +229,12 @@ class TableResult:
     origin: Mapping[str, Any] | None = None  # of a lake table
 
     def publish(self, public: Path, seed: int) -> None:
-        """Model, schema, the noisy one-way tables, diagnostics and a map of synthetic rows."""
+        """Model, schema, the noisy one-way tables, diagnostics, and what a page shows of synthetic rows."""
         import torch
 
         from dpvae.evaluate.collapse import diagnose
         from dpvae.evaluate.latents import synthetic_map
+        from dpvae.release.preview import preview
         from dpvae.rng import seed_of
         from dpvae.train.checkpoint import save_model, write_json
 
@@ -195,6 +252,8 @@ class TableResult:
         write_json(public / "map.json", {
             **synthetic_map(self.vae, column=target, generator=generator),
             "labels": list(self.schema.columns[target].labels) if target is not None else []})
+        write_json(public / "preview.json", preview(
+            self.vae, self.schema, self.anchors, rows=min(max(round(self.rows), 1), PREVIEW), seed=seed))
 
 
 def _rows(config: TrainConfig, source: Any) -> Table | Stored:
@@ -227,7 +286,8 @@ def _fingerprint(table: Table | Stored) -> bytes:
     return digest.digest()
 
 
-def _source(data: DataConfig) -> Any:
+def source_of(data: DataConfig) -> Any:
+    """The file that a configuration names."""
     if data.builtin is not None:
         return builtin.path(data.builtin)
     if data.path is None:
@@ -235,7 +295,7 @@ def _source(data: DataConfig) -> Any:
     return data.path
 
 
-def _schema(data: DataConfig, header: tuple[tuple[str, str], ...]) -> Schema:
+def schema_of(data: DataConfig, header: tuple[tuple[str, str], ...]) -> Schema:
     """What is publicly known about the table: declared in YAML, or nothing but its header."""
     declared = data.schema or (str(builtin.schema(data.builtin)) if data.builtin else None)
     schema = Schema.from_yaml(declared).bind(header) if declared else Schema.undeclared(header, data.target)

@@ -58,6 +58,7 @@ class Mixture:
 
     @property
     def points(self) -> int:
+        """K, the number of products."""
         return len(self.log_weights)
 
     def chunks(self, codes_BD: Tensor) -> Iterator[slice]:

@@ -59,6 +59,7 @@ class VAE(nn.Module):
 
     @property
     def width(self) -> int:
+        """W, the one-hot width of a row."""
         return self.likelihood.width
 
     @property

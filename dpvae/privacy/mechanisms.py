@@ -178,6 +178,32 @@ def noisy_sums(
     return noisy / _UNITS, event
 
 
+def noisy_sparse_sums(
+    parts: Iterable[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]], size: int, *,
+    noise_multiplier: float, stream: SecretStream, phase: str, what: str,
+) -> tuple[NDArray[np.float64], Gaussian]:
+    """:func:`noisy_sums` of long vectors that are mostly zero, (size,).
+
+    ``parts`` yields (record, cell, weight), each of shape (entries,): a record's vector is the sum of its entries, and
+    all of them are in one part. A vector longer than 1 is scaled down to it and cut to steps of 2**-20 towards zero.
+    Every cell gets noise of sd ``noise_multiplier``, those that no record touches included.
+    """
+    event = Gaussian(phase, what, noise_multiplier)
+    total = np.zeros(size, dtype=np.int64)
+    for record, cell, weight in parts:
+        if len(cell) and not (int(cell.min()) >= 0 and int(cell.max()) < size):
+            raise ConfigError(f"cell: expected numbers in [0, {size}), got {cell.min()} to {cell.max()}")
+        weight = np.clip(np.nan_to_num(weight, nan=0.0), -1e6, 1e6)  # so that no square is infinite
+        keys, entry = np.unique(record.astype(np.int64) * size + cell, return_inverse=True)
+        values = np.bincount(entry, weight, len(keys))
+        _, owner = np.unique(keys // size, return_inverse=True)
+        norms = np.sqrt(np.bincount(owner, values**2))
+        values *= np.minimum(1.0, (1 - 1e-12) / np.maximum(norms, 1e-300))[owner]
+        np.add.at(total, keys % size, np.trunc(values * _UNITS).astype(np.int64))
+    noisy = total + _integer_noise(stream, cell_sd(noise_multiplier, 1) * _UNITS, size)
+    return noisy / _UNITS, event
+
+
 def publication_threshold(noise_multiplier: float, columns: int, delta: float) -> int:
     """The smallest noisy count that may be published, so that a value of one record stays hidden.
 

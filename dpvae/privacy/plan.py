@@ -41,6 +41,7 @@ WIDE = 60  # columns from which the latent code takes the place of all pairs
 FEW = 5  # columns below which tables of a pair and the target leave nothing out
 INTERACTION_SHARE = 0.02  # of what the survey leaves, to find and measure interactions of many columns
 FOUND = 3  # interactions that are measured
+LATENT_SAMPLES = 4  # of a record in a step of DP-SGD
 SUBSPACE_ROUNDS = 5
 CODE_ROUNDS = 5
 LATENT_WEIGHTS = {"target": 0.25, "subspace": 0.48, "moments": 0.04, "codes": 0.16, "table": 0.07}
@@ -195,7 +196,8 @@ def _lines(plan: Plan) -> list[str]:
         if name == "dpsgd":
             continue
         kind = name.split("/")[0]
-        unit = {"metric": "nats per row", "latent": "times a record's bound"}.get(kind, "rows per cell")
+        bounded = {"latent"} | ({"anchor"} if plan.facts.what else set())
+        unit = "times a record's bound" if kind in bounded else {"metric": "nats per row"}.get(kind, "rows per cell")
         lines.append(f"  {name:22}{share:>8.1%}{multipliers[name]:>19.3f}   +-{noise[name]:.3g} {unit}")
     if plan.sgd is not None:
         sgd = plan.sgd
@@ -253,8 +255,8 @@ class TableRule:
 
     def at(self, draft: Plan, config: TrainConfig, signal: float) -> Plan:
         """Adds the releases that tables alone have."""
-        return _scaled(replace(draft, latent=_latent(draft, noise_of(draft, signal)),
-                               interactions=_interactions(draft, signal)), config.trainer, signal)
+        return scaled(replace(draft, latent=_latent(draft, noise_of(draft, signal)),
+                              interactions=_interactions(draft, signal)), config.trainer, signal)
 
 
 TABLE = TableRule()
@@ -400,7 +402,7 @@ def noise_of(draft: Plan, signal: float) -> dict[str, float]:
     return {name: 1 / (signal * math.sqrt(share)) for name, share in draft.shares.items()}
 
 
-def _scaled(draft: Plan, trainer: TrainerConfig, signal: float) -> Plan:
+def scaled(draft: Plan, trainer: TrainerConfig, signal: float) -> Plan:
     """``draft`` with the noise of survey, anchors, noisy ELBO and DP-SGD resolved for a total ``signal``."""
     noise = noise_of(draft, signal)
     survey = {name.removeprefix("survey/"): nm for name, nm in noise.items() if name.startswith("survey/")}
@@ -436,7 +438,7 @@ def _sgd(facts: PublicFacts, trainer: TrainerConfig, signal: float) -> SgdPlan:
     steps = trainer.steps or (100 if trainer.name == "anchored" else 400)
     sigma = 1 / math.sqrt(math.log1p((signal / rate) ** 2 / steps))
     return SgdPlan(noise_multiplier=sigma, sampling_rate=rate, steps=steps, clip_norm=trainer.clip_norm,
-                   latent_samples=trainer.latent_samples)
+                   latent_samples=trainer.latent_samples or LATENT_SAMPLES)
 
 
 def _events(plan: Plan) -> tuple[Event, ...]:

@@ -33,6 +33,7 @@ from dpvae.release.card import card
 from dpvae.release.certificate import Certificate, Evidence, Facts, Lineage, Version
 from dpvae.release.certify import certify
 from dpvae.release.croissant import croissant
+from dpvae.release.model_folder import write_model
 from dpvae.release.signing import PRIVATE_NAME, PUBLIC_NAME, SigningKey, seal
 from dpvae.report import records
 from dpvae.report.html import render
@@ -48,14 +49,15 @@ SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 PROGRAMS = ("dpvae", "numpy", "torch", "opacus", "dp-accounting", "cryptography", "rfc8785")
 
 
-def write_release(run: Path, table_writer: TableWriter, *, rows: int, to: Path, seed: int) -> Path:
+def write_release(run: Path, table_writer: TableWriter, *, rows: int, to: Path, seed: int,
+                  model: bool = False) -> Path:
     """The release folder ``to`` with ``rows`` synthetic rows of ``run``; costs no privacy, every input is released.
 
     ``table_writer(folder, marks)`` writes ``part-*.parquet`` into a data folder, with the marks in their footers, and
     returns ``histograms`` (counts per column in the order of the reference's labels), ``rows`` and ``sample`` (ten rows
-    as mappings). ``seed`` is the
-    public seed it decodes with. A run with a fixed secret seed, or whose events cost more than its target, is a
-    :class:`ReleaseError`; a folder that is no finished run a :class:`RunError`.
+    as mappings). ``seed`` is the public seed it decodes with. ``model`` adds the model itself, in the Hugging Face
+    layout. A run with a fixed secret seed, or whose events cost more than its target, is a :class:`ReleaseError`; a
+    folder that is no finished run a :class:`RunError`.
     """
     checks.whole(1, rows=rows)
     checks.whole(0, seed=seed)
@@ -71,7 +73,7 @@ def write_release(run: Path, table_writer: TableWriter, *, rows: int, to: Path, 
     certificate = certify(_facts(source, key, rows, seed, audit), events=source.events, schema=source.schema,
                           check=check, found=found)
     with _beside(to) as folder:
-        _fill(folder, source, check, certificate, key, table_writer)
+        _fill(folder, source, check, certificate, key, table_writer, run / "public" if model else None)
     return to
 
 
@@ -145,15 +147,17 @@ def _versions() -> tuple[Version, ...]:
 
 
 def _fill(folder: Path, source: Source, check: CrossCheck, certificate: Certificate, key: SigningKey,
-          table_writer: TableWriter) -> None:
+          table_writer: TableWriter, model: Path | None) -> None:
     """Every file of a release, the list of digests last: without it nothing verifies."""
     rows = certificate.scope.rows_released
     table = _write_table(folder, table_writer, rows, marks.of(certificate, source.origin))
     numbers = gather(source, check, subject="This release", sentence=certificate.sentence,
                      pairs=certificate.consequences.profile,
                      histograms=table["histograms"], rows=rows, sample=table["sample"],
-                     reproduce=_reproduce(certificate))
+                     gallery=table.get("gallery", ()), texts=table.get("texts", ()), reproduce=_reproduce(certificate))
     data = {name: (digest(folder / name), (folder / name).stat().st_size) for name in files(folder)}
+    if model is not None:
+        write_model(model, folder / "model", certificate)
     _write(folder / "certificate.json", certificate.to_bytes())
     _write(folder / "events.jsonl", write_events(source.events))
     _write(folder / "schema.json", source.schema_bytes)

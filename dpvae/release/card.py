@@ -16,6 +16,8 @@ from dpvae.report.source import NONE, schema_columns
 
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"),
          (10_000_000, "1M<n<10M"))
+TASKS = {"table": ("tabular-classification", "tabular"), "images": ("image-classification", "image"),
+         "text": ("text-classification", "text")}  # the hub's task where there is a target, and its tag
 
 
 def card(certificate: Certificate, schema: Mapping[str, Any]) -> str:
@@ -27,13 +29,15 @@ def card(certificate: Certificate, schema: Mapping[str, Any]) -> str:
 
 def _metadata(certificate: Certificate, schema: Mapping[str, Any]) -> str:
     """JSON strings are YAML strings, so nothing a user named can break the block."""
-    target = isinstance(schema.get("target"), str)
+    kind, target = str(schema.get("kind", "table")), isinstance(schema.get("target"), str)
+    task, tag = TASKS.get(kind, ("other", kind))
+    files = ["configs:", "- config_name: default", "  data_files: data/*.parquet"] if kind != "images" else []
     lines = ["---", f"pretty_name: {json.dumps(certificate.lineage.run + ' (synthetic)', ensure_ascii=False)}",
              "license: unknown", "task_categories:",
-             f"- {'tabular-classification' if target else 'other'}",
-             "tags:", "- synthetic", "- differential-privacy", "- tabular", "- dpvae",
+             f"- {task if target else 'other'}",
+             "tags:", "- synthetic", "- differential-privacy", f"- {tag}", "- dpvae",
              "size_categories:", f"- {_size(certificate.scope.rows_released)}",
-             "configs:", "- config_name: default", "  data_files: data/*.parquet", "---"]
+             *files, "---"]
     return "\n".join(lines)
 
 

@@ -28,7 +28,8 @@ CONTEXT: dict[str, Any] = {
     "separator": "cr:separator", "source": "cr:source", "subField": "cr:subField",
     "transform": "cr:transform",
 }
-PARQUET = "application/vnd.apache.parquet"
+PARQUET = "application/x-parquet"  # as mlcroissant spells it; the registered name is not read by it
+ENCODINGS = {".parquet": PARQUET, ".npz": "application/zip"}  # an NPZ is a ZIP of arrays
 
 
 def croissant(certificate: Certificate, schema: Mapping[str, Any], data: Mapping[str, tuple[str, int]]) -> bytes:
@@ -40,14 +41,19 @@ def croissant(certificate: Certificate, schema: Mapping[str, Any], data: Mapping
         "version": "1.0.0", "datePublished": certificate.lineage.issued[:10],
         "keywords": ["synthetic", "differential privacy"],
         "distribution": [{"@type": "cr:FileObject", "@id": name, "name": name, "contentUrl": name,
-                          "contentSize": f"{size} B", "encodingFormat": PARQUET, "sha256": digest}
+                          "contentSize": f"{size} B", "encodingFormat": _encoding(name), "sha256": digest}
                          for name, (digest, size) in sorted(data.items())],
-        "recordSet": [{"@type": "cr:RecordSet", "@id": "rows", "name": "rows",
+        "recordSet": [] if _encoding(first) != PARQUET else [{"@type": "cr:RecordSet", "@id": "rows", "name": "rows",
                        "description": f"{certificate.scope.rows_released} synthetic rows",
                        "field": [_field(i, name, column, first)
                                  for i, (name, column) in enumerate(schema_columns(schema))]}],
     }
     return (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def _encoding(name: str) -> str:
+    """What a data file is; Croissant describes the fields of Parquet, and has no words for those of an NPZ."""
+    return ENCODINGS.get(name[name.rfind("."):], "application/octet-stream")
 
 
 def _field(index: int, name: str, column: Mapping[str, Any], file: str) -> dict[str, Any]:

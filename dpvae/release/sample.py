@@ -119,6 +119,15 @@ def sample_cells(vae: VAE, schema: Schema, rows: int, *, seed: int) -> dict[str,
     return Sampler(vae, schema, seed=seed).rows(rows)
 
 
+def drawn(vae: VAE, schema: Schema, rows: int, *, seed: int) -> tuple[dict[str, Cells], np.ndarray]:
+    """Rows as they are released, and their codes (rows, D)."""
+    if schema.constraints:
+        cells = sample_cells(vae, schema, rows, seed=seed)
+        return cells, TableCodec(schema).encode(readable(schema, cells), "clip")
+    codes = sample_codes(vae, rows, seed)
+    return TableCodec(schema).decode(codes, stream(seed, "decode")), codes
+
+
 class _Middle:
     """Stands in for a random generator where the middle of a bin is wanted."""
 
@@ -170,3 +179,10 @@ def _one_given(value: Any) -> Any:
     if dots:
         return (low or None, high or None)
     return value.split("|") if "|" in value else value
+
+
+def first(cells: Mapping[str, Cells], count: int) -> list[dict[str, Any]]:
+    """The first ``count`` rows, by column, as JSON knows them."""
+    shown = lake.to_arrow({name: Cells(c.values[:count], c.missing[:count], c.dtype) for name, c in cells.items()})
+    return [{name: value if isinstance(value, (int, float, bool, type(None))) else str(value)
+             for name, value in row.items()} for row in shown.to_pylist()]

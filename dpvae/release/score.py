@@ -148,6 +148,7 @@ class Ensemble:
 
     @property
     def schema(self) -> Schema:
+        """The columns that all members know."""
         return self.members[0].schema
 
     def score(self, table: Table, score: str = "iwae") -> np.ndarray:

@@ -22,7 +22,7 @@ from dpvae.data.lake import Cells
 from dpvae.engines import mapped
 from dpvae.errors import DataError
 from dpvae.release.marks import CERTIFICATE
-from dpvae.release.sample import Sampler, load_public, readable
+from dpvae.release.sample import Sampler, first, load_public, readable
 
 SHARD = 65_536  # rows
 PART = 8  # shards in a file
@@ -93,7 +93,7 @@ class Job:
                 append(cells)
                 for j, total in enumerate(counts):
                     total += np.bincount(codes[:, j], minlength=len(total))
-                sample = sample or _first(cells, 10)
+                sample = sample or first(cells, 10)
         return Part(end - begin, [total.tolist() for total in counts], sample if number == 0 else [])
 
 
@@ -112,8 +112,3 @@ def table_writer(public: Path, rows: int, *, seed: int, engine: str = "local", w
 
     return write
 
-
-def _first(cells: Mapping[str, Cells], count: int) -> list[dict[str, Any]]:
-    shown = lake.to_arrow({name: Cells(c.values[:count], c.missing[:count], c.dtype) for name, c in cells.items()})
-    return [{name: value if isinstance(value, (int, float, bool, type(None))) else str(value)
-             for name, value in row.items()} for row in shown.to_pylist()]

@@ -29,6 +29,7 @@ from dpvae.release.score import Density, Ensemble
 from dpvae.release.scoring import Settings, judged, score_table, select
 from dpvae.report.source import read_run
 from dpvae.rng import seed_of
+from dpvae.train.checkpoint import read_json
 from dpvae.train.run import RunFolder, find_run
 
 ROWS_AT_ONCE = 65_536
@@ -153,6 +154,7 @@ def impute(config: ImputeConfig) -> str:
     to = Path(config.to) if config.to is not None else run.private / "imputed"
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise ReleaseError(f"to={to}: is there already; pick another folder")
+    lake.header(source)  # what cannot be read is refused before a folder is made
     ending = ".csv" if str(source).lower().endswith(".csv") else ".parquet"
     imputer = Imputer(vae, schema, seed=config.seed, outside=config.outside)
     holes = 0
@@ -177,6 +179,9 @@ def impute(config: ImputeConfig) -> str:
 def _released(run: RunFolder) -> tuple[Any, Schema]:
     if not run.finished:
         raise DataError(f"run={run.path.name}: is not finished; give its train command again")
+    kind = read_json(run.public / "schema.json").get("kind", "table")
+    if kind != "table":
+        raise DataError(f"run={run.path.name}: is a run on {kind}; this verb is for tables, dpvae release draws {kind}")
     return load_public(run.public)
 
 

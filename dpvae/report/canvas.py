@@ -43,16 +43,20 @@ class Canvas:
         return self._add(f'<text class="{style}" x="{n(x)}" y="{n(y)}"{end}>{escape(words)}{title}</text>')
 
     def rect(self, x: float, y: float, width: float, height: float, style: str) -> Canvas:
+        """A filled rectangle."""
         return self._add(f'<rect class="{style}" x="{n(x)}" y="{n(y)}" width="{n(width)}" height="{n(height)}"/>')
 
     def line(self, x1: float, y1: float, x2: float, y2: float, style: str) -> Canvas:
+        """A straight line."""
         return self._add(f'<path class="{style}" d="M{n(x1)} {n(y1)}L{n(x2)} {n(y2)}"/>')
 
     def path(self, points: list[tuple[float, float]], style: str, closed: bool = False) -> Canvas:
+        """A line through ``points``, or the area within them."""
         steps = "L".join(f"{n(x)} {n(y)}" for x, y in points)
         return self._add(f'<path class="{style}" d="M{steps}{"Z" if closed else ""}"/>')
 
     def dot(self, x: float, y: float, radius: float = 3, style: str = "dot") -> Canvas:
+        """A filled circle."""
         return self._add(f'<circle class="{style}" cx="{n(x)}" cy="{n(y)}" r="{n(radius)}"/>')
 
     def whisker(self, x1: float, y1: float, x2: float, y2: float, cap: float = 2.5) -> Canvas:

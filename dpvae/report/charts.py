@@ -57,22 +57,31 @@ def scatter(x: Sequence[float], y: Sequence[float], label: Sequence[int] | None,
     return canvas.svg("map", "Map of synthetic rows", f"{len(x)} rows on the two strongest axes of the latent.")
 
 
-def budget(phases: Sequence[tuple[str, float]], target: float) -> str:
-    """``phases``: (name, epsilon it added), in the order spent; the rest up to ``target`` stays unspent."""
+def budget(phases: Sequence[tuple[str, float]], target: float, cumulative: float | None = None) -> str:
+    """``phases``: (name, epsilon it added), in the order spent; the rest up to ``target`` stays unspent.
+
+    ``cumulative`` is what all runs on the data set have spent together: a second bar on the same scale.
+    """
     spent = sum(cost for _, cost in phases)
-    scale = WIDTH / max(target, spent, 1e-12)
-    canvas, x = Canvas(WIDTH, 34 + 18 * (len(phases) + 1)), 0.0
-    canvas.rect(0, 0, WIDTH, 22, "rest")
+    most = max(target, spent, cumulative or 0.0, 1e-12)
+    scale = WIDTH / most
+    top = 30 if cumulative is None else 74
+    canvas, x = Canvas(WIDTH, top + 4 + 18 * (len(phases) + 1)), 0.0
+    canvas.rect(0, 0, target * scale, 22, "rest")
     rows = [(name, cost, f"c{i % 6}") for i, (name, cost) in enumerate(phases)]
-    rows.append(("not spent", max(target - spent, 0.0), "rest"))
+    rows.append(("left", max(target - spent, 0.0), "rest"))
     for i, (name, cost, style) in enumerate(rows):
         canvas.rect(x, 0, cost * scale, 22, style)
         x += cost * scale
-        y = 42 + 18 * i
+        y = top + 12 + 18 * i
         canvas.rect(0, y - 9, 10, 10, style).text(18, y, shorten(name, 24), full=name)
-        canvas.text(210, y, f"{cost:.4f}", "t", "end").text(216, y, f"{100 * cost * scale / WIDTH:.1f} %", "m")
+        canvas.text(210, y, f"{cost:.4f}", "t", "end").text(216, y, f"{100 * cost / max(target, spent):.1f} %", "m")
+    if cumulative is not None:
+        canvas.text(0, 42, f"every run on the data set so far: {cumulative:.4f}", "m")
+        canvas.rect(0, 48, cumulative * scale, 10, "bar")
     return canvas.svg("budget", "Epsilon by phase",
-                      f"{spent:.4f} of {target:g}: " + ", ".join(f"{name} {cost:.4f}" for name, cost in phases))
+                      f"{spent:.4f} of {target:g}: " + ", ".join(f"{name} {cost:.4f}" for name, cost, _ in rows)
+                      + (f"; the data set in all {cumulative:.4f}" if cumulative is not None else ""))
 
 
 def interval(prices: Sequence[tuple[str, float, float]], target: float) -> str:
@@ -123,11 +132,14 @@ def trade_off(points: Sequence[tuple[float, float]]) -> str:
                       "random guessing is the diagonal. " + ", ".join(f"{x:.3g}: {y:.4f}" for x, y in points))
 
 
-def series(points: Sequence[tuple[str, float, float]], ident: str, title: str, unit: str) -> str:
-    """``points``: (label, value, sd) in time order, drawn with bars of two standard deviations."""
+def series(points: Sequence[tuple[str, float, float]], ident: str, title: str, unit: str,
+           floor: tuple[str, float] | None = None) -> str:
+    """``points``: (label, value, sd) in time order, drawn with bars of two standard deviations; ``floor``: the name and
+    the height of a dashed line, for what must be surpassed."""
     left, right, top, bottom = 58, WIDTH - 12, 24, 170
-    low = min(v - 2 * sd for _, v, sd in points)
-    high = max(v + 2 * sd for _, v, sd in points)
+    marks = [floor[1]] if floor else []
+    low = min([*marks, *(v - 2 * sd for _, v, sd in points)])
+    high = max([*marks, *(v + 2 * sd for _, v, sd in points)])
     pad = max(high - low, abs(high) * 0.01, 1e-9) * 0.08
     low, high = low - pad, high + pad
     canvas = Canvas(WIDTH, 206)
@@ -137,6 +149,9 @@ def series(points: Sequence[tuple[str, float, float]], ident: str, title: str, u
 
     for tick in ticks(low, high):
         canvas.line(left, y(tick), right, y(tick), "grid").text(left - 6, y(tick) + 4, number(tick), "m", "end")
+    if floor:
+        canvas.line(left, y(floor[1]), right, y(floor[1]), "dash")
+        canvas.text(right, y(floor[1]) - 5, floor[0], "m", "end")
     xs = [left + (i + 0.5) * (right - left) / len(points) for i in range(len(points))]
     canvas.path([(x, y(v)) for x, (_, v, _) in zip(xs, points, strict=True)], "line")
     every = math.ceil(len(points) / 6)
@@ -149,6 +164,41 @@ def series(points: Sequence[tuple[str, float, float]], ident: str, title: str, u
     canvas.text(left - 46, 12, unit, "m")
     return canvas.svg(ident, title, "; ".join(
         f"{label}: {value:.4g}" + (f" plus or minus {2 * sd:.2g}" if sd else "") for label, value, sd in points))
+
+
+def bounds(found: Sequence[tuple[str, float]], claim: float) -> str:
+    """``found``: (method, epsilon it proved); the claim for the same steps is a line that no bar may pass."""
+    top = 1.15 * max([claim, *(epsilon for _, epsilon in found)], default=1.0)
+    left, right, row = 92.0, WIDTH - 14.0, 26.0
+    canvas = Canvas(WIDTH, 46 + row * len(found))
+    scale, bottom = (right - left) / max(top, 1e-9), 22 + row * len(found)
+    for tick in ticks(0, top, 5):
+        canvas.line(left + tick * scale, 16, left + tick * scale, bottom, "grid")
+        canvas.text(left + tick * scale, bottom + 14, number(tick), "m", "middle")
+    for i, (method, epsilon) in enumerate(found):
+        y = 22 + i * row
+        canvas.text(left - 8, y + 14, method, "t", "end")
+        canvas.rect(left, y + 3, max(epsilon * scale, 1.0), row - 10, "c2" if epsilon <= claim else "c5")
+        canvas.text(left + epsilon * scale + 5, y + 14, f"{epsilon:.2f}", "t")
+    canvas.line(left + claim * scale, 8, left + claim * scale, bottom, "whisker")
+    canvas.text(left + claim * scale - 4, 10, f"claimed {claim:.2f}", "h", "end")
+    return canvas.svg("bounds", "Lower bounds under the claim", "; ".join(
+        f"{method}: {epsilon:.2f} of {claim:.2f}" for method, epsilon in found))
+
+
+def pairs(found: Sequence[tuple[str, float, float]]) -> str:
+    """``found``: (pair, distance, distance that noise alone would show), the worst first."""
+    top = 1.1 * max([1e-9, *(max(a, b) for _, a, b in found)])
+    left, right, row = 6.0, WIDTH - 50.0, 34.0
+    canvas, scale = Canvas(WIDTH, row * len(found) + 6), (right - left) / top
+    for i, (name, distance, noise) in enumerate(found):
+        y = i * row
+        canvas.text(left, y + 12, shorten(name, 58), "t", full=name)
+        canvas.rect(left, y + 17, distance * scale, 11, "bar")
+        canvas.line(left + noise * scale, y + 14, left + noise * scale, y + 31, "whisker")
+        canvas.text(left + max(distance, noise) * scale + 6, y + 27, f"{distance:.3f}", "m")
+    return canvas.svg("pairs", "The worst pairs of columns", "; ".join(
+        f"{name}: {distance:.3f}, noise alone {noise:.3f}" for name, distance, noise in found))
 
 
 def marginal(data: Marginal, ident: str) -> str:

@@ -14,20 +14,22 @@ from dpvae.errors import ReleaseError
 from dpvae.privacy.accountant import CrossCheck, price
 from dpvae.privacy.events import Event, to_dict
 from dpvae.report import meaning, records
-from dpvae.report.source import Anchor, RunClaim, Source, schema_columns
+from dpvae.report.source import NONE, Anchor, RunClaim, Source, schema_columns
 
 SAMPLE_ROWS = 10
 
 
 def gather(source: Source, check: CrossCheck, *, subject: str, sentence: str | None = None,
            histograms: Mapping[str, Sequence[int]] | None = None, rows: int | None = None,
-           sample: Sequence[Mapping[str, Any]] = (), reproduce: Sequence[str] = (),
-           pairs: meaning.Pairs = ()) -> dict[str, Any]:
+           sample: Sequence[Mapping[str, Any]] = (), reproduce: Sequence[str] = (), pairs: meaning.Pairs = (),
+           gallery: Sequence[Mapping[str, str]] = (), texts: Sequence[str] = ()) -> dict[str, Any]:
     """Everything a report says, as JSON; ``histograms`` count the synthetic ``rows`` per label of each anchor.
 
-    ``pairs`` are more (epsilon, delta) that hold: odds follow from all of them.
+    ``pairs`` are more (epsilon, delta) that hold: odds follow from all of them. Without ``rows`` that were released,
+    the run's own preview is shown. ``gallery``: ``{title, caption, png, alt}``, each ``png`` a data URI.
     """
-    claim, epsilon = source.claim, check.epsilon
+    claim, epsilon, shown = source.claim, check.epsilon, source.preview
+    drawn = (histograms, rows) if rows is not None else (shown.get("histograms"), shown.get("rows"))
     return {
         "format": "dpvae-report/1", "title": f"{source.name}: {subject.removeprefix('This ').lower()} report",
         "private": claim.private,
@@ -39,16 +41,46 @@ def gather(source: Source, check: CrossCheck, *, subject: str, sentence: str | N
                         "rdp": check.rdp},
         "risk": records.plain(meaning.risk([*pairs, (epsilon.upper, claim.delta)])),
         "phases": phases(source.events, claim, epsilon.upper),
+        "cumulative": cumulative(claim),
         "accesses": [to_dict(event) for event in source.events],
+        "audit": audited(source),
         "metrics": records.plain(source.metrics),
         "diagnostics": records.plain(source.diagnostics) if source.diagnostics else None,
-        "marginals": marginals(source, histograms, rows),
+        "marginals": marginals(source, *drawn),
+        "pairs": shown.get("pairs"),
         "map": source.map or None,
         "rows_released": rows,
-        "sample": [{str(key): cell(value) for key, value in row.items()} for row in list(sample)[:SAMPLE_ROWS]],
+        "sample": [{str(key): cell(value) for key, value in row.items()}
+                   for row in list(sample or shown.get("sample") or ())[:SAMPLE_ROWS]],
+        "gallery": [dict(item) for item in gallery or shown.get("gallery") or ()],
+        "texts": list(texts or shown.get("texts") or ())[:SAMPLE_ROWS],
         "not_covered": records.plain(meaning.NOT_COVERED),
         "reproduce": list(reproduce),
     }
+
+
+def cumulative(claim: RunClaim) -> dict[str, Any] | None:
+    """What the data set had spent in all when the run ended, where the ledger could bound it."""
+    if not isinstance(claim.cumulative_epsilon, float) or claim.dataset == NONE:
+        return None
+    return {"dataset": claim.dataset, "epsilon": claim.cumulative_epsilon}
+
+
+def audited(source: Source) -> dict[str, Any] | None:
+    """The audit as a report shows it: verdict, lights, bounds; ``None`` where nobody audited this model."""
+    found = source.audit
+    if not found:
+        return None
+    try:
+        return {
+            "sentence": str(found["sentence"]), "passed": found["passed"] is True, "quick": bool(found["quick"]),
+            "tests": [{name: test[name] for name in ("test", "says", "passed", "asked")} for test in found["tests"]],
+            "bounds": [{name: bound[name] for name in ("method", "epsilon", "claim", "canaries", "note")}
+                       for bound in found["bounds"]],
+            "self_test": {name: found["self_test"][name] for name in ("tried", "caught")},
+            "left_out": list(map(str, found["left_out"])), "page": False}
+    except (KeyError, TypeError) as error:
+        raise ReleaseError(f"public/audit.json: does not parse ({error}); run dpvae audit again") from None
 
 
 def plain_sentence(claim: RunClaim, check: CrossCheck, subject: str, pairs: meaning.Pairs = ()) -> str:

@@ -102,6 +102,8 @@ class Source:
     anchors: dict[str, Anchor]
     model_sha256: str
     map: dict[str, Any] = field(default_factory=dict)  # synthetic rows on two axes of the latent
+    preview: dict[str, Any] = field(default_factory=dict)  # what the model draws: see dpvae.release.preview
+    audit: dict[str, Any] = field(default_factory=dict)  # what dpvae audit found of this very model
     origin: dict[str, Any] = field(default_factory=dict)  # the lake table it was trained on, and which snapshot
 
 
@@ -126,6 +128,7 @@ def _read(run: Path) -> Source:
         if not (public / name).is_file():
             raise ReleaseError(f"public/{name}: missing; the run is incomplete, train it again")
     _mapping(public / "plan.json", "public/plan.json")
+    model = _digest(public / "model.safetensors")
     return Source(
         name=str(state.get("name", run.name)), created=str(state.get("created", NONE)),
         claim=read_claim(_mapping(public / "claim.json", "public/claim.json")),
@@ -135,7 +138,8 @@ def _read(run: Path) -> Source:
         schema_bytes=(public / "schema.json").read_bytes(), plan_bytes=(public / "plan.json").read_bytes(),
         metrics=_metrics(public / "metrics.jsonl"), diagnostics=_diagnostics(public / "diagnostics.json"),
         anchors=_anchors(_optional(public / "reference.json", "public/reference.json")),
-        model_sha256=_digest(public / "model.safetensors"), map=_optional(public / "map.json", "public/map.json"),
+        model_sha256=model, map=_optional(public / "map.json", "public/map.json"),
+        preview=_optional(public / "preview.json", "public/preview.json"), audit=_audit(public / "audit.json", model),
         origin=_optional(public / ORIGIN, f"public/{ORIGIN}"),
     )
 
@@ -190,6 +194,12 @@ def _diagnostics(path: Path) -> Diagnostics | None:
     if not path.is_file():
         return None
     return records.read(Diagnostics, _mapping(path, "public/diagnostics.json"), "diagnostics")
+
+
+def _audit(path: Path, model_sha256: str) -> dict[str, Any]:
+    """What an audit wrote; nothing where it was of another model."""
+    found = _optional(path, "public/audit.json")
+    return found if found.get("model_sha256") == model_sha256 else {}
 
 
 def _anchors(value: dict[str, Any]) -> dict[str, Anchor]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -20,38 +19,11 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from dpvae.errors import RunError
+from dpvae.files import DAMAGED
+from dpvae.files import read_json as read_json
+from dpvae.files import write_bytes as write_bytes
+from dpvae.files import write_json as write_json
 from dpvae.models.vae import VAE
-
-DAMAGED = "the run folder is damaged: restore it, or train again"
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write ``data`` durably: all of it or nothing."""
-    part = path.with_name(f".{path.name}.partial")
-    try:
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException as error:
-        part.unlink(missing_ok=True)
-        if isinstance(error, OSError):  # a full disk is told of a file's number, not of its name
-            error.filename = str(path)
-        raise
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Indented JSON, atomically."""
-    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
-
-
-def read_json(path: Path) -> Any:
-    """What :func:`write_json` wrote; :class:`RunError` where it is missing or damaged."""
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path}: cannot be read ({error.__class__.__name__}); {DAMAGED}") from None
 
 
 def save_model(vae: VAE, folder: Path) -> None:
@@ -63,13 +35,20 @@ def save_model(vae: VAE, folder: Path) -> None:
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> VAE:
     """The model that :func:`save_model` wrote."""
-    shape = {name: value for name, value in read_json(folder / "model.json").items() if name != "class"}
+    shape = {name: value for name, value in _shape(folder).items() if name != "class"}
     try:
         vae = VAE(shape.pop("cardinalities"), **shape, generator=torch.Generator())
         vae.load_state_dict(load((folder / "model.safetensors").read_bytes()))
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise RunError(f"{folder}/model.safetensors: does not load ({error.__class__.__name__}); {DAMAGED}") from None
     return vae.to(device)
+
+
+def _shape(folder: Path) -> dict[str, Any]:
+    """What a run's ``model.json`` says, or the ``config.json`` of a release's model folder."""
+    card = read_json(folder / "config.json") if not (folder / "model.json").is_file() and (
+        folder / "config.json").is_file() else {}
+    return dict(card.get("model") or read_json(folder / "model.json"))
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:

@@ -56,6 +56,7 @@ class Features:
 
     @classmethod
     def of(cls, schema: Schema) -> Features:
+        """The features of a resolved schema."""
         values, numeric, whose, feature, widths, size = [], [], [], [], [], 0
         for j, column in enumerate(schema.columns):
             value, width = _places(column)
@@ -125,6 +126,7 @@ class Points:
         return natural
 
     def mixture(self, features: Features, columns: Columns) -> Mixture:
+        """As a mixture of products of ``columns``."""
         logits = self.latents(features) @ _statistics(features).T + _bias(features)
         return Mixture(columns, torch.as_tensor(np.log(self.weights)),
                        columns.log_probs(torch.as_tensor(logits)))

@@ -100,7 +100,8 @@ class SecretOptimizer(DPOptimizer):
         noise = self.draw(sum(p.numel() for p in self.params)) * (self.noise_multiplier * self.max_grad_norm)
         self.draw = None  # a stream serves one step
         for parameter, part in zip(self.params, noise.split([p.numel() for p in self.params]), strict=True):
-            parameter.grad = (parameter.summed_grad + part.view_as(parameter)).view_as(parameter)
+            # contiguous: torch's fused Adam reads a gradient of another memory order as if it had the parameter's
+            parameter.grad = (parameter.summed_grad + part.view_as(parameter)).view_as(parameter).contiguous()
 
     def scale_grad(self) -> None:
         """Divide by the public expected batch, whatever the batch and however many parts it came in."""

@@ -35,6 +35,7 @@ class EncoderAndDecoder(nn.Module):
         self.encoder, self.decoder = vae.encoder, vae.decoder
 
     def forward(self, x_BW: Tensor, noise_BKZ: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits (B, K, W), mean and log standard deviation (B, Z) of the posterior."""
         mean_BZ, log_std_BZ = self.encoder(x_BW).chunk(2, -1)
         log_std_BZ = log_std_BZ.clamp(-6.0, 3.0)
         z_BKZ = mean_BZ[:, None] + log_std_BZ.exp()[:, None] * noise_BKZ

@@ -31,6 +31,7 @@ class Processes:
 
     @property
     def first(self) -> bool:
+        """Whether this one books, writes and reports."""
         return self.rank == 0
 
     def share(self, count: int) -> slice:
@@ -57,6 +58,7 @@ class Processes:
         return box[0]
 
     def wait(self) -> None:
+        """Until everybody is here."""
         torch.distributed.barrier()
 
 

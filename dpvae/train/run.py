@@ -25,8 +25,8 @@ from typing import Any
 from dpvae import __version__
 from dpvae.config import TrainConfig
 from dpvae.errors import RunError
+from dpvae.files import read_json, write_bytes, write_json
 from dpvae.privacy.noise import SecretKey
-from dpvae.train.checkpoint import read_json, write_bytes, write_json
 
 ROOM = 16 * 2**20  # bytes that must be free for a run to begin; checkpoints, model and report need less
 _TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)  # what renaming a folder onto a taken name gives
@@ -41,10 +41,12 @@ class RunFolder:
 
     @property
     def public(self) -> Path:
+        """What may leave."""
         return self.path / "public"
 
     @property
     def private(self) -> Path:
+        """What never leaves."""
         return self.path / "private"
 
     @property
@@ -57,6 +59,7 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
+        """Whether it was trained to its end."""
         return bool(self.record["status"] == "finished")
 
     @property
@@ -66,6 +69,7 @@ class RunFolder:
 
     @property
     def checkpoint(self) -> Path:
+        """The sealed state that a stopped run goes on from."""
         return self.private / "state.safetensors"
 
     def key(self) -> SecretKey:

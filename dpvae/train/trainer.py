@@ -13,7 +13,7 @@ masks and the same noise, and ends with the same weights: nothing is released tw
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from dpvae.train import anchor, interactions, latent, objectives
 from dpvae.train.anchor import Anchors
 from dpvae.train.checkpoint import load_state, optimiser_state, restore_optimiser, save_state
 from dpvae.train.contrasts import Numbers
-from dpvae.train.dpsgd import PrivateSteps
+from dpvae.train.dpsgd import Example, PrivateSteps
 from dpvae.train.interactions import Interaction
 from dpvae.train.parallel import Processes
 from dpvae.train.sleep import Sleep
@@ -87,13 +87,14 @@ class Trainer:
     listen: Listener = lambda moment: None
     processes: Processes | None = None  # that train together; the first one writes
     orders: Sequence[Numbers | None] = ()  # by column: where its codes lie on an axis; empty: nowhere
+    unit: str = "nats per row"  # of the noisy ELBO
 
     def fit(self) -> TrainState:
         """Train from the last checkpoint, or from the start; returns the final state."""
         state, saved = self._restore()
         if self.processes is not None:
             self.processes.wait()  # nobody writes before everybody has read
-        names = PHASES[self.config.trainer.name]
+        names = self.phases
         for index in range(state.phase, len(names)):
             moment = getattr(self, f"_{names[index]}")(state, saved)
             saved = {}
@@ -103,10 +104,23 @@ class Trainer:
                 self.listen(moment)  # a number is saved before it is shown
         return state
 
+    @property
+    def phases(self) -> tuple[str, ...]:
+        """Names of the phases, in order."""
+        return PHASES[self.config.trainer.name]
+
+    def example(self) -> Example:
+        """Random records, made from public facts: for checks that must not look at a private one."""
+        return objectives.random_codes(self.vae)
+
+    def _start(self) -> None:
+        """What is known before the first phase."""
+        anchor.start_bias(self.vae, self.anchors)
+
     def _restore(self) -> tuple[TrainState, dict[str, Any]]:
         saved = load_state(self.checkpoint)
         if saved is None:
-            anchor.start_bias(self.vae, self.anchors)
+            self._start()
             return TrainState(), {}
         self.vae.load_state_dict(saved["vae"])
         state = TrainState(saved["phase"], saved["step"], saved["metrics"], saved.get("found", []))
@@ -233,7 +247,7 @@ class Trainer:
         return PrivateSteps(module, self.codes, loss, plan=self.plan.sgd, rows=self.rows, key=self.key,
                             learning_rate=rate, microbatch=performance.microbatch, clipping=performance.clipping,
                             compile=performance.compile, precision=performance.precision, latents=latents,
-                            example=objectives.random_codes(self.vae), processes=self.processes)
+                            example=self.example(), processes=self.processes)
 
     # -- the noisy ELBO ----------------------------------------------------------------------------------------------
 
@@ -260,12 +274,12 @@ class Trainer:
             phase="metric", what="noisy ELBO")
         drawn = self.plan.events_until(step if phase == "dpsgd" else 0, number + 1)
         spent = price(drawn, delta=self.plan.delta, neighbouring=self.plan.neighbouring).upper
-        metric = {"phase": phase, "step": step, "noisy_elbo": value, "sd": sd, "unit": "nats per row", "rate": None,
+        metric = {"phase": phase, "step": step, "noisy_elbo": value, "sd": sd, "unit": self.unit, "rate": None,
                   "epsilon_spent": spent}
         state.metrics.append(metric)
         return metric
 
-    def _elbos(self, number: int) -> Iterator[np.ndarray]:
+    def _elbos(self, number: int) -> Any:
         """One ELBO per record, in blocks; private."""
         # The same latents for every record: were they dealt out by position, one record would move the others'.
         noise_11Z = torch.randn(1, 1, self.vae.prior.dim, generator=self._generator("metric", number),

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from dpvae import api
-from dpvae.audit import scenes
 from dpvae.audit.battery import CATALOGUE, CLIPPINGS, Program, audit_program, self_test, specimen
 from dpvae.audit.mutants.base import TRAINED, Mutant
 from dpvae.audit.run import AuditReport
 from dpvae.config import TRAINERS, AuditConfig, ReportConfig, RunConfig
 from dpvae.errors import ReleaseError, RunError
+from dpvae.modalities import modality
 from dpvae.release.certificate import Certificate
 
 pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing:UserWarning")
@@ -30,7 +30,7 @@ CLEAN = [(name, clipping) for name in TRAINERS for clipping in CLIPPINGS]
                                                             for each in CLEAN[1:])])
 def test_a_correct_program_passes(name: str, clipping: str) -> None:
     config, table = specimen(name, clipping)
-    battery = audit_program(Program(api.train, config, table, scenes.troublemakers(table), quick=True))
+    battery = audit_program(Program(api.train, config, table, modality("table").troublemakers(table), quick=True))
     assert battery.failed == ()
     assert set(battery.tests) == {"T1", "T2", "T3", "T4", "T5", "T6", "T7", "P1", "M1", "M2"}
 

@@ -90,7 +90,7 @@ def test_page_is_under_one_megabyte_and_asks_the_network_for_nothing(folder: Pat
 
 def test_every_chart_has_a_spoken_title_and_description(page: Page) -> None:
     charts = page.all("svg")
-    assert len(charts) == 5 + len(columns())
+    assert len(charts) == 5 + len(columns())  # budget, accountants, trade-off, ELBO, epsilon
     ids = [attrs["id"] for _, attrs in page.tags if attrs.get("id")]
     assert len(set(ids)) == len(ids)
     for attrs in charts:
@@ -101,7 +101,7 @@ def test_every_chart_has_a_spoken_title_and_description(page: Page) -> None:
 def test_every_link_in_the_page_leads_somewhere(page: Page) -> None:
     ids = {attrs.get("id") for _, attrs in page.tags}
     inside = [str(a["href"])[1:] for a in page.all("a") if str(a["href"]).startswith("#")]
-    assert len(inside) == 8
+    assert len(inside) == 9
     assert set(inside) <= ids
 
 

@@ -129,3 +129,38 @@ def test_without_a_working_compiler_a_booked_run_goes_on_and_releases_the_same(
     monkeypatch.setattr(torch, "compile", refuses)
     torch.testing.assert_close(released(compile=True), released(compile=False), atol=1e-5, rtol=0)
     assert "g++: not found" in caplog.text
+
+
+# -- convolutions ------------------------------------------------------------------------------------------------------
+
+
+def squared(module: nn.Module, pixels_BD: Tensor, latents: Tensor) -> Tensor:
+    return module(pixels_BD.view(-1, 1, 4, 5)).flatten(1).square().sum(1)
+
+
+def small_convolution() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.SiLU(), nn.ConvTranspose2d(3, 2, (2, 3)))
+
+
+@pytest.mark.parametrize("clipping", ["fast", "hooks", "ghost"])
+def test_a_convolution_moves_as_adam_written_out_record_by_record_says(clipping: str) -> None:
+    pixels = torch.arange(6 * 20.0).view(6, 20).sin()
+    plan = SgdPlan(noise_multiplier=1.0, sampling_rate=1.0, steps=2, clip_norm=1.0, latent_samples=1)
+    module, expected = small_convolution(), small_convolution()
+    private = PrivateSteps(module, pixels, squared, plan=plan, rows=6, key=KEY, learning_rate=0.1, microbatch=4,
+                           clipping=clipping)
+    adam = torch.optim.Adam(expected.parameters(), lr=0.1, betas=(0.9, 0.99))
+    for number in range(plan.steps):
+        private.step(number, 1.0)
+        sums = [torch.zeros_like(p) for p in expected.parameters()]
+        for record in pixels:
+            gradient = torch.autograd.grad(squared(expected, record[None], record).sum(), list(expected.parameters()))
+            factor = autos(torch.cat([g.flatten() for g in gradient]).norm()[None], plan.clip_norm)
+            sums = [total + factor * g for total, g in zip(sums, gradient, strict=True)]
+        for parameter, total in zip(expected.parameters(), sums, strict=True):
+            parameter.grad = total / 6
+        adam.step()
+    private.close()
+    for one, two in zip(module.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(one, two, atol=1e-4, rtol=0)

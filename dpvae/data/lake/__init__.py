@@ -44,7 +44,7 @@ from dpvae.data.lake.arrow import (
     to_batch,
     to_pandas,
 )
-from dpvae.data.lake.files import Source, Versioned
+from dpvae.data.lake.files import PARQUET_ENDINGS, Source, Versioned, stored
 from dpvae.data.lake.write import Append, appending, write_parquet
 from dpvae.errors import DataError
 
@@ -228,7 +228,7 @@ def _named(columns: Any) -> list[str]:
 
 
 __all__ = [
-    "CSV", "Append", "Cells", "Rows", "Source", "Table", "Versioned", "appending", "arrow_type", "batches", "beside",
-    "empty_batch", "first_line", "header", "origin", "parts_at", "pinned", "place", "pq", "read", "row_count",
-    "source",     "to_arrow", "to_batch", "to_pandas", "to_table", "versioned", "write_parquet",
+    "CSV", "PARQUET_ENDINGS", "Append", "Cells", "Rows", "Source", "Table", "Versioned", "appending", "arrow_type",
+    "batches", "beside", "empty_batch", "first_line", "header", "origin", "parts_at", "pinned", "place", "pq", "read",
+    "row_count", "source", "stored", "to_arrow", "to_batch", "to_pandas", "to_table", "versioned", "write_parquet",
 ]

@@ -65,10 +65,12 @@ class Table:
 
     @property
     def rows(self) -> int:
+        """How many rows; private where the table is."""
         return len(self.cells[0].values)
 
     @property
     def header(self) -> tuple[tuple[str, str], ...]:
+        """(name, type) of each column."""
         return tuple((name, cells.dtype) for name, cells in zip(self.names, self.cells, strict=True))
 
     def parts(self) -> Iterator[Table]:
@@ -80,6 +82,7 @@ class Table:
         yield self.cells[j]
 
     def column(self, name: str) -> Cells:
+        """One column by name; :class:`DataError` with the nearest name where there is none."""
         if name not in self.names:
             raise DataError(f"column={name!r}: not in the table{did_you_mean(name, self.names)}")
         return self.cells[self.names.index(name)]

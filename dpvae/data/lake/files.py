@@ -329,3 +329,15 @@ def _parquet_schema(path: Path) -> pa.Schema:
         return pq.read_schema(path).remove_metadata()
     except (pa.ArrowException, OSError) as error:
         raise _broken(path, error) from error
+
+
+def stored(path: Path, rows: int | None = None) -> pa.Table:
+    """The (first ``rows``) rows of a Parquet file as they are stored: for columns that are no table's, as images are."""
+    try:
+        with pq.ParquetFile(path) as file:
+            if rows is None:
+                return file.read(use_threads=False)
+            return pa.Table.from_batches([next(file.iter_batches(batch_size=rows, use_threads=False))]
+                                         if file.metadata.num_rows else [], file.schema_arrow)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"data={str(path)!r}: {first_line(error)}; repair the file") from error

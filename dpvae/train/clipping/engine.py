@@ -49,6 +49,7 @@ class RecordedOptimizer(DPOptimizer):
 
     @property
     def accumulated_iterations(self) -> int:
+        """One: parts of a batch are summed in the book, not by the optimiser."""
         return 1
 
 

@@ -64,6 +64,7 @@ class Recorder(AbstractGradSampleModule):
     # -- recording ---------------------------------------------------------------------------------------------------
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's own forward pass; notes how many records there are."""
         first = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
         self.records = self.told if self.told is not None else len(first) if first is not None else 0
         return self._module(*args, **kwargs)
@@ -99,6 +100,7 @@ class Recorder(AbstractGradSampleModule):
         self.write(rule(layer, x, grad, self.records))
 
     def write(self, terms: Iterator[tuple[nn.Parameter, Term]]) -> None:
+        """Add what one layer says of its parameters."""
         if not self.records:
             return
         for parameter, term in terms:

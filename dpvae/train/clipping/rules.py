@@ -31,6 +31,7 @@ def fold(x: Tensor, records: int, tail: int) -> Tensor:
 
 
 def trainable(layer: nn.Module, name: str) -> nn.Parameter | None:
+    """The parameter of that name, where there is one that learns."""
     parameter = getattr(layer, name, None)
     return parameter if parameter is not None and parameter.requires_grad else None
 

@@ -49,9 +49,11 @@ class Sample:
         return laid_out(factors_B.to(self.value.dtype) @ self.value.flatten(1), self.layout)
 
     def cleaned(self, keep_B: Tensor) -> Sample:
+        """With zeros in the place of records that are not kept, whatever they held (NaN too)."""
         return Sample(masked(self.value, keep_B), self.layout)
 
     def sampled(self) -> Sample:
+        """The same gradients written out, one per record."""
         return self
 
 

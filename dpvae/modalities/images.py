@@ -1,0 +1,289 @@
+"""Labelled images: folders, NPZ, Parquet; see :mod:`dpvae.data.images` for what is read and what is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpvae.config import DataConfig, TrainConfig
+from dpvae.data import images as reader
+from dpvae.data.images import BUILTIN, ImageSet
+from dpvae.errors import ConfigError, DataError
+from dpvae.modalities import TableWriter
+from dpvae.privacy.events import Event
+from dpvae.privacy.image_plan import NATS_PER_PIXEL, ImageRule
+from dpvae.privacy.mechanisms import frequent_values, noisy_counts
+from dpvae.privacy.plan import SURVEY_WHAT, Plan, PublicFacts, check_delta, make_plan
+from dpvae.privacy.silence import secrets_of
+
+GRAYS = 4  # steps of gray in which an attacker compares images
+LEAST_COUNT = 2.0  # a declared class is taken to hold at least this many images, whatever the noise says
+
+
+def plan(config: TrainConfig) -> Plan:
+    """What ``config`` would spend. Reads the size of an image; no image of an NPZ."""
+    return Public.of(config.data, _source(config.data)).plan(config)
+
+
+def prepare(config: TrainConfig, source: Any = None) -> ImageTask:
+    """The images of ``source`` (a path, or a mapping with images and labels) or of the file that ``config`` names."""
+    source = source if source is not None else _source(config.data)
+    images = reader.read(source, config.data.label)
+    public = Public.of(config.data, images)
+    unknown = sorted(set(images.classes) - set(public.classes)) if public.classes else []
+    if unknown and config.data.outside == "error":
+        raise DataError(f"label={unknown[0]!r}: not among data.labels={'|'.join(public.classes)[:80]}; add it, or "
+                        "leave such images out with data.outside=missing")
+    return ImageTask(config, public.plan(config), public, images)
+
+
+def writer(public: Path, rows: int, *, seed: int) -> TableWriter:
+    """An NPZ file of synthetic images."""
+    from dpvae.release.images import image_writer
+
+    return image_writer(public, rows, seed=seed)
+
+
+def made_up(public: Path, rows: int, *, seed: int) -> dict[str, Any]:
+    """Nobody's images, drawn from the released model, as :func:`prepare` takes them."""
+    from dpvae.release.images import blocks, load_images
+
+    vae, classes = load_images(public)
+    drawn = list(blocks(vae, rows, seed=seed))
+    return {"images": np.concatenate([images for images, _ in drawn]),
+            "labels": np.array(classes)[np.concatenate([labels for _, labels in drawn])]}
+
+
+def troublemakers(records: Mapping[str, Any], public: Path | None = None) -> dict[str, dict[str, Any]]:
+    """Black, white and noisy images and a duplicate, of classes that there are."""
+    images, labels = np.asarray(records["images"]), np.asarray(records["labels"])
+    noise = np.random.Generator(np.random.Philox(7)).integers(0, 256, images[0].shape).astype(np.uint8)
+    joining = {"a black image": np.zeros_like(images[0]), "a white image": np.full_like(images[0], 255),
+               "an image of noise": noise, "a duplicate": images[0]}
+    found = {name: {"images": image, "labels": labels[0]} for name, image in joining.items()}
+    return found | {f"a white image of class {label}": {"images": joining["a white image"], "labels": label}
+                    for label in np.unique(labels)}
+
+
+def told(public: Path, records: Mapping[str, Any]) -> NDArray[np.int64]:
+    """Images as an attacker compares them, (n, cells + 1): the gray of at most 7 x 7 cells in :data:`GRAYS` steps, and
+    the class."""
+    from dpvae.release.images import load_images
+
+    _, classes = load_images(public)
+    images = np.stack([np.asarray(image) for image in records["images"]]).astype(np.float64)
+    images = images.mean(-1) if images.ndim == 4 else images
+    down, across = (_cells(side) for side in images.shape[1:])
+    gray = np.minimum(down @ images @ across.T * GRAYS / 256, GRAYS - 1).astype(np.int64).reshape(len(images), -1)
+    number = {name: i for i, name in enumerate(classes)}
+    return np.column_stack([gray, [number[str(label)] for label in records["labels"]]])
+
+
+def _cells(side: int) -> NDArray[np.float64]:
+    """At most seven means along a side, (cells, side)."""
+    place = np.arange(side) * min(side, 7) // side
+    held = (place == np.arange(place.max() + 1)[:, None]).astype(np.float64)
+    return held / held.sum(1, keepdims=True)
+
+
+def log_prob(public: Path, records: Mapping[str, Any]) -> NDArray[np.float64]:
+    """The ELBO of images under the released model, (n,) nats."""
+    import torch
+
+    from dpvae.models.images import parts
+    from dpvae.release.images import load_images
+
+    vae, classes = load_images(public)
+    number = {name: i for i, name in enumerate(classes)}
+    images = reader.read(records, None)
+    x_ND = torch.as_tensor(images.pixels.reshape(images.rows, -1))
+    label_N = torch.tensor([number[label] for label in images.labels.tolist()])
+    noise_1Z = torch.randn(1, vae.basis.shape[0], generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        values = [vae.elbo(x.float() / 255, y, noise_1Z.expand(len(x), -1)).value for x, y in parts(x_ND, label_N)]
+    return np.asarray(torch.cat(values).double().numpy())
+
+
+@dataclass(frozen=True)
+class Public:
+    """What is publicly known of the images: size, and what was declared."""
+
+    size: tuple[int, int, int]  # (channels, height, width)
+    rows: int | None
+    classes: tuple[str, ...]  # empty: to be measured
+
+    @classmethod
+    def of(cls, data: DataConfig, source: Any) -> Public:
+        size = reader.size_of(source, data.label)
+        rows, classes = BUILTIN.get(data.builtin or "", (None, ())) if source == data.builtin or (
+            isinstance(source, ImageSet) and data.builtin and data.path is None) else (None, ())
+        declared = tuple(data.labels.split("|")) if data.labels is not None else classes
+        if data.labels is not None and (len(set(declared)) < len(declared) or not all(n.strip() for n in declared)):
+            raise ConfigError(f"data.labels={data.labels!r}: expected different names, such as data.labels=cat|dog")
+        return cls(size, data.rows or rows, declared)
+
+    @property
+    def facts(self) -> PublicFacts:
+        channels, height, width = self.size
+        classes = f"{len(self.classes)} classes" if self.classes else "classes that are not declared"
+        return PublicFacts(
+            columns=2, survey_steps=() if self.classes else ("values",), rows=self.rows, has_target=True,
+            what=f"{height} x {width} {reader.CHANNELS[channels]} images of {classes}",
+            elbo_range=NATS_PER_PIXEL * channels * height * width)
+
+    def plan(self, config: TrainConfig) -> Plan:
+        """The plan that these facts lead to."""
+        return make_plan(config, self.facts, ImageRule())
+
+    def schema(self, classes: tuple[str, ...]) -> dict[str, Any]:
+        """``schema.json`` of a run."""
+        channels, height, width = self.size
+        image = {"name": "image", "kind": "image", "dtype": "uint8", "nullable": False, "height": height,
+                 "width": width, "channels": channels, "declared": [f"{height} x {width} {reader.CHANNELS[channels]}"]}
+        label = {"name": "label", "kind": "categorical", "dtype": "string", "nullable": False,
+                 "categories": list(classes), "declared": ["categories"] if self.classes else []}
+        return {"kind": "images", "target": "label", "columns": [image, label]}
+
+
+@dataclass(frozen=True)
+class ImageTask:
+    """Images that are ready to be trained on; see :class:`dpvae.modalities.Task`."""
+
+    config: TrainConfig
+    plan: Plan
+    public: Public
+    images: ImageSet
+
+    def planned(self, config: TrainConfig, plan: Plan) -> ImageTask:
+        """The same images under other settings."""
+        return replace(self, config=config, plan=plan)
+
+    def declared(self) -> str:
+        """A digest of what is declared."""
+        return hashlib.sha256(json.dumps([self.public.rows, self.public.classes]).encode()).hexdigest()
+
+    def fingerprint(self) -> bytes:
+        """A digest of every record; it leaves only under the run's secret key."""
+        return self.images.fingerprint()
+
+    def spend(self, run: Any, progress: Any, processes: Any = None) -> ImageResult:
+        """Count, measure, train."""
+        from dpvae.rng import seed_of, stream
+        from dpvae.train import image_anchors
+
+        config, key = self.config, secrets_of(run, self.config)
+        progress.begin("survey" if not self.public.classes else "anchor")
+        classes, counts, sd, event = self._count(key)
+        rows = float(self.public.rows or max(counts.sum(), 1.0))
+        if self.public.rows is None:
+            check_delta(self.plan.delta, rows, f" (about {rows:.0f} images were counted; this run stays booked)")
+        progress.begin("anchor")
+        held = self._held(classes)
+        noise = {name: nm for name, nm in self.plan.anchor_noise.items() if name != "labels"}
+        released, events = None, tuple[Event, ...]()
+        if noise:
+            released, events = image_anchors.measure(
+                held, np.maximum(counts, LEAST_COUNT), self.public.size, noise=noise, epsilon=self.plan.target_epsilon,
+                key=key, rng=stream(config.run.seed, "images", "anchor"))
+        progress.phase("anchor", 1)
+        vae, metrics = self._train(held, released, counts, rows, key, run, progress, processes,
+                                   seed_of(config.run.seed, "init"))
+        drawn = (event, *events)
+        return ImageResult(vae.cpu(), self.public.schema(classes), rows, (*drawn, *self.plan.events()[len(drawn):]),
+                           metrics, classes, counts, sd)
+
+    def _count(self, key: Any) -> tuple[tuple[str, ...], np.ndarray, float, Event]:
+        """The classes, their noisy counts, the noise of one, and what that cost."""
+        planned, held = self.plan, Counter(self.images.labels.tolist())
+        if self.public.classes:
+            table = np.array([held[name] for name in self.public.classes])
+            nm = planned.anchor_noise["labels"]
+            noisy, event = noisy_counts([table], noise_multiplier=nm, stream=key.stream("anchor", "labels"),
+                                        phase="anchor", what="noisy labels tables")
+            return self.public.classes, noisy[0].astype(float), nm, event
+        nm = planned.survey_noise["values"]
+        found, drawn = frequent_values([held], noise_multiplier=nm, delta=planned.survey_delta, phase="survey",
+                                       stream=key.stream("survey", "values"), what=SURVEY_WHAT["values"])
+        names = tuple(sorted(found[0], key=reader.natural))
+        if not names:
+            raise DataError("labels: no class holds enough images to be published at this budget (this run stays "
+                            "booked); declare the classes with data.labels=a|b|c, or give a larger privacy.epsilon")
+        return names, np.array([float(found[0][name]) for name in names]), nm, drawn
+
+    def _held(self, classes: tuple[str, ...]) -> Any:
+        """The images of published classes: which those are follows from each image and from what is released."""
+        from dpvae.train.image_anchors import Images
+
+        number = {name: i for i, name in enumerate(classes)}
+        labels = np.array([number.get(label, -1) for label in self.images.labels.tolist()], dtype=np.int64)
+        flat = self.images.pixels.reshape(self.images.rows, -1)
+        return Images(flat[labels >= 0], labels[labels >= 0])
+
+    def _train(self, held: Any, released: Any, counts: np.ndarray, rows: float, key: Any, run: Any, progress: Any,
+               processes: Any, seed: int) -> tuple[Any, list[dict[str, Any]]]:
+        import torch
+
+        from dpvae.models.joint_images import LATENT, JointImageVAE
+        from dpvae.train.device import device_of
+        from dpvae.train.images import ImageTrainer
+
+        config = self.config
+        device, generator = device_of(config.performance.device), torch.Generator().manual_seed(seed)
+        counts, hidden = np.maximum(counts, LEAST_COUNT), max(config.model.hidden // 4, 4)
+        if released is None:
+            vae = JointImageVAE(self.public.size, classes=len(counts), directions=config.model.latent_dim or LATENT,
+                                hidden=hidden, generator=generator)
+            vae.log_labels.copy_(torch.as_tensor(np.log(counts / counts.sum())))
+        else:
+            vae = released.model(counts, self.public.size, hidden, generator)
+        vae = vae.to(device)
+        codes = np.concatenate([held.pixels, held.labels[:, None].astype(np.uint8)], 1)
+        state = ImageTrainer(plan=self.plan, config=config, vae=vae, codes=torch.as_tensor(codes, device=device),
+                             anchors=cast(Any, None), rows=max(round(rows), 1), key=key, checkpoint=run.checkpoint,
+                             leftover=released.leftover if released else 0.0, listen=progress.listen,
+                             processes=processes, unit="nats per image").fit()
+        return vae, state.metrics
+
+
+@dataclass(frozen=True)
+class ImageResult:
+    """A released image model; see :class:`dpvae.modalities.Result`."""
+
+    vae: Any
+    schema: Mapping[str, Any]
+    rows: float
+    events: tuple[Event, ...]
+    metrics: list[dict[str, Any]]
+    classes: tuple[str, ...]
+    counts: np.ndarray
+    sd: float
+
+    def publish(self, public: Path, seed: int) -> None:
+        """Model, schema, the noisy counts of the classes, and pictures that the model draws."""
+        from dpvae.release.images import save_images
+        from dpvae.report.gallery import gallery
+        from dpvae.train.checkpoint import write_json
+
+        save_images(self.vae, public)
+        write_json(public / "schema.json", dict(self.schema))
+        write_json(public / "reference.json", {
+            "label": {"labels": list(self.classes), "noisy": self.counts.tolist(), "sd": self.sd}})
+        write_json(public / "preview.json", {"gallery": gallery(self.vae, self.classes, seed=seed)})
+
+
+def _source(data: DataConfig) -> Any:
+    if data.path is None and data.builtin is None:
+        raise ConfigError("data.path=null: expected images; try data=images for the built-in digits, or "
+                          "data.path=images.npz")
+    if data.path is None and data.builtin not in BUILTIN:
+        raise ConfigError(f"data.builtin={data.builtin!r}: no such images; expected {', '.join(BUILTIN)}, or a "
+                          "data.path")
+    return data.path if data.path is not None else data.builtin

@@ -1,0 +1,261 @@
+"""Texts: names, queries, messages; one per record, with a label and a person, if any."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dpvae.config import DataConfig, TrainConfig
+from dpvae.data import text as reader
+from dpvae.data.grammar import Grammar
+from dpvae.data.language import Language
+from dpvae.data.text import Texts
+from dpvae.data.tokens import MARKS, Vocabulary
+from dpvae.errors import ConfigError, DataError
+from dpvae.modalities import TableWriter
+from dpvae.privacy.events import Event
+from dpvae.privacy.mechanisms import frequent_values, noisy_counts, noisy_mean_clipped
+from dpvae.privacy.plan import Plan, PublicFacts, check_delta, make_plan
+from dpvae.privacy.silence import secrets_of
+from dpvae.privacy.text_plan import NATS_PER_BYTE, TextRule
+
+CAP = 256  # bytes
+ROOM = 32  # bytes: a text of at most that many is spelled, not told in words
+
+
+def plan(config: TrainConfig) -> Plan:
+    """What ``config`` would spend. Reads names of columns; no text."""
+    public = Public.of(config.data)
+    public.found_in(reader.header(_source(config.data)))
+    return public.plan(config)
+
+
+def prepare(config: TrainConfig, source: Any = None) -> TextTask:
+    """The texts of ``source`` or of the file that ``config`` names, checked against what is declared of them."""
+    public = Public.of(config.data, builtin=source is None)
+    source = source if source is not None else _source(config.data)
+    public = public.found_in(reader.header(source))
+    planned = public.plan(config)
+    data = config.data
+    texts = reader.read(source, public.text, public.label, data.unit, per_unit=data.per_unit)
+    texts = reader.limited(texts, public.cap, data.overlong)
+    if public.labels:
+        texts = reader.known_labels(texts, public.labels, data.outside)
+    return TextTask(config, planned, public, texts)
+
+
+def writer(public: Path, rows: int, *, seed: int) -> TableWriter:
+    """Parquet files of synthetic texts."""
+    from dpvae.release.texts import text_writer
+
+    return text_writer(public, rows, seed=seed)
+
+
+@dataclass(frozen=True)
+class Public:
+    """What is publicly known of the texts: declared, or that of the built-in ones."""
+
+    text: str | None
+    label: str | None
+    labels: tuple[str, ...]
+    rows: int | None
+    cap: int
+    words: bool
+    unit: str | None
+    per_unit: int
+    language: str | None
+
+    @classmethod
+    def of(cls, data: DataConfig, *, builtin: bool = True) -> Public:
+        """From the knobs; ``builtin``: where they name no file, the built-in names are meant."""
+        if data.builtin not in (None, "names"):
+            raise ConfigError(f"data.builtin={data.builtin!r}: expected names, or a file: data.path=texts.tsv")
+        names: Mapping[str, Any] = reader.NAMES if builtin and data.path is None else {}
+        labels = tuple(data.labels.split("|")) if data.labels else names.get("labels", ())
+        if len(set(labels)) != len(labels) or (data.labels and data.label is None):
+            raise ConfigError(f"data.labels={data.labels!r}: expected distinct values of the column data.label, a|b|c")
+        cap = data.cap or names.get("cap", CAP)
+        if data.unit is not None and data.label is not None and not labels:
+            raise ConfigError("data.labels=null: with data.unit the labels must be declared, a|b|c; a person may hold "
+                              "several, and finding them is priced for one each")
+        return cls(data.text or names.get("text"), data.label or names.get("label"), labels,
+                   data.rows or names.get("rows"), cap, data.tokens == "words" or (data.tokens == "auto" and cap > ROOM),
+                   data.unit, data.per_unit if data.unit is not None else 1, data.public)
+
+    def found_in(self, header: tuple[tuple[str, str], ...]) -> Public:
+        """With the column of texts by its name; refuses columns that are not there."""
+        names = tuple(name for name, _ in header)
+        text = reader.column_of(names, self.text)
+        for key, column in (("data.label", self.label), ("data.unit", self.unit)):
+            if column is not None and (column not in names or column == text):
+                raise DataError(f"{key}={column!r}: expected another column of the file, one of {', '.join(names[:8])}")
+        return replace(self, text=text)
+
+    @property
+    def facts(self) -> PublicFacts:
+        steps = (*(() if self.rows else ("rows",)), *(("values",) if self.label and not self.labels else ()))
+        about = f", {len(self.labels) or 'unknown'} labels" if self.label else ""
+        told = "words of a public list" if self.words else "bytes"
+        return PublicFacts(columns=1 + (self.label is not None), survey_steps=steps, rows=self.rows,
+                           has_target=self.label is not None, what=f"texts of at most {self.cap} bytes as {told}{about}",
+                           elbo_range=NATS_PER_BYTE * self.cap)
+
+    def plan(self, config: TrainConfig) -> Plan:
+        """The plan that these facts lead to."""
+        return make_plan(config, self.facts, TextRule(self.words))
+
+    def schema(self, labels: tuple[str, ...], source: str) -> dict[str, Any]:
+        """``schema.json`` of a run."""
+        declared = [f"at most {self.cap} bytes", source if self.words else "bytes"]
+        columns: list[dict[str, Any]] = [{"name": self.text, "kind": "text", "dtype": "string", "nullable": False,
+                                          "cap": self.cap, "declared": declared}]
+        if self.label is not None:
+            columns.append({"name": self.label, "kind": "categorical", "dtype": "string", "nullable": False,
+                            "categories": list(labels), "declared": ["categories"] if self.labels else []})
+        return {"kind": "text", "target": self.label, "columns": columns}
+
+
+@dataclass(frozen=True)
+class TextTask:
+    """Texts that are ready to be trained on; see :class:`dpvae.modalities.Task`."""
+
+    config: TrainConfig
+    plan: Plan
+    public: Public
+    texts: Texts
+
+    def planned(self, config: TrainConfig, plan: Plan) -> TextTask:
+        """The same texts under other settings."""
+        return replace(self, config=config, plan=plan)
+
+    def declared(self) -> str:
+        """A digest of what is declared."""
+        return hashlib.sha256(json.dumps([str(self.public)]).encode()).hexdigest()
+
+    def fingerprint(self) -> bytes:
+        """A digest of every record; it leaves only under the run's secret key."""
+        return self.texts.fingerprint()
+
+    def spend(self, run: Any, progress: Any, processes: Any = None) -> TextResult:
+        """Survey, measure, fit. Every draw is a function of the key: a run that stopped starts again and draws the same."""
+        from dpvae.train import ngrams
+
+        if processes is not None:
+            raise ConfigError("data.kind=text: trains in one process; start it without torchrun")
+        config, key = self.config, secrets_of(run, self.config)
+        progress.begin("survey")
+        rows, labels, events = self._survey(key)
+        progress.phase("survey", 1)
+        progress.begin("anchor")
+        language = Language.of(self.public.language)
+        vocabulary = Vocabulary(language.words if self.public.words else ())
+        source = self._source(vocabulary, labels)
+        released, drawn = ngrams.measure(source, labels, vocabulary, language, noise=self.plan.anchor_noise, key=key,
+                                         texts_per_unit=self.public.per_unit)
+        progress.phase("anchor", 1)
+        return self._train(source, released, vocabulary, language, rows, (*events, *drawn), key, progress)
+
+    def _survey(self, key: Any) -> tuple[float, tuple[str, ...], list[Event]]:
+        """The public number of units, the labels, and what finding them cost."""
+        planned, events = self.plan, list[Event]()
+        rows = float(self.public.rows or 0)
+        if "rows" in planned.survey_noise:
+            counts, event = noisy_counts([np.array([self.texts.units])], noise_multiplier=planned.survey_noise["rows"],
+                                         stream=key.stream("survey", "rows"), phase="survey",
+                                         what="noisy number of rows")
+            rows = max(float(counts[0][0]), 1.0)
+            events.append(event)
+            check_delta(planned.delta, rows, f" (about {rows:.0f} were counted; this run stays booked)")
+        labels = self.public.labels
+        if "values" in planned.survey_noise:
+            histogram = Counter(label for label in self.texts.labels or () if label is not None)
+            found, drawn = frequent_values([histogram], noise_multiplier=planned.survey_noise["values"],
+                                           delta=planned.survey_delta, stream=key.stream("survey", "values"),
+                                           phase="survey", what="values held by many records (thresholded noisy counts)")
+            labels = tuple(sorted(found[0]))
+            events.append(drawn)
+        return rows, labels, events
+
+    def _source(self, vocabulary: Vocabulary, labels: tuple[str, ...]) -> Any:
+        from dpvae.train.ngrams import Source
+
+        number = {label: i for i, label in enumerate(labels)}
+        held = self.texts.labels or (None,) * len(self.texts.texts)
+        return Source(vocabulary.table(self.texts.texts, self.public.cap), self.texts.owners,
+                      np.array([number.get(label, -1) if label is not None else -1 for label in held]))
+
+    def _train(self, source: Any, released: Any, vocabulary: Vocabulary, language: Language, rows: float,
+               events: tuple[Event, ...], key: Any, progress: Any) -> TextResult:
+        import torch
+
+        from dpvae.models.text import TextVAE
+        from dpvae.release.texts import TextModel
+        from dpvae.rng import seed_of
+        from dpvae.train import texts as training
+        from dpvae.train.trainer import Moment
+
+        config = self.config
+        grammar = Grammar.of(released.active, words=self.public.words)
+        marks = np.isin(released.active, MARKS)
+        model = config.model
+        vae = TextVAE(training.known_of(released, grammar, marks), latent_dim=model.latent_dim or 16,
+                      hidden=min(model.hidden, 64) if self.public.words else min(model.hidden, 64),
+                      generator=torch.Generator().manual_seed(seed_of(config.run.seed, "init")))
+        training.fit(vae, steps=self.plan.fit_steps, seed=config.run.seed,
+                     listen=lambda step, steps: progress.listen(Moment("fit", step, steps)))
+        schema = self.public.schema(released.labels, language.source)
+        held = TextModel(vae, vocabulary, released.active, released.rare, schema)
+        coded = training.Coded(torch.tensor(held.number[source.codes_NT]), torch.tensor(np.maximum(source.labels_N, 0)))
+        metric, drawn = self._elbo(vae, coded, source, rows, events, key)
+        return TextResult(held, rows, (*events, drawn), [metric], released.reference)
+
+    def _elbo(self, vae: Any, coded: Any, source: Any, rows: float, events: tuple[Event, ...],
+              key: Any) -> tuple[dict[str, Any], Event]:
+        """The noisy ELBO of the released model: a unit's value is the mean of its texts'."""
+        import torch
+
+        from dpvae.privacy.accountant import price
+        from dpvae.rng import seed_of
+        from dpvae.train.texts import elbos
+
+        generator = torch.Generator().manual_seed(seed_of(self.config.run.seed, "metric", 0))
+        values = elbos(vae, coded, generator=generator)
+        owned = np.bincount(source.owners_N, np.clip(values, -self.plan.elbo_range, 0.0)) / np.bincount(source.owners_N)
+        value, sd, event = noisy_mean_clipped(
+            owned, lower=-self.plan.elbo_range, upper=0.0, divisor=max(rows, 1.0),
+            noise_multiplier=self.plan.metric_noise, stream=key.stream("metric", 0), phase="metric", what="noisy ELBO")
+        spent = price((*events, event), delta=self.plan.delta, neighbouring=self.plan.neighbouring).upper
+        return {"phase": "fit", "step": self.plan.fit_steps, "noisy_elbo": value, "sd": sd, "unit": "nats per text",
+                "rate": None, "epsilon_spent": spent}, event
+
+
+@dataclass(frozen=True)
+class TextResult:
+    """A released text model; see :class:`dpvae.modalities.Result`."""
+
+    model: Any
+    rows: float
+    events: tuple[Event, ...]
+    metrics: list[dict[str, Any]]
+    reference: Mapping[str, Any]
+
+    def publish(self, public: Path, seed: int) -> None:
+        """Model, vocabulary, schema, noisy lengths and labels, diagnostics."""
+        from dpvae.train.checkpoint import write_json
+        from dpvae.train.texts import diagnose
+
+        self.model.save(public)
+        names = {"length": self.model.text, "label": self.model.label}
+        write_json(public / "reference.json", {names[name]: table for name, table in self.reference.items()})
+        write_json(public / "diagnostics.json", {**diagnose(self.model.vae, seed=seed), "unit": "nats per text"})
+
+
+def _source(data: DataConfig) -> Any:
+    return data.path if data.path is not None else reader.NAMES["path"]

@@ -1,0 +1,211 @@
+"""A variational autoencoder of images of some classes, between what noisy moments say and what a network adds.
+
+    y ~ noisy counts of the classes
+    z | y ~ a mixture of normal laws around the clusters of that class
+    x | z, y ~ one logistic law per pixel, cut to 256 steps; its middle and its width come from a small convolutional
+               network that sees the linear picture  mean_y + z B  (B: released directions) and the mean picture of y
+
+The encoder is linear in x and made of released numbers, so inference is free: q(z | x, y) is normal around
+``B (x - mean_y)`` times a gain, which is fitted to the decoder's own pictures (sleep phase).
+
+Shapes: N images, C classes, K clusters of a class, Z directions, D = channels x height x width pixels in [0, 1].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dpvae.models.elbo import Elbo
+
+LOG_SCALE = (-5.5, -0.5)  # of a pixel's logistic law, in units of the whole range
+START = -2.5
+LEAST_STD = 1e-2
+AT_ONCE = 1024
+
+
+class Pixels:
+    """The likelihood: a logistic law cut to the 256 values of a byte (Salimans et al. 2017, PixelCNN++, eq. 2)."""
+
+    @staticmethod
+    def log_prob(x_ND: Tensor, middle_ND: Tensor, log_scale_ND: Tensor) -> Tensor:
+        """log p(x | z) in nats, summed over the last axis; ``x`` holds bytes / 255. The first and the last value reach
+        as far as the law does, so the 256 probabilities of a pixel add up to one."""
+        inverse_ND = (-log_scale_ND).exp()
+        above_ND = (x_ND + 0.5 / 255 - middle_ND) * inverse_ND
+        below_ND = (x_ND - 0.5 / 255 - middle_ND) * inverse_ND
+        # log(sigmoid(a) - sigmoid(b)) = logsigmoid(a) + logsigmoid(-b) + log(1 - exp(b - a))
+        inside_ND = F.logsigmoid(above_ND) + F.logsigmoid(-below_ND) + torch.log(-torch.expm1(below_ND - above_ND))
+        first, last = x_ND < 0.5 / 255, x_ND > 1 - 0.5 / 255
+        return torch.where(first, F.logsigmoid(above_ND), torch.where(last, F.logsigmoid(-below_ND), inside_ND)).sum(-1)
+
+    @staticmethod
+    def sample(middle_ND: Tensor, log_scale_ND: Tensor, *, generator: torch.Generator) -> Tensor:
+        """Pixels drawn from the law, in [0, 1] and in whole bytes."""
+        uniform_ND = torch.rand(middle_ND.shape, generator=generator, device=middle_ND.device).clamp(1e-6, 1 - 1e-6)
+        return ((middle_ND + log_scale_ND.exp() * torch.logit(uniform_ND)).clamp(0, 1) * 255).round() / 255
+
+
+class Refiner(nn.Module):
+    """From a linear picture and the mean picture of its class to the middle and width of every pixel's law.
+
+    Works on blocks of 2 x 2 pixels; starts as the linear picture itself. Group norms, so that each image stands alone.
+    """
+
+    def __init__(self, channels: int, height: int, width: int, hidden: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.size = (channels, height, width)
+        self.inside = nn.Conv2d(8 * channels, hidden, 3, padding=1)
+        self.first, self.second = nn.Conv2d(hidden, hidden, 3, padding=1), nn.Conv2d(hidden, hidden, 3, padding=1)
+        groups = math.gcd(hidden, 4)
+        self.norms = nn.ModuleList([nn.GroupNorm(groups, hidden), nn.GroupNorm(groups, hidden)])
+        self.outside = nn.Conv2d(hidden, 8 * channels, 3, padding=1)
+        initialise(self, generator)
+        nn.init.zeros_(self.outside.weight)
+
+    def forward(self, linear_ND: Tensor, mean_ND: Tensor) -> tuple[Tensor, Tensor]:
+        """(middle, log scale), each (N, D)."""
+        channels, height, width = self.size
+        picture = torch.cat([linear_ND.view(-1, *self.size), mean_ND.view(-1, *self.size)], 1) * 2 - 1
+        hidden = F.silu(self.inside(F.pixel_unshuffle(F.pad(picture, (0, width % 2, 0, height % 2)), 2)))
+        hidden = hidden + F.silu(self.first(self.norms[0](hidden)))
+        hidden = hidden + F.silu(self.second(self.norms[1](hidden)))
+        out = F.pixel_shuffle(self.outside(hidden), 2)[:, :, :height, :width]
+        change, log_scale = out[:, :channels].flatten(1), out[:, channels:].flatten(1)
+        return linear_ND + change, (log_scale + START).clamp(*LOG_SCALE)
+
+
+def initialise(module: nn.Module, generator: torch.Generator) -> None:
+    """He et al.'s start for every weight, from ``generator`` alone; biases at zero."""
+    for layer in module.modules():
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            with torch.no_grad():
+                layer.weight.normal_(0, math.sqrt(2 / layer.weight[0].numel()), generator=generator)
+                if layer.bias is not None:
+                    layer.bias.zero_()
+
+
+class ImageVAE(nn.Module):
+    """Released moments as buffers, the decoder as parameters.
+
+    Args:
+        size: (channels, height, width).
+        classes, clusters, directions: C, K, Z.
+        hidden: channels of the decoder's hidden layers.
+    """
+
+    means: Tensor  # (C, D)
+    basis: Tensor  # (Z, D), orthonormal rows
+    log_labels: Tensor  # (C,)
+    log_weights: Tensor  # (C, K); -inf where a class has fewer clusters
+    centres: Tensor  # (C, K, Z)
+    factors: Tensor  # (C, Z, Z), lower: a cluster's covariance is factors @ factors.T
+    gain: Tensor  # (Z,) of the encoder
+    log_std: Tensor  # (Z,) of the encoder
+
+    def __init__(self, size: tuple[int, int, int], *, classes: int, clusters: int, directions: int, hidden: int,
+                 generator: torch.Generator) -> None:
+        super().__init__()
+        self.size = (size[0], size[1], size[2])
+        self.shape: dict[str, Any] = {"size": list(size), "classes": classes, "clusters": clusters,
+                                      "directions": directions, "hidden": hidden}
+        pixels = size[0] * size[1] * size[2]
+        for name, value in {
+                "means": torch.zeros(classes, pixels), "basis": torch.zeros(directions, pixels),
+                "log_labels": torch.zeros(classes), "log_weights": torch.zeros(classes, clusters),
+                "centres": torch.zeros(classes, clusters, directions),
+                "factors": torch.eye(directions).repeat(classes, 1, 1), "gain": torch.ones(directions),
+                "log_std": torch.full((directions,), math.log(0.1))}.items():
+            self.register_buffer(name, value)
+        self.decoder = Refiner(*size, hidden, generator)
+
+    # -- the prior ---------------------------------------------------------------------------------------------------
+
+    def draw_labels(self, count: int, *, generator: torch.Generator) -> Tensor:
+        """Classes by their noisy shares, (count,), in random order; each count is within one of its share."""
+        edges = self.log_labels.double().exp().cumsum(0)
+        start = torch.rand(1, generator=generator, dtype=torch.float64)
+        ticks = (torch.arange(count, dtype=torch.float64) + start) / count * edges[-1]
+        label_N = torch.searchsorted(edges, ticks).clamp_max(len(edges) - 1)
+        return label_N[torch.randperm(count, generator=generator)]
+
+    def draw_latents(self, label_N: Tensor, *, generator: torch.Generator) -> Tensor:
+        """z | y, (N, Z)."""
+        cluster_N = torch.multinomial(self.log_weights.exp()[label_N], 1, generator=generator)[:, 0]
+        noise_NZ = torch.randn(len(label_N), self.basis.shape[0], generator=generator)
+        return self.centres[label_N, cluster_N] + (self.factors[label_N] @ noise_NZ[..., None])[..., 0]
+
+    def log_prior(self, z_NZ: Tensor, label_N: Tensor) -> Tensor:
+        """log p(z | y), (N,) nats."""
+        found = torch.empty(len(z_NZ), dtype=z_NZ.dtype, device=z_NZ.device)
+        for c in label_N.unique().tolist():
+            of_c = label_N == c
+            white_KZ = torch.linalg.solve_triangular(self.factors[c], self.centres[c].T, upper=False).T
+            z_MZ = torch.linalg.solve_triangular(self.factors[c], z_NZ[of_c].T, upper=False).T
+            log_MK = self.log_weights[c] - 0.5 * torch.cdist(z_MZ, white_KZ).square()
+            constant = self.factors[c].diagonal().log().sum() + 0.5 * z_NZ.shape[1] * math.log(2 * math.pi)
+            found[of_c] = log_MK.logsumexp(1) - constant
+        return found
+
+    # -- the decoder -------------------------------------------------------------------------------------------------
+
+    def linear(self, z_NZ: Tensor, label_N: Tensor) -> Tensor:
+        """The linear picture, (N, D)."""
+        return self.means[label_N] + z_NZ @ self.basis
+
+    def decode(self, z_NZ: Tensor, label_N: Tensor) -> tuple[Tensor, Tensor]:
+        """Middle and log scale of every pixel's law, (N, D) each."""
+        return self.decoder(self.linear(z_NZ, label_N), self.means[label_N])
+
+    @torch.no_grad()
+    def sample(self, label_N: Tensor, *, generator: torch.Generator) -> Tensor:
+        """Pictures of these classes: the middle of every pixel's law, as bytes (N, channels, height, width)."""
+        parts = []
+        for label in label_N.split(AT_ONCE):
+            middle_ND, _ = self.decode(self.draw_latents(label, generator=generator), label)
+            parts.append(as_bytes(middle_ND, self.size))
+        return torch.cat(parts)
+
+    # -- the encoder -------------------------------------------------------------------------------------------------
+
+    def project(self, x_ND: Tensor, label_N: Tensor) -> Tensor:
+        """Where a picture lies in the released directions, (N, Z): a function of it and of what is released."""
+        return (x_ND - self.means[label_N]) @ self.basis.T
+
+    def encode(self, x_ND: Tensor, label_N: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log standard deviation of q(z | x, y), (N, Z) each."""
+        mean_NZ = self.project(x_ND, label_N) * self.gain
+        return mean_NZ, self.log_std.expand_as(mean_NZ)
+
+    @torch.no_grad()
+    def dream(self, count: int, *, generator: torch.Generator) -> None:
+        """Fit gain and spread of the encoder to the decoder's own pictures, by least squares: free."""
+        label_N = self.draw_labels(count, generator=generator)
+        z_NZ = self.draw_latents(label_N, generator=generator)
+        seen_NZ = torch.cat([self.project(Pixels.sample(*self.decode(z, y), generator=generator), y)
+                             for z, y in zip(z_NZ.split(AT_ONCE), label_N.split(AT_ONCE), strict=True)])
+        self.gain.copy_(((seen_NZ * z_NZ).sum(0) / seen_NZ.square().sum(0).clamp_min(1e-6)).clamp(0.2, 2.0))
+        self.log_std.copy_((z_NZ - seen_NZ * self.gain).square().mean(0).sqrt().clamp_min(LEAST_STD).log())
+
+    def elbo(self, x_ND: Tensor, label_N: Tensor, noise_NZ: Tensor) -> Elbo:
+        """The bound on log p(x, y), one value per picture, from one latent sample each."""
+        mean_NZ, log_std_NZ = self.encode(x_ND, label_N)
+        z_NZ = mean_NZ + log_std_NZ.exp() * noise_NZ
+        log_q_N = -(0.5 * noise_NZ.square() + log_std_NZ + 0.5 * math.log(2 * math.pi)).sum(1)
+        distortion_N = -Pixels.log_prob(x_ND, *self.decode(z_NZ, label_N))
+        return Elbo(rate=log_q_N - self.log_prior(z_NZ, label_N) - self.log_labels[label_N], distortion=distortion_N)
+
+
+def as_bytes(middle_ND: Tensor, size: tuple[int, int, int]) -> Tensor:
+    """Pixels of [0, 1] as bytes, (N, channels, height, width)."""
+    return (middle_ND.clamp(0, 1) * 255).round().to(torch.uint8).view(-1, *size)
+
+
+def parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The tensors side by side, :data:`AT_ONCE` rows at a time."""
+    return zip(*(tensor.split(AT_ONCE) for tensor in tensors), strict=True)

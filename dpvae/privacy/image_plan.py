@@ -1,0 +1,90 @@
+"""How a budget is split over what is measured of images: by public facts alone.
+
+    labels          how many images each class has (undeclared classes: above a threshold, survey/values)
+    mean-image      the sum of each class's images, in low frequencies
+    second-moment   of what is left of an image without its class's mean: the directions in which images vary
+    cluster-i       rounds of clustering inside each class, in those directions
+    spread          second moments inside the clusters
+    dpsgd           a small convolutional decoder learns what no moment holds: edges, black backgrounds
+
+Measured on MNIST and Fashion-MNIST (reports/bench/images.md).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from dpvae.config import TrainConfig
+from dpvae.errors import ConfigError
+from dpvae.privacy import plan as plans
+from dpvae.privacy.plan import Plan, PublicFacts
+
+ROUNDS = 3
+LABEL_SHARE = 0.01  # of the budget, for the counts of the classes
+WEIGHTS = {"second-moment": 0.42, **{f"cluster-{i + 1}": 0.38 / ROUNDS for i in range(ROUNDS)}, "spread": 0.20}
+MOMENTS = 0.70  # of the budget, of trainer=anchored; the rest is DP-SGD's
+USUAL = 60_000  # rows at epsilon 1, for which the shares were measured
+FEWEST = 0.1  # of these: with fewer rows DP-SGD is noise, and the moments take all
+BATCH, STEPS, FIT_STEPS = 1024, 100, 60
+LARGEST_RATE = 0.25
+NATS_PER_PIXEL = 3.0  # an image's ELBO is clipped to that much for each pixel and channel, at most
+
+
+class ImageRule:
+    """See the module; ``trainer=joint`` has nothing but DP-SGD."""
+
+    def draft(self, config: TrainConfig, facts: PublicFacts, delta: float) -> Plan:
+        """The shares of squared signal."""
+        trainer = config.trainer
+        if trainer.name not in ("anchored", "joint"):
+            raise ConfigError(f"trainer={trainer.name}: expected trainer=anchored or trainer=joint, those that learn "
+                              "from images")
+        labels = LABEL_SHARE if trainer.survey_share is None else trainer.survey_share
+        left = 1.0 - labels - trainer.metric_share
+        if not labels or left <= 0:
+            raise ConfigError(f"trainer.survey_share={labels:g}, trainer.metric_share={trainer.metric_share:g}: "
+                              "expected a share for the counts of the classes, and a sum below 1")
+        anchor = trainer.anchor_share
+        if anchor is None:
+            few = strength(facts.rows, config.privacy.epsilon) < FEWEST
+            anchor = (1.0 if few else MOMENTS) if trainer.name == "anchored" else 0.0
+        elif trainer.name == "joint":
+            raise ConfigError("trainer.anchor_share: trainer=joint measures nothing but the classes; leave it out")
+        shares = {"survey/values" if facts.survey_steps else "anchor/labels": labels}
+        if anchor:
+            mean = min(max(0.13 * strength(facts.rows, config.privacy.epsilon) ** -0.35, 0.13), 0.5)
+            shares["anchor/mean-image"] = left * anchor * mean
+            shares |= {f"anchor/{name}": left * anchor * (1 - mean) * weight for name, weight in WEIGHTS.items()}
+        shares |= {"metric/elbo": trainer.metric_share}
+        if anchor < 1:
+            shares["dpsgd"] = left * (1 - anchor)
+        fit = trainer.fit_steps if trainer.fit_steps is not None else FIT_STEPS
+        return replace(plans.blank(config, facts, delta), shares=shares, fit_steps=fit if anchor else 0)
+
+    def at(self, draft: Plan, config: TrainConfig, signal: float) -> Plan:
+        """See :class:`dpvae.privacy.plan.Rule`: a batch of :data:`BATCH` images, or a quarter of a small set."""
+        trainer, rows = config.trainer, draft.rows
+        rate = trainer.sampling_rate or min(LARGEST_RATE, BATCH / rows)
+        settled = replace(trainer, sampling_rate=rate, steps=trainer.steps or STEPS,
+                          latent_samples=trainer.latent_samples or 1)
+        return plans.scaled(draft, settled, signal)
+
+
+def strength(rows: int | None, epsilon: float) -> float:
+    """Rows times epsilon, as a share of what the split was measured with.
+
+    >>> strength(60_000, 1.0), strength(6_000, 10.0)
+    (1.0, 1.0)
+    """
+    return (rows or plans.ASSUMED_ROWS) * epsilon / USUAL
+
+
+def frequencies(side: int, rows: float, epsilon: float) -> int:
+    """Cosine frequencies along a side that are worth their noise: all of them with much signal, fewer with little.
+
+    >>> [frequencies(28, rows, epsilon) for rows, epsilon in ((60_000, 1.0), (60_000, 10.0), (7_000, 1.0))]
+    [20, 28, 15]
+    """
+    share: float = 0.7 * (rows * epsilon / USUAL) ** 0.15
+    return min(max(math.ceil(share * side), 8), side)

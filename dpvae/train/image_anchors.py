@@ -1,0 +1,251 @@
+"""Noisy moments of labelled images, and the prior and linear decoder that follow from them.
+
+Everything here is five kinds of Gaussian release (:mod:`dpvae.privacy.image_plan` splits the budget), each a sum over
+images of an outer product of two bounded vectors (:func:`~dpvae.privacy.mechanisms.noisy_products`): one image moves it
+by at most the product of the bounds. What an image adds depends on it and on earlier releases alone: the mean of its
+class, the released directions, the centre nearest to it.
+
+    means       one-hot class x low frequencies of (image - 1/2)          bound  1 x sqrt(D) / 2: nothing is cut
+    moments     residual x residual                                       bound  R x R
+    clusters    one-hot (class, nearest centre) x (coordinates, R / 2)    bound  1 x R sqrt(5) / 2
+    spread      one-hot class (x) rest x rest                             bound  R x R
+
+How many directions and clusters are kept follows from what was released and its known noise. Afterwards the data is not
+looked at again. Shapes: n images, C classes, K clusters, Z directions, Q frequencies, D pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dpvae.models.images import ImageVAE
+from dpvae.privacy.events import Gaussian
+from dpvae.privacy.image_plan import ROUNDS, frequencies
+from dpvae.privacy.mechanisms import noisy_products
+from dpvae.privacy.noise import SecretKey
+
+Array = NDArray[np.float64]
+RADIUS = 0.25  # of a residual, times sqrt(D): longer ones are cut
+MOST_DIRECTIONS, MOST_CLUSTERS = 100, 40
+MOST_FREQUENCIES = 800  # of all channels together: the second moments are a square table of them
+RECORDS_PER_CLUSTER = 8.0  # in units of the noise of a cluster's sum
+BORN = 0.7  # of the spread of a class: where centres start, and what a cluster's mean may be away from it
+CELLS = 2**22  # numbers of a block of vectors: bounds memory
+
+
+@dataclass(frozen=True)
+class Images:
+    """Private images: ``pixels`` uint8 (n, D) and class numbers ``labels`` (n,)."""
+
+    pixels: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+
+    def blocks(self, width: int = 0) -> Iterator[tuple[Array, NDArray[np.int64]]]:
+        """(pixels in [0, 1], labels) in parts; one empty part where there is no image. ``width`` is that of the longest
+        vector that is made of an image."""
+        at_once = max(CELLS // max(width, self.pixels.shape[1], 1024), 1)
+        for start in range(0, max(len(self.pixels), 1), at_once):
+            part = slice(start, start + at_once)
+            yield self.pixels[part].astype(np.float64) / 255, self.labels[part]
+
+
+def cosines(size: tuple[int, int, int], kept: tuple[int, int]) -> Array:
+    """The lowest ``kept`` cosine frequencies along height and width of each channel, (Q, D), orthonormal rows."""
+    channels, height, width = size
+
+    def axis(side: int, count: int) -> Array:
+        rows = np.cos(np.pi * (np.arange(side) + 0.5) * np.arange(count)[:, None] / side)
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    plane = np.einsum("ai,bj->abij", axis(height, kept[0]), axis(width, kept[1])).reshape(kept[0] * kept[1], -1)
+    return np.kron(np.eye(channels), plane)
+
+
+@dataclass(frozen=True)
+class Released:
+    """All that was learned, as it may be published; ``leftover`` is the variance per pixel outside the directions."""
+
+    means: Array  # (C, D)
+    basis: Array  # (Z, D)
+    weights: Array  # (C, K)
+    centres: Array  # (C, K, Z)
+    covariances: Array  # (C, Z, Z)
+    leftover: float
+
+    def model(self, counts: Array, size: tuple[int, int, int], hidden: int, generator: torch.Generator) -> ImageVAE:
+        """The VAE that these moments are, with a decoder that has learned nothing yet."""
+        classes, clusters, directions = self.centres.shape
+        vae = ImageVAE(size, classes=classes, clusters=clusters, directions=directions, hidden=hidden,
+                       generator=generator)
+        with np.errstate(divide="ignore"):
+            log_weights = np.log(self.weights)
+        for name, value in {"means": self.means, "basis": self.basis, "log_labels": np.log(counts / counts.sum()),
+                            "log_weights": log_weights, "centres": self.centres,
+                            "factors": np.linalg.cholesky(self.covariances)}.items():
+            getattr(vae, name).copy_(torch.as_tensor(value))
+        return vae
+
+
+def measure(images: Images, counts: Array, size: tuple[int, int, int], *, noise: Mapping[str, float], epsilon: float,
+            key: SecretKey, rng: np.random.Generator, listen: Callable[[], None] = lambda: None,
+            ) -> tuple[Released, tuple[Gaussian, ...]]:
+    """Moments of private ``images``, and the events that pay for them, one for each entry of ``noise``.
+
+    ``counts`` (C,) are the released numbers of images of each class, all above zero.
+    """
+    work = _Measure(images, counts, size, dict(noise), epsilon, key, rng)
+    means = work.means()
+    listen()
+    basis, variances, leftover = work.directions(means)
+    listen()
+    weights, centres = work.clusters(means, basis, variances)
+    covariances = work.spread(means, basis, weights, centres, variances)
+    listen()
+    return Released(means, basis, weights, centres, covariances, leftover), tuple(work.events)
+
+
+class _Measure:
+    """One measurement under way."""
+
+    def __init__(self, images: Images, counts: Array, size: tuple[int, int, int], noise: dict[str, float],
+                 epsilon: float, key: SecretKey, rng: np.random.Generator) -> None:
+        self.images, self.counts, self.noise, self.key, self.rng = images, counts, noise, key, rng
+        self.rows = float(counts.sum())
+        self.pixels = size[0] * size[1] * size[2]
+        self.radius = RADIUS * math.sqrt(self.pixels)
+        most = math.isqrt(MOST_FREQUENCIES // size[0])
+        height, width = (min(frequencies(side, self.rows, epsilon), most) for side in size[1:])
+        self.cosines = cosines(size, (height, width))
+        self.events: list[Gaussian] = []
+
+    def _release(self, name: str, blocks: Iterator[tuple[Array, Array]], left: float,
+                 right: float) -> tuple[Array, float]:
+        """A noisy sum of products, and the noise's standard deviation."""
+        total, sd, event = noisy_products(blocks, left_norm=left, right_norm=right, noise_multiplier=self.noise[name],
+                                          stream=self.key.stream("anchor", name), phase="anchor",
+                                          what=f"noisy {name} tables")
+        self.events.append(event)
+        return total, sd
+
+    def means(self) -> Array:
+        """The mean image of each class, (C, D), in low frequencies: classes are drawn together where noise is all that
+        tells them apart (James and Stein 1961, frequency by frequency)."""
+        classes = len(self.counts)
+        total, sd = self._release("mean-image", ((_one_hot(labels, classes), (x - 0.5) @ self.cosines.T)
+                                                 for x, labels in self.images.blocks(classes)),
+                                  1.0, math.sqrt(self.pixels) / 2)
+        own = total / self.counts[:, None]
+        together = total.sum(0) / self.rows
+        apart = own - together
+        doubt = np.mean((sd / self.counts) ** 2)
+        kept = np.maximum(1 - doubt / np.maximum(np.mean(apart**2, axis=0), 1e-12), 0.0)
+        middle = np.zeros_like(together) + 0.5 * self.cosines.sum(1)  # of the gray image that was taken away
+        return np.clip((together + kept * apart + middle) @ self.cosines, 0.0, 1.0)
+
+    def _residuals(self, means: Array) -> Iterator[Array]:
+        for x, labels in self.images.blocks():
+            yield (x - means[labels]) @ self.cosines.T
+
+    def directions(self, means: Array) -> tuple[Array, Array, float]:
+        """Orthonormal directions (Z, D) in which images vary more than the noise does, their variances (Z,), and the
+        variance that is left, per pixel."""
+        total, sd = self._release("second-moment", ((r, r) for r in self._residuals(means)), self.radius, self.radius)
+        values, vectors = np.linalg.eigh((total + total.T) / 2)
+        values, vectors = values[::-1], vectors[:, ::-1]
+        edge = math.sqrt(2 * len(total)) * sd  # of the spectrum of the noise alone: 2 sqrt(Q) sd / sqrt(2)
+        kept = int(np.clip((values > edge).sum(), 2, MOST_DIRECTIONS))
+        clean = np.maximum(values[:kept] - edge**2 / 4 / np.maximum(values[:kept], edge), 0.1 * edge)
+        leftover = max((np.trace(total) - values[:kept].sum()) / self.rows, 0.0) / self.pixels
+        return vectors[:, :kept].T @ self.cosines, clean / self.rows, leftover
+
+    def clusters(self, means: Array, basis: Array, variances: Array) -> tuple[Array, Array]:
+        """Rounds of clustering inside each class: weights (C, K) and centres (C, K, Z)."""
+        names = [f"cluster-{i + 1}" for i in range(ROUNDS)]
+        noise = max(self.noise[name] for name in names) * self.radius
+        sizes = np.clip(self.counts / (RECORDS_PER_CLUSTER * noise), 1, MOST_CLUSTERS).round().astype(int)
+        most, spread = int(sizes.max()), np.sqrt(variances)
+        centres = self.rng.normal(size=(len(sizes), most, len(variances))) * spread * BORN
+        held = np.arange(most) < sizes[:, None]  # a class has as many clusters as its noise lets one tell apart
+        weights = held / sizes[:, None]
+        for name in names:
+            weights, centres = self._round(name, means, basis, variances, held, centres)
+        return weights, centres
+
+    def _round(self, name: str, means: Array, basis: Array, variances: Array, held: NDArray[np.bool_],
+               centres: Array) -> tuple[Array, Array]:
+        classes, most, size = centres.shape
+        extra = self.radius / 2
+
+        def blocks() -> Iterator[tuple[Array, Array]]:
+            for z, place in self._placed(means, basis, centres, held, width=classes * most):
+                z = z * np.minimum(1.0, self.radius / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12))
+                yield _one_hot(place, classes * most), np.concatenate([z, np.full((len(z), 1), extra)], 1)
+
+        total, sd = self._release(name, blocks(), 1.0, math.hypot(self.radius, extra))
+        table = total.reshape(classes, most, size + 1)
+        doubt = sd / extra
+        found = np.where(held, table[..., -1] / extra, 0.0)
+        count = np.maximum(found, doubt)
+        mean = table[..., :-1] / count[..., None]
+        known = BORN**2 * variances
+        new = mean * known / (known + (sd / count[..., None]) ** 2)
+        weights = np.where(held, np.maximum(found, 0.0), 0.0) + 1e-3 * held
+        for c, j in zip(*np.nonzero(held & (found < 2 * doubt)), strict=True):  # nobody's: beside the largest
+            new[c, j] = new[c, weights[c].argmax()] + self.rng.normal(size=size) * np.sqrt(variances) * BORN / 2
+        return weights / weights.sum(1, keepdims=True), new
+
+    def _placed(self, means: Array, basis: Array, centres: Array, held: NDArray[np.bool_],
+                width: int) -> Iterator[tuple[Array, NDArray[np.int64]]]:
+        """(coordinates, number of the (class, nearest centre)) of every image."""
+        far = np.where(held, 0.0, np.inf)
+        for x, labels in self.images.blocks(width):
+            z = (x - means[labels]) @ basis.T
+            place = np.zeros(len(z), dtype=np.int64)
+            for c in np.unique(labels):
+                of_c = labels == c
+                apart = (centres[c] ** 2).sum(1) - 2 * z[of_c] @ centres[c].T + far[c]
+                place[of_c] = c * held.shape[1] + apart.argmin(1)
+            yield z, place
+
+    def spread(self, means: Array, basis: Array, weights: Array, centres: Array, variances: Array) -> Array:
+        """The covariance inside the clusters of each class, (C, Z, Z): its own where it stands out of its noise, drawn
+        towards that of all classes."""
+        classes, most, size = centres.shape
+        flat = centres.reshape(classes * most, size)
+
+        def blocks() -> Iterator[tuple[Array, Array]]:
+            for z, place in self._placed(means, basis, centres, weights > 0, width=classes * size):
+                rest = z - flat[place]
+                rest *= np.minimum(1.0, self.radius / np.maximum(np.linalg.norm(rest, axis=1, keepdims=True), 1e-12))
+                left = np.zeros((len(z), classes, size))
+                left[np.arange(len(z)), place // most] = rest
+                yield left.reshape(len(z), classes * size), rest
+
+        total, sd = self._release("spread", blocks(), self.radius, self.radius)
+        tables = total.reshape(classes, size, size)
+        tables = (tables + tables.transpose(0, 2, 1)) / 2
+        least = 0.02 * variances.min()
+        pooled = _positive(tables.sum(0) / self.rows, least)
+        likely = 0.09 * np.outer(np.diag(pooled), np.diag(pooled))  # how far a class's own may be away, squared
+        found = []
+        for c in range(classes):
+            doubt = (sd / self.counts[c]) ** 2 / 2
+            found.append(_positive(pooled + (tables[c] / self.counts[c] - pooled) * likely / (likely + doubt), least))
+        return np.stack(found)
+
+
+def _one_hot(places: NDArray[np.int64], count: int) -> Array:
+    rows = np.zeros((len(places), count))
+    rows[np.arange(len(places)), places] = 1.0
+    return rows
+
+
+def _positive(matrix: Array, least: float) -> Array:
+    values, vectors = np.linalg.eigh(matrix)
+    return np.asarray((vectors * np.maximum(values, least)) @ vectors.T)

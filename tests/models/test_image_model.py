@@ -1,0 +1,126 @@
+"""The image model is a density: pixels add up to one, the prior is the mixture it says, no image moves another."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from small_images import some_model
+from torch import Tensor
+
+from dpvae.models.images import ImageVAE, Pixels, as_bytes
+
+
+def logistic(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+@pytest.mark.parametrize(("middle", "log_scale"), [(0.3, -3.0), (-0.2, -1.0), (1.4, -5.0), (0.5, -0.5)])
+def test_the_256_values_of_a_pixel_add_up_to_one(middle: float, log_scale: float) -> None:
+    x_N1 = (torch.arange(256, dtype=torch.float64) / 255)[:, None]
+    log_N = Pixels.log_prob(x_N1, torch.full_like(x_N1, middle), torch.full_like(x_N1, log_scale))
+    assert float(log_N.exp().sum()) == pytest.approx(1.0, abs=1e-9)
+
+
+def test_a_pixel_has_the_logistic_probability_of_its_interval() -> None:
+    """Golden: sigma((x + 1/510 - m) / s) - sigma((x - 1/510 - m) / s), worked out by hand for x = 100/255."""
+    x, m, s = 100 / 255, 0.35, 0.07
+    wanted = logistic((x + 0.5 / 255 - m) / s) - logistic((x - 0.5 / 255 - m) / s)
+    value = Pixels.log_prob(torch.tensor([[x]], dtype=torch.float64), torch.tensor([[m]], dtype=torch.float64),
+                            torch.tensor([[math.log(s)]], dtype=torch.float64))
+    assert float(value) == pytest.approx(math.log(wanted), rel=1e-9)
+    assert float(value) == pytest.approx(-4.35768, abs=1e-5)
+
+
+def test_pixels_far_from_the_middle_keep_a_finite_gradient() -> None:
+    middle = torch.tensor([[50.0, -50.0, 0.5]], requires_grad=True)
+    Pixels.log_prob(torch.tensor([[0.0, 1.0, 0.2]]), middle, torch.full((1, 3), -5.5)).sum().backward()
+    assert middle.grad is not None
+    assert torch.isfinite(middle.grad).all()
+
+
+def test_drawn_pixels_follow_the_law() -> None:
+    middle, log_scale = torch.full((200_000, 1), 0.4), torch.full((200_000, 1), -2.5)
+    drawn = Pixels.sample(middle, log_scale, generator=torch.Generator().manual_seed(1))
+    assert float(drawn.mean()) == pytest.approx(0.4, abs=0.002)
+    zero = logistic((0.5 / 255 - 0.4) / math.exp(-2.5))
+    assert float((drawn == 0).float().mean()) == pytest.approx(zero, abs=0.001)
+
+
+def test_the_prior_is_the_mixture_of_normal_laws_that_torch_knows() -> None:
+    vae = some_model()
+    z = torch.randn(7, 4, generator=torch.Generator().manual_seed(2))
+    for c in range(3):
+        normal = torch.distributions.MultivariateNormal(vae.centres[c], scale_tril=vae.factors[c])
+        mixture = torch.distributions.MixtureSameFamily(
+            torch.distributions.Categorical(logits=vae.log_weights[c]), normal)
+        found = vae.log_prior(z, torch.full((7,), c))
+        torch.testing.assert_close(found, mixture.log_prob(z), rtol=1e-4, atol=1e-4)
+
+
+def test_latents_have_the_moments_of_their_class_and_no_cluster_of_weight_zero_is_drawn() -> None:
+    vae = some_model()
+    label = torch.full((50_000,), 2)
+    z = vae.draw_latents(label, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(z.mean(0), vae.centres[2, 0], atol=0.02, rtol=0)
+    torch.testing.assert_close(z.T.cov(), vae.factors[2] @ vae.factors[2].T, atol=0.02, rtol=0)
+
+
+def test_classes_are_drawn_within_one_of_their_share() -> None:
+    label = some_model().draw_labels(101, generator=torch.Generator().manual_seed(4))
+    counts = torch.bincount(label, minlength=3).numpy()
+    assert np.abs(counts - 101 * np.array([0.5, 0.3, 0.2])).max() < 1
+    assert label[:20].unique().numel() > 1, "in random order"
+
+
+@pytest.mark.parametrize("size", [(1, 8, 8), (1, 9, 11), (3, 8, 10)])
+def test_a_new_decoder_is_the_linear_picture_in_any_size(size: tuple[int, int, int]) -> None:
+    vae = ImageVAE(size, classes=2, clusters=1, directions=3, hidden=8, generator=torch.Generator().manual_seed(0))
+    z, label = torch.randn(5, 3), torch.tensor([0, 1, 0, 1, 1])
+    middle, log_scale = vae.decode(z, label)
+    torch.testing.assert_close(middle, vae.linear(z, label))
+    assert middle.shape == log_scale.shape == (5, math.prod(size))
+    assert as_bytes(middle, size).shape == (5, *size)
+
+
+def test_no_picture_of_a_batch_moves_another() -> None:
+    vae = some_model((3, 8, 10))
+    z, label = torch.randn(6, 4, generator=torch.Generator().manual_seed(5)), torch.tensor([0, 1, 2, 0, 1, 2])
+    alone = [torch.cat(vae.decode(z[i:i + 1], label[i:i + 1]), 1) for i in range(6)]
+    torch.testing.assert_close(torch.cat(vae.decode(z, label), 1), torch.cat(alone), rtol=1e-5, atol=1e-5)
+
+
+def test_dreaming_makes_the_encoder_undo_what_the_decoder_does() -> None:
+    """The middle is half of the linear picture's deviation, so the encoder has to double what it sees."""
+    vae = some_model((1, 8, 8))
+
+    def halved(z: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        middle = 0.4 + 0.002 * z @ vae.basis + 0.0 * vae.means[label]
+        return middle, torch.full_like(middle, -5.5)
+
+    vae.decode = halved  # type: ignore[method-assign]
+    vae.means.fill_(0.4)
+    before = vae.log_std.clone()
+    vae.dream(2000, generator=torch.Generator().manual_seed(6))
+    assert (vae.log_std != before).all()
+    assert float(vae.gain.min()) >= 0.2
+
+
+@torch.no_grad()
+def test_the_bound_stays_below_the_evidence() -> None:
+    """One direction, one cluster: p(x | y) is a sum over a fine grid of z."""
+    vae = ImageVAE((1, 8, 8), classes=1, clusters=1, directions=1, hidden=4, generator=torch.Generator().manual_seed(7))
+    vae.basis.copy_(torch.ones(1, 64) / 8)
+    vae.means.fill_(0.5)
+    vae.dream(2000, generator=torch.Generator().manual_seed(7))
+    label = torch.zeros(1, dtype=torch.long)
+    x = Pixels.sample(*vae.decode(torch.tensor([[0.7]]), label), generator=torch.Generator().manual_seed(8))
+    grid = torch.linspace(-6, 6, 2001)[:, None]
+    labels = label.expand(2001)
+    log_joint = Pixels.log_prob(x, *vae.decode(grid, labels)) + vae.log_prior(grid, labels)
+    evidence = float(torch.logsumexp(log_joint, 0) + math.log(12 / 2000))
+    noise = torch.randn(500, 1, generator=torch.Generator().manual_seed(9))
+    bound = vae.elbo(x.expand(500, -1), labels[:500], noise).value.mean()
+    assert evidence - 5.0 < float(bound) < evidence

@@ -1,0 +1,38 @@
+"""Images and models so small that a whole training takes a fraction of a second; no test in here."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+from dpvae.models.images import ImageVAE
+
+ROWS = 90
+
+
+def pictures(rows: int = ROWS, seed: int = 0) -> dict[str, Any]:
+    """Bars of two directions, in gray and a little noise."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 2, rows)
+    images = rng.integers(0, 40, (rows, 8, 8))
+    for image, label, place in zip(images, labels, rng.integers(1, 6, rows), strict=True):
+        image[(slice(None), slice(place, place + 2)) if label else (slice(place, place + 2), slice(None))] += 200
+    return {"images": images.astype(np.uint8), "labels": np.array(["across", "down"])[labels]}
+
+
+def some_model(size: tuple[int, int, int] = (1, 9, 8), seed: int = 0) -> ImageVAE:
+    """Three classes, two clusters each (the last has one), four directions; the decoder is not what it started as."""
+    generator = torch.Generator().manual_seed(seed)
+    vae = ImageVAE(size, classes=3, clusters=2, directions=4, hidden=8, generator=generator)
+    pixels = math.prod(size)
+    vae.means.copy_(torch.rand(3, pixels, generator=generator))
+    vae.basis.copy_(torch.linalg.qr(torch.randn(pixels, 4, generator=generator))[0].T)
+    vae.log_labels.copy_(torch.tensor([0.5, 0.3, 0.2]).log())
+    vae.log_weights.copy_(torch.tensor([[0.6, 0.4], [0.1, 0.9], [1.0, 0.0]]).log())
+    vae.centres.copy_(torch.randn(3, 2, 4, generator=generator))
+    vae.factors.copy_((0.1 * torch.randn(3, 4, 4, generator=generator)).tril() + 0.5 * torch.eye(4))
+    torch.nn.init.normal_(vae.decoder.outside.weight, std=0.05, generator=generator)
+    return vae

@@ -1,0 +1,153 @@
+"""One image moves a noisy moment by what it was priced for, and without noise the moments are those of the images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from small_runs import ScriptedKey, silent
+
+from dpvae.privacy.image_plan import ROUNDS
+from dpvae.rng import stream
+from dpvae.train import image_anchors
+from dpvae.train.image_anchors import Images, cosines, measure
+
+SIZE, CLASSES = (1, 8, 8), 3
+NOISE = {"mean-image": 2.0, "second-moment": 3.0, **{f"cluster-{i + 1}": 4.0 for i in range(ROUNDS)}, "spread": 5.0}
+
+
+def some_images(rows: int, seed: int = 0) -> Images:
+    """Stripes, by class in another direction, of random strength."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, CLASSES, rows)
+    wave = np.stack([np.sin(np.arange(64) % 8), np.sin(np.arange(64) // 8), np.cos(np.arange(64) // 9)])
+    strength = rng.uniform(20, 90, (rows, 1))
+    pixels = 128 + strength * wave[labels] + rng.normal(0, 8, (rows, 64))
+    return Images(np.clip(pixels, 0, 255).astype(np.uint8), labels)
+
+
+def measured(images: Images, key: Any, noise: dict[str, float] = NOISE, epsilon: float = 1.0) -> Any:
+    counts = np.array([40.0, 40.0, 40.0])
+    return measure(images, counts, SIZE, noise=noise, epsilon=epsilon, key=key, rng=stream(0, "test"))
+
+
+def sums_of(images: Images, monkeypatch: pytest.MonkeyPatch, releases: list[Any] | None = None) -> list[Any]:
+    """What each release adds up before its noise, with its bound; later releases see ``releases`` instead of it."""
+    found: list[Any] = []
+
+    def record(blocks: Iterator[Any], *, left_norm: float, right_norm: float, noise_multiplier: float, stream: Any,
+               phase: str, what: str) -> Any:
+        total = sum(left.T @ right for left, right in spied(blocks, left_norm, right_norm))
+        found.append((total, left_norm * right_norm))
+        shown = total if releases is None else releases[len(found) - 1][0]
+        return shown, 1e-3, image_anchors.Gaussian(phase, what, noise_multiplier)
+
+    monkeypatch.setattr(image_anchors, "noisy_products", record)
+    measured(images, ScriptedKey())
+    return found
+
+
+def spied(blocks: Iterator[Any], left_norm: float, right_norm: float) -> Iterator[Any]:
+    for left, right in blocks:
+        cut = [np.minimum(1, norm / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12))
+               for part, norm in ((left, left_norm), (right, right_norm))]
+        yield left * cut[0], right * cut[1]
+
+
+def joined(images: Images, pixels: np.ndarray, label: int) -> Images:
+    return Images(np.concatenate([images.pixels, pixels[None]]), np.append(images.labels, label))
+
+
+PEOPLE = {"black": np.zeros(64, np.uint8), "white": np.full(64, 255, np.uint8),
+          "noise": np.random.default_rng(9).integers(0, 256, 64).astype(np.uint8),
+          "checkers": np.where(np.indices((8, 8)).sum(0).ravel() % 2, 255, 0).astype(np.uint8)}
+
+
+@pytest.mark.parametrize("label", range(CLASSES))
+@pytest.mark.parametrize("pixels", PEOPLE.values(), ids=PEOPLE)
+def test_one_image_moves_no_sum_by_more_than_its_bound(pixels: np.ndarray, label: int,
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    images = some_images(120)
+    without = sums_of(images, monkeypatch)
+    with_one = sums_of(joined(images, pixels, label), monkeypatch, releases=without)
+    assert len(without) == len(NOISE)
+    for (before, bound), (after, same) in zip(without, with_one, strict=True):
+        assert same == bound
+        assert np.linalg.norm(after - before) <= bound * (1 + 1e-9)
+
+
+def test_the_bounds_are_tight_for_some_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = some_images(120)
+    without = sums_of(images, monkeypatch)
+    joining = [sums_of(joined(images, pixels, 1), monkeypatch, releases=without) for pixels in PEOPLE.values()]
+    moved = [max(np.linalg.norm(sums[i][0] - before) / bound for sums in joining)
+             for i, (before, bound) in enumerate(without)]
+    assert min(moved) > 0.4, "noise for a bound that nobody reaches is wasted"
+
+
+def mirrored(self: Any, means: np.ndarray) -> Iterator[np.ndarray]:
+    """A mutant: every image counts twice, once as its mirror image."""
+    for x, labels in self.images.blocks():
+        for seen in (x, x.reshape(-1, 8, 8)[:, :, ::-1].reshape(-1, 64)):
+            yield (seen - means[labels]) @ self.cosines.T
+
+
+def rescaled(placed: Any) -> Any:
+    """A mutant: coordinates in units of their private spread, which every image moves a little."""
+    def scaled(self: Any, *args: Any, **more: Any) -> Iterator[Any]:
+        for z, place in placed(self, *args, **more):
+            yield z / z.std(0), place
+
+    return scaled
+
+
+@pytest.mark.parametrize(("broken", "release"), [("_residuals", 1), ("_placed", 2)])
+def test_a_measurement_that_lets_one_image_count_for_more_is_caught(broken: str, release: int,
+                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    images, kind = some_images(2000), image_anchors._Measure
+    monkeypatch.setattr(kind, broken, mirrored if broken == "_residuals" else rescaled(kind._placed))
+    without = sums_of(images, monkeypatch)
+    moved = [np.linalg.norm(sums_of(joined(images, pixels, 1), monkeypatch, without)[release][0] - without[release][0])
+             for pixels in PEOPLE.values()]
+    assert max(moved) > 1.2 * without[release][1]
+
+
+def test_what_is_drawn_is_one_event_for_each_noise_in_order() -> None:
+    key = ScriptedKey()
+    _, events = measured(some_images(120), key)
+    assert [(e.what, e.noise_multiplier) for e in events] == [(f"noisy {n} tables", nm) for n, nm in NOISE.items()]
+    assert [draw.names for draw in key.draws] == [("anchor", name) for name in NOISE]
+
+
+def test_without_noise_means_directions_and_spread_are_those_of_the_images() -> None:
+    images = some_images(3000)
+    counts = np.bincount(images.labels).astype(float)
+    released, _ = measure(images, counts, SIZE, noise=dict.fromkeys(NOISE, 1e-6), epsilon=20.0,
+                          key=ScriptedKey(normal=silent), rng=stream(0, "test"))
+    x = images.pixels / 255
+    means = np.stack([x[images.labels == c].mean(0) for c in range(CLASSES)])
+    np.testing.assert_allclose(released.means, means, atol=2e-3)
+    np.testing.assert_allclose(released.basis @ released.basis.T, np.eye(len(released.basis)), atol=1e-9)
+    z = (x - means[images.labels]) @ released.basis.T
+    for c in range(CLASSES):
+        drawn = released.weights[c] @ released.centres[c]
+        np.testing.assert_allclose(drawn, z[images.labels == c].mean(0), atol=0.05)
+        between = (released.weights[c][:, None] * (released.centres[c] - drawn) ** 2).sum(0)
+        inside = np.diag(released.covariances[c])
+        total = z[images.labels == c].var(0)
+        assert abs((between + inside)[:3] - total[:3]).max() < 0.15 * total[:3].max()
+
+
+def test_an_empty_set_is_measured_like_any_other() -> None:
+    released, events = measured(Images(np.zeros((0, 64), np.uint8), np.zeros(0, np.int64)), ScriptedKey())
+    assert len(events) == len(NOISE)
+    assert np.isfinite(released.covariances).all()
+
+
+def test_cosines_are_orthonormal_and_hold_constant_images_exactly() -> None:
+    basis = cosines((3, 9, 10), (4, 5))
+    np.testing.assert_allclose(basis @ basis.T, np.eye(60), atol=1e-12)
+    gray = np.full(270, 0.5)
+    np.testing.assert_allclose(gray @ basis.T @ basis, gray, atol=1e-12)
