@@ -190,15 +190,14 @@ class _Survey:
     def _leaf_counts(self, j: int, grid: np.ndarray, heaps: tuple[float, ...]) -> list[np.ndarray]:
         """One cell per leaf, then one per heap; and the leaves alone in larger blocks."""
         order = np.argsort(heaps)
-        leaves, held = np.zeros(len(grid) - 1, dtype=np.int64), np.zeros(len(heaps), dtype=np.int64)
+        leaves, held = [], []
         for axis in self._values(j):
             on_heap = np.isin(axis, heaps)
-            leaves += binning.count(grid, axis[~on_heap])
-            if heaps:
-                which = order[np.searchsorted(np.array(heaps)[order], axis[on_heap])]
-                held += np.bincount(which, minlength=len(heaps))
-        tables = binning.coarsened(leaves)
-        return [np.concatenate([tables[0], held]), *tables[1:]]
+            which = order[np.searchsorted(np.array(heaps)[order], axis[on_heap])] if heaps else np.zeros(0, dtype=int)
+            leaves.append(binning.count(grid, axis[~on_heap]))
+            held.append(np.bincount(which, minlength=len(heaps)))
+        tables = binning.coarsened(_sum(leaves))
+        return [np.concatenate([tables[0], _sum(held)]), *tables[1:]]
 
     # ---- what the releases mean: from here on everything is public ------------------------------------------
 

@@ -13,7 +13,7 @@ masks and the same noise, and ends with the same weights: nothing is released tw
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -279,7 +279,7 @@ class Trainer:
         state.metrics.append(metric)
         return metric
 
-    def _elbos(self, number: int) -> Iterator[np.ndarray]:
+    def _elbos(self, number: int) -> Any:
         """One ELBO per record, in blocks; private."""
         # The same latents for every record: were they dealt out by position, one record would move the others'.
         noise_11Z = torch.randn(1, 1, self.vae.prior.dim, generator=self._generator("metric", number),
