@@ -46,6 +46,13 @@ def test_strange_payments_are_told_apart_and_their_cell_is_named() -> None:
 
 
 @pytest.mark.slow
+def test_a_table_in_a_lake_is_scored_into_one_of_its_own(tmp_path: Path) -> None:
+    pytest.importorskip("pyiceberg", reason="needs pip install 'dpvae[lake]'")
+    assert 0 <= example("lake_scores")["main"](tmp_path, fast=True) < 0.5
+    assert (tmp_path / "warehouse").is_dir()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["images", "text"])
 def test_images_and_texts_are_trained_released_and_judged(name: str, tmp_path: Path) -> None:
     found = example(name)["main"](tmp_path, fast=True)

@@ -75,7 +75,7 @@ class Passed:
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_a_script_named_in_the_documents_exists_and_may_be_run(document: str) -> None:
-    for script in re.findall(r"\./(scripts/\w+)", (ROOT / document).read_text()):
+    for script in re.findall(r"\./(scripts/[\w/]+(?:\.py)?)", (ROOT / document).read_text()):
         assert os.access(ROOT / script, os.X_OK), script
 
 

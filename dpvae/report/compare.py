@@ -20,8 +20,8 @@ from dpvae.files import write_bytes
 from dpvae.privacy.accountant import price
 from dpvae.privacy.events import from_dict
 from dpvae.report import charts, meaning, records
-from dpvae.report.html import parts
 from dpvae.report.page import document, figure, heading, light, table
+from dpvae.report.results import parts
 from dpvae.report.run import numbers_of
 from dpvae.train.run import find_run
 

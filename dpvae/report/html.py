@@ -9,15 +9,11 @@ data URI) and ``texts`` (a list of texts) are shown where they are; marginals, p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from dpvae.report import charts, meaning
-from dpvae.report.charts import Marginal
-from dpvae.report.page import details, document, facts, figure, heading, light, picture, table
-
-LARGEST_PAGE = 900_000  # bytes of charts and pictures; the rest is in report.json
+from dpvae.report import charts, meaning, results
+from dpvae.report.page import details, document, facts, figure, heading, light, table
 
 ODDS = (  # words, field of the risk, decimals
     ("right guesses about membership, at even odds", "right_guesses_at_even_odds", 2),
@@ -33,9 +29,9 @@ def render(numbers: dict[str, Any]) -> str:
     """The page for the numbers of :func:`dpvae.report.numbers.gather`."""
     return document(numbers["title"], numbers["sentence"], [
         ("guarantee", "Guarantee", _guarantee(numbers)), ("meaning", "Meaning", _meaning(numbers)),
-        ("audit", "Audit", _audit(numbers)), ("training", "Training", _training(numbers)),
-        ("marginals", "Marginals", _marginals(numbers)), ("pairs", "Pairs", _pairs(numbers)),
-        ("rows", "Samples", _samples(numbers)), ("limits", "Limits", _limits(numbers)),
+        ("audit", "Audit", _audit(numbers)), ("training", "Training", results.training(numbers)),
+        ("marginals", "Marginals", results.marginals(numbers)), ("pairs", "Pairs", results.pairs(numbers)),
+        ("rows", "Samples", results.samples(numbers)), ("limits", "Limits", _limits(numbers)),
         ("check", "Check", _check(numbers))], mood="" if numbers["private"] else "bad")
 
 
@@ -145,166 +141,7 @@ def _bounds(found: dict[str, Any]) -> str:
         table(("method", "proved", "claimed", "records", "holds for"), rows, label="Bounds"))
 
 
-# -- how well it works -----------------------------------------------------------------------------------------------
-
-
-def _training(numbers: dict[str, Any]) -> str:
-    metrics, found = numbers["metrics"], numbers.get("diagnostics")
-    if not metrics and not found:
-        return ""
-    drawn = _curves(metrics, found) if metrics else ""
-    return f'{heading("How it trained")}{drawn}{_collapse(metrics, found)}'
-
-
-def _curves(metrics: Sequence[dict[str, Any]], found: dict[str, Any] | None) -> str:
-    labels, unit = _step_labels(metrics), metrics[0]["unit"]
-    floor = (f"independent {parts(unit)}", found["independent_elbo"]) if found else None
-    elbo = figure(
-        charts.series([(label, m["noisy_elbo"], m["sd"]) for label, m in zip(labels, metrics, strict=True)], "elbo",
-                      "Noisy ELBO", unit, floor=floor),
-        "Evidence lower bound, released with noise and paid for; bars are two standard deviations. Higher is better.",
-        table(("phase", "step", f"noisy ELBO, {unit}", "sd", "rate", "epsilon spent"), [
-            (m["phase"], m["step"], f'{m["noisy_elbo"]:.4f}', f'{m["sd"]:.4f}',
-             "-" if m["rate"] is None else f'{m["rate"]:.4f}', f'{m["epsilon_spent"]:.4f}') for m in metrics]))
-    spending = [(label, m["epsilon_spent"], 0.0) for label, m in zip(labels, metrics, strict=True)]
-    spent = figure(charts.series(spending, "spent", "Epsilon spent", "epsilon spent, in all"),
-                   "Epsilon spent by the time of each release of the ELBO beside it.",
-                   table(("release", "epsilon spent"), [(a, f"{b:.4f}") for a, b, _ in spending]))
-    return f'<div class="two">{elbo}{spent}</div>'
-
-
-def _collapse(metrics: Sequence[dict[str, Any]], found: dict[str, Any] | None) -> str:
-    """Whether the latent is in use: the normal failure of a private VAE is that it is not."""
-    if not found:
-        return ""
-    unit, said = found["unit"], ""
-    named = [("latent units in use", f'{found["active_units"]:.0f} of {found["latent_dim"]:.0f}'),
-             (f"rate, {unit}", f'{found["rate"]:.2f}'),
-             (f"independent {parts(unit)}, {unit}", f'{found["independent_elbo"]:.2f}')]
-    if metrics:
-        last = metrics[-1]
-        gain = last["noisy_elbo"] - found["independent_elbo"]
-        named += [(f"distortion, about, {unit}", f'{-last["noisy_elbo"] - found["rate"]:.2f}'),
-                  (f"last noisy ELBO, {unit}", f'{last["noisy_elbo"]:.2f} ± {2 * last["sd"]:.2f}')]
-        verdict = f"the model has learned how {parts(unit)} go together" if gain > 2 * last["sd"] else (
-            f"the latent has collapsed: the model is no better than independent {parts(unit)}")
-        said = (f'<p>{light(gain > 2 * last["sd"], "learned" if gain > 2 * last["sd"] else "collapsed")}Independent '
-                f'{parts(unit)} would reach {found["independent_elbo"]:.2f} {escape(unit)}; the last noisy ELBO is '
-                f'{abs(gain):.2f} {"better" if gain > 0 else "worse"}: {verdict}. {found["rate"]:.2f} {escape(unit)} '
-                f'pass through the latent, and {found["active_units"]:.0f} of its {found["latent_dim"]:.0f} units are '
-                "active.</p>")
-    return said + facts(named)
-
-
-def parts(unit: str) -> str:
-    """What is independent in the baseline of a kind of data, told by its unit.
-
-    >>> parts("nats per row"), parts("nats per text")
-    ('columns', 'parts')
-    """
-    return "columns" if unit == "nats per row" else "parts"
-
-
-def _step_labels(metrics: Sequence[dict[str, Any]]) -> list[str]:
-    several = len({m["phase"] for m in metrics}) > 1
-    return [f'{m["phase"]} {m["step"]}' if several else f'step {m["step"]}' for m in metrics]
-
-
-def _marginals(numbers: dict[str, Any]) -> str:
-    items = numbers["marginals"]
-    if not items:
-        return ""
-    drawn, size = [], 0
-    for i, item in enumerate(items):
-        one = _marginal(item, f"marginal{i}")
-        size += len(one.encode())
-        if size > LARGEST_PAGE - _weight(numbers):
-            break
-        drawn.append(one)
-    left = (f"<p>{len(items) - len(drawn)} more columns are in report.json.</p>" if len(drawn) < len(items) else "")
-    bars = " Filled bars: synthetic rows." if any(item["synthetic"] for item in items) else ""
-    intro = ("<p>Dots: the real table as it was released, counts with noise; their bars are two standard deviations of "
-             f"that noise.{bars}</p>")
-    return (f'{heading("Real against synthetic, column by column")}{intro}<div class="cards">{"".join(drawn)}</div>'
-            f"{left}{_map(numbers)}")
-
-
-def _weight(numbers: dict[str, Any]) -> int:
-    """Bytes of the page that pictures and texts take."""
-    return sum(len(item["png"]) for item in numbers.get("gallery") or ()) + sum(
-        len(text.encode()) for text in numbers.get("texts") or ())
-
-
-def _map(numbers: dict[str, Any]) -> str:
-    """Synthetic rows where the latent puts them: groups that the model tells apart."""
-    found = numbers.get("map")
-    if not found:
-        return ""
-    chart = charts.scatter(found["x"], found["y"], found["label"], found["labels"])
-    return "<h3>The latent, from above</h3>" + figure(
-        chart, "Synthetic rows on the two strongest axes of the latent, coloured by the column to be predicted. No "
-        "real row is drawn.")
-
-
-def _marginal(item: dict[str, Any], ident: str) -> str:
-    data, synthetic = Marginal.of(item), item["synthetic"]
-    caption = (f'Distance {item["distance"]:.3f}; noise alone would show about {item["distance_of_noise_alone"]:.3f}.'
-               if synthetic else f'Noise: {item["sd"]:.2%} per bar.')
-    rows = [(label, f"{item['noisy'][i]:.4f}", f"{item['sd']:.4f}", f"{synthetic[i]:.4f}" if synthetic else "-")
-            for i, label in enumerate(item["labels"])]
-    return figure(charts.marginal(data, ident), caption, table(("value", "noisy real", "sd", "synthetic"), rows))
-
-
-def _pairs(numbers: dict[str, Any]) -> str:
-    """The pairs of columns that the model gets most wrong, as far as noise lets anybody see."""
-    found = numbers.get("pairs")
-    if not found:
-        return ""
-    rows = [(f'{p["columns"][0]} by {p["columns"][1]}', p["distance"], p["distance_of_noise_alone"])
-            for p in found["worst"]]
-    chart = figure(
-        charts.pairs(rows), "The distance of the synthetic rows from the noisy released table (bar), and what noise "
-        "alone would show (line). The part beyond the line is the model's own error.",
-        table(("pair", "distance", "of noise alone"), [(a, f"{b:.4f}", f"{c:.4f}") for a, b, c in rows]))
-    return (f'{heading("The worst pairs of columns")}<p>Of {found["measured"]:,} pairs whose tables were released with '
-            f"noise, these are furthest off, beyond what noise explains.</p>{chart}")
-
-
-# -- what came of it -------------------------------------------------------------------------------------------------
-
-
-def _samples(numbers: dict[str, Any]) -> str:
-    body = _pictures(numbers) + _texts(numbers) + _rows(numbers)
-    return heading("What comes out") + body if body else ""
-
-
-def _pictures(numbers: dict[str, Any]) -> str:
-    items, drawn, size = numbers.get("gallery") or (), [], 0
-    for item in items:
-        size += len(item["png"])
-        if size <= LARGEST_PAGE:
-            drawn.append(picture(item["png"], item["alt"], item.get("title", ""), item.get("caption", "")))
-    left = f"<p>{len(items) - len(drawn)} more pictures are in report.json.</p>" if len(drawn) < len(items) else ""
-    return f'<div class="cards">{"".join(drawn)}</div>{left}' if items else ""
-
-
-def _texts(numbers: dict[str, Any]) -> str:
-    texts = numbers.get("texts") or ()
-    quoted = "".join(f"<blockquote>{escape(text)}</blockquote>" for text in texts)
-    return f"<h3>Synthetic texts</h3><p>Drawn from the model, not copied from the data.</p>{quoted}" if texts else ""
-
-
-def _rows(numbers: dict[str, Any]) -> str:
-    sample = numbers["sample"]
-    if not sample:
-        return ""
-    names = list(sample[0])
-    cells = table(names, [["" if row.get(name) is None else row[name] for name in names] for row in sample],
-                  style="cells", right=False, label="Sample of synthetic rows")
-    released = numbers["rows_released"]
-    where = f"Of {released:,} released. " if released else ""
-    return (f"<h3>Ten synthetic rows</h3><p>{where}Drawn from the model, not copied from the data; an empty cell is a "
-            f"missing value.</p>{cells}")
+# -- what is left out ------------------------------------------------------------------------------------------------
 
 
 def _limits(numbers: dict[str, Any]) -> str:

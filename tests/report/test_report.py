@@ -19,7 +19,8 @@ from dpvae.privacy.accountant import price
 from dpvae.release.bundle import write_release
 from dpvae.report.canvas import STYLE, number, shorten, ticks
 from dpvae.report.charts import Marginal, grouped, largest, marginal, marginals
-from dpvae.report.html import LARGEST_PAGE, render
+from dpvae.report.html import render
+from dpvae.report.results import LARGEST_PAGE
 from dpvae.report.run import report_run
 from dpvae.report.source import read_run
 
