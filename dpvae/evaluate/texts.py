@@ -25,8 +25,8 @@ from dpvae.config import EvaluateConfig
 from dpvae.data.text import Texts, read
 from dpvae.errors import DataError
 
-SEALED = ("computed from private texts without noise: costs no epsilon only while it stays sealed, so do not publish it "
-          "or choose a release by it")
+SEALED = ("computed from private texts without noise: costs no epsilon only while it stays sealed, so do not publish "
+          "it or choose a release by it")
 _WORD = re.compile(r"\w+(?:'\w+)*")
 ORDERS = (1, 2, 3, 4)
 CLUSTERS = 100  # of the frontier
