@@ -17,7 +17,8 @@ from dpvae.train.ngrams import Source, length_edges, measure
 from dpvae.train.shrink import shrink
 
 CAP = 40
-ENGLISH = Language.of(None)
+WORDS = ("the", "my", "is", "what", "a", "i", "pay", "card", "balance", "song", "bill", "play", "next", "please", "to")
+ENGLISH = Language(WORDS, np.full(len(WORDS), 1 / len(WORDS)), np.array([[11, 0], [6, 1]]), np.ones(2), "a few words")
 NOISE = {"bytes": {"length": 2.0, "unigram": 2.0, "bigram": 2.0, "trigram": 2.0, "fourgram": 2.0},
          "words": {"length": 2.0, "unigram": 2.0, "bigram": 2.0}}
 VOCABULARY = {"bytes": Vocabulary(), "words": Vocabulary(ENGLISH.words)}
@@ -63,7 +64,7 @@ def test_one_text_moves_no_release_by_more_than_one(kind: str, monkeypatch: pyte
     before = releases.of(source(TEXTS, ABOUT, kind), kind)
     assert len(before) == len(NOISE[kind])
     for name, text in JOINING.items():
-        for label in (0, 1, -1):
+        for label in (1, -1):
             after = releases.of(source([*TEXTS, text], [*ABOUT, label], kind), kind)
             moved = [float(np.linalg.norm(a - b)) for a, b in zip(after, before, strict=True)]
             assert max(moved) <= 1.0 + 1e-9, (name, label, moved)
