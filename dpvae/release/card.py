@@ -28,10 +28,11 @@ def card(certificate: Certificate, schema: Mapping[str, Any]) -> str:
 def _metadata(certificate: Certificate, schema: Mapping[str, Any]) -> str:
     """JSON strings are YAML strings, so nothing a user named can break the block."""
     target = isinstance(schema.get("target"), str)
+    kind = "text" if schema.get("kind") == "text" else "tabular"
     lines = ["---", f"pretty_name: {json.dumps(certificate.lineage.run + ' (synthetic)', ensure_ascii=False)}",
              "license: unknown", "task_categories:",
-             f"- {'tabular-classification' if target else 'other'}",
-             "tags:", "- synthetic", "- differential-privacy", "- tabular", "- dpvae",
+             f"- {f'{kind}-classification' if target else 'other'}",
+             "tags:", "- synthetic", "- differential-privacy", f"- {kind}", "- dpvae",
              "size_categories:", f"- {_size(certificate.scope.rows_released)}",
              "configs:", "- config_name: default", "  data_files: data/*.parquet", "---"]
     return "\n".join(lines)
