@@ -114,7 +114,9 @@ def frontier(real: Sequence[str], synthetic: Sequence[str], *, seed: int) -> flo
     features = TfidfVectorizer(analyzer="char", ngram_range=(1, 3), max_features=5000, sublinear_tf=True)
     table = features.fit_transform([*chosen[0], *chosen[1]])
     points = TruncatedSVD(min(50, table.shape[1] - 1), random_state=seed).fit_transform(table)
-    clusters = KMeans(min(CLUSTERS, len(points) // 10 + 1), n_init=1, random_state=seed).fit_predict(points)
+    distinct = len(np.unique(points.round(6), axis=0))
+    clusters = KMeans(min(CLUSTERS, len(points) // 10 + 1, max(distinct // 2, 1)), n_init=1,
+                      random_state=seed).fit_predict(points)
     half = len(chosen[0])
     shares = [np.bincount(part, minlength=clusters.max() + 1) + 1e-9 for part in (clusters[:half], clusters[half:])]
     return _area(*(counts / counts.sum() for counts in shares))

@@ -1,0 +1,228 @@
+"""Runs on texts, from the file to the release: what is claimed, what is drawn, what is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from dpvae import api
+from dpvae.audit.verify import verify
+from dpvae.config import (
+    DataConfig,
+    EvaluateConfig,
+    ImputeConfig,
+    PrivacyConfig,
+    ReportConfig,
+    RunConfig,
+    SampleConfig,
+    ScoreConfig,
+    TrainConfig,
+    TrainerConfig,
+)
+from dpvae.errors import ConfigError, DataError
+from dpvae.evaluate.judge import evaluate
+from dpvae.modalities import text as modality
+from dpvae.privacy.events import Threshold
+from dpvae.privacy.ledger import Ledger
+from dpvae.release import verbs
+from dpvae.release.texts import TextModel
+from dpvae.report.progress import Progress
+from dpvae.train import texts as training
+
+BANK, MUSIC = ["pay my card", "what is my balance", "pay the bill now"], ["play a song", "Play the next song please"]
+ROWS = {"query": (BANK + MUSIC) * 60, "domain": (["bank"] * 3 + ["music"] * 2) * 60}
+PUBLIC = "pay my card\nwhat is my balance\npay the bill now\nplay a song\nplay the next song please\n"
+RELEASED = ("model.safetensors", "model.json", "events.jsonl", "metrics.jsonl", "schema.json", "reference.json",
+            "tokens.json", "plan.json")
+
+
+class Killed(BaseException):
+    """No handler of the program knows it."""
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "POOL", 600)
+    monkeypatch.setattr(training, "CALIBRATIONS", 2)
+
+
+@pytest.fixture
+def public(tmp_path: Path) -> str:
+    path = tmp_path / "public.txt"
+    path.write_text(PUBLIC)
+    return str(path)
+
+
+def config_of(folder: Path, public: str, *, privacy: dict[str, Any] | None = None, **data: Any) -> TrainConfig:
+    known = {"text": "query", "label": "domain", "labels": "bank|music", "rows": 300, "cap": 40, "public": public}
+    return TrainConfig(data=DataConfig(kind="text", **{**known, **data}), trainer=TrainerConfig(fit_steps=4),
+                       privacy=PrivacyConfig(**({"epsilon": 5.0, "delta": 1e-5} | (privacy or {}))),
+                       report=ReportConfig(progress="quiet"), run=RunConfig(root=str(folder / "runs"), name="t"))
+
+
+def test_a_run_on_texts_is_released_verified_sampled_scored_and_judged(tmp_path: Path, public: str) -> None:
+    run = api.train(config_of(tmp_path, public), ROWS)
+    assert run.epsilon.upper <= 5.0
+    assert (run.path / "public" / "report.html").is_file()
+    to = api.release(tmp_path / "out", run, rows=500)
+    assert verify(to).ok
+    found = pq.read_table(to / "data").to_pydict()
+    assert list(found) == ["query", "domain"]
+    assert len(found["query"]) == 500
+    assert set(found["domain"]) == {"bank", "music"}
+    assert max(len(text.encode()) for text in found["query"]) <= 40
+    certificate = (to / "certificate.json").read_text()
+    assert "at most 40 bytes" in certificate
+    assert "sha256" in certificate  # of the public text
+    assert public not in certificate
+    of_bank = [text for text, about in zip(found["query"], found["domain"], strict=True) if about == "bank"]
+    assert sum("pay" in text or "balance" in text for text in of_bank) > 0.3 * len(of_bank)
+
+    said = verbs.sample(SampleConfig(run=str(run.path), rows=50, to=str(tmp_path / "s.csv"),
+                                     given='{"domain": "music"}'))
+    assert "50 synthetic texts" in said
+    assert (tmp_path / "s.csv").read_text().count('"music"') == 50
+    with pytest.raises(DataError, match="did you mean 'music'"):
+        verbs.sample(SampleConfig(run=str(run.path), to=str(tmp_path / "s.csv"), given='{"domain": "musik"}'))
+
+    asked = tmp_path / "asked.tsv"
+    asked.write_text("query\tdomain\npay my card\tbank\nqqq zzz xxx\tbank\n")
+    verbs.score(ScoreConfig(run=str(run.path), table=str(asked), to=str(tmp_path / "scores.parquet")))
+    scores = pq.read_table(tmp_path / "scores.parquet").column("score").to_pylist()
+    assert scores[1] > scores[0] + 5
+
+    with pytest.raises(ConfigError, match="of texts, which have no cells to impute"):
+        verbs.impute(ImputeConfig(run=str(run.path), table=str(asked)))
+
+    real = tmp_path / "real.tsv"
+    real.write_text("query\tdomain\n" + "".join(f"{t}\t{k}\n" for t, k in zip(*ROWS.values(), strict=True)))
+    judged = evaluate(EvaluateConfig(real=str(real), test=str(real), synth=str(to)))
+    assert judged.to_dict()["utility"]["accuracy"] > 0.6
+    assert str(judged).startswith("SEALED")
+
+
+def test_texts_follow_the_seed_and_the_first_of_many_are_those_of_few(tmp_path: Path, public: str) -> None:
+    run = api.train(config_of(tmp_path, public), ROWS)
+    model = TextModel.load(run.path / "public")
+    few, many = (next(model.blocks(rows, seed=3))[0] for rows in (7, 30))
+    assert many[:7] == few
+    assert next(model.blocks(7, seed=4))[0] != few
+    line = model.between("pay my card", "play a song", 4, label="bank", seed=0)
+    assert len(line) == 4
+
+
+def test_one_more_text_changes_no_event_and_no_size(tmp_path: Path, public: str) -> None:
+    more = {name: [*values, values[0]] for name, values in ROWS.items()}
+    runs = [api.train(config_of(tmp_path / name, public), rows) for name, rows in (("n", ROWS), ("more", more))]
+    for name in ("events.jsonl", "plan.json"):
+        assert (runs[0].path / "public" / name).read_bytes() == (runs[1].path / "public" / name).read_bytes()
+    plan = api.plan(config_of(tmp_path, public, path=str(_written(tmp_path))))
+    assert [json.loads(line) for line in (runs[0].path / "public" / "events.jsonl").read_text().splitlines()] == [
+        {"type": type(event).__name__, **event.__dict__} for event in plan.events()]
+
+
+def _written(folder: Path) -> Path:
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps({"query": t, "domain": k}) + "\n" for t, k in zip(*ROWS.values(), strict=True)))
+    return path
+
+
+@contextlib.contextmanager
+def killed_at(moment: int) -> Iterator[list[str]]:
+    shown: list[str] = []
+    real = Progress._show
+
+    def show(self: Progress, name: str, *rest: Any) -> None:
+        shown.append(name)
+        if len(shown) == moment:
+            raise Killed
+        real(self, name, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Progress, "_show", show)
+        yield shown
+
+
+def test_a_run_killed_anywhere_ends_with_the_same_bits_and_one_reservation(tmp_path: Path, public: str) -> None:
+    secret = {"secret_seed": 5}
+    with killed_at(-1) as moments:
+        straight = api.train(config_of(tmp_path / "straight", public, privacy=secret), ROWS)
+    assert {*moments} == {"survey", "anchor", "fit"}
+    for number in range(1, len(moments) + 1):
+        config = config_of(tmp_path / str(number), public, privacy=secret)
+        with killed_at(number), pytest.raises(Killed):
+            api.train(config, ROWS)
+        again = api.train(config, ROWS)
+        for name in RELEASED:
+            assert (again.path / "public" / name).read_bytes() == (straight.path / "public" / name).read_bytes(), name
+        kinds = [row.kind for row in Ledger.open(tmp_path / str(number) / "runs" / "ledger.db").rows()]
+        assert kinds.count("reserve") == 1
+
+
+def test_a_label_seen_once_is_not_published_and_finding_labels_is_charged(tmp_path: Path, public: str) -> None:
+    rows = {"query": [*ROWS["query"], "my secret"], "domain": [*ROWS["domain"], "leukaemia"]}
+    run = api.train(config_of(tmp_path, public, labels=None), rows)
+    assert any(isinstance(event, Threshold) for event in run.plan.events())
+    for path in (run.path / "public").iterdir():
+        assert b"leukaemia" not in path.read_bytes()
+    schema = json.loads((run.path / "public" / "schema.json").read_text())
+    assert schema["columns"][1]["categories"] == ["bank", "music"]
+
+
+def test_the_unit_may_be_a_person_whose_bound_is_on_the_certificate(tmp_path: Path, public: str) -> None:
+    rows = {**ROWS, "user": [f"u{i // 5}" for i in range(300)]}
+    run = api.train(config_of(tmp_path, public, unit="user", per_unit=4, rows=60), rows)
+    to = api.release(tmp_path / "out", run, rows=20)
+    certificate = json.loads((to / "certificate.json").read_text())
+    assert certificate["claim"]["unit"] == "user"
+    assert certificate["scope"]["records_per_unit"].startswith("4: ")
+    assert "one user added or removed" in certificate["sentence"]
+    assert verify(to).ok
+
+
+def test_records_drawn_from_a_run_train_again_troublemakers_included(tmp_path: Path, public: str) -> None:
+    run = api.train(config_of(tmp_path, public), ROWS)
+    drawn = modality.made_up(run.path / "public", 200, seed=1)
+    assert {len(values) for values in drawn.values()} == {200}
+    for record in modality.troublemakers(drawn).values():
+        drawn = {name: [*values, record[name]] for name, values in drawn.items()}
+    again = replace(config_of(tmp_path, public), run=RunConfig(root=str(tmp_path / "runs"), name="again"))
+    found = api.train(again, drawn)
+    texts = next(TextModel.load(found.path / "public").blocks(300, seed=0))[0]
+    assert all("\ufffd" not in text and len(text.encode()) <= 40 for text in texts)
+
+
+@pytest.mark.parametrize(("data", "message"), [
+    ({"text": "nothing"}, "no such column"), ({"label": "query"}, "another column"),
+    ({"overlong": "refuse", "cap": 5}, "expected data.overlong=cut"), ({"labels": "bank"}, "'music'"),
+    ({"labels": "bank|bank"}, "distinct values"), ({"unit": "query"}, "another column"), ({"unit": "domain", "labels": None}, "must be declared"),
+])
+def test_what_cannot_be_trained_on_is_refused_in_a_line_and_nothing_is_spent(
+        data: dict[str, Any], message: str, tmp_path: Path, public: str) -> None:
+    with pytest.raises((ConfigError, DataError), match=message) as caught:
+        api.train(config_of(tmp_path, public, **data), ROWS)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("trainer", [TrainerConfig(name="joint"), TrainerConfig(anchor_share=0.5)])
+def test_a_trainer_that_texts_do_not_have_is_refused(trainer: TrainerConfig, tmp_path: Path, public: str) -> None:
+    with pytest.raises(ConfigError, match="expected"):
+        api.train(replace(config_of(tmp_path, public), trainer=trainer), ROWS)
+
+
+def test_texts_of_bytes_alone_without_a_label_train_and_round_trip(tmp_path: Path, public: str) -> None:
+    names = {"query": ["Zoë", "Åsa", "Noël", "Chloë", "Anna"] * 60}
+    run = api.train(config_of(tmp_path, public, label=None, labels=None, cap=12), names)
+    to = api.release(tmp_path / "out", run, rows=400)
+    found = pq.read_table(to / "data").column("query").to_pylist()
+    assert any("ë" in text for text in found)
+    assert all("\ufffd" not in text for text in found)
+    assert verify(to).ok
