@@ -19,7 +19,7 @@ from dpvae.audit.pipeline import Program
 from dpvae.audit.replay import Claim, Stage
 from dpvae.audit.twin import Train, TwinRunner, capture, claim_of
 from dpvae.audit.verdict import ALPHA, Battery, Finding, judge
-from dpvae.config import DataConfig, PrivacyConfig, TrainConfig, TrainerConfig
+from dpvae.config import DATA_KINDS, DataConfig, PrivacyConfig, TrainConfig, TrainerConfig
 from dpvae.modalities import modality
 from dpvae.privacy.plan import SgdPlan
 
@@ -100,42 +100,57 @@ class Caught:
 
 
 def self_test(train: Train, *, trainers: Sequence[str] = TRAINED, clippings: Sequence[str] = CLIPPINGS,
-              mutants: Sequence[Mutant] = CATALOGUE, tell: Callable[[Caught], None] = lambda caught: None
-              ) -> list[Caught]:
-    """Break the program in every way of the catalogue, and see which test notices; in memory, on made-up rows."""
+              mutants: Sequence[Mutant] = CATALOGUE, tell: Callable[[Caught], None] = lambda caught: None,
+              kinds: Sequence[str] = DATA_KINDS) -> list[Caught]:
+    """Break the program in every way of the catalogue, and see which test notices; in memory, on made-up records.
+
+    Images and texts have a trainer of their own, ``anchored``.
+    """
     program = inspect.getmodule(train)
     assert program is not None
     done = []
-    for name in trainers:
-        for clipping in clippings:
-            for mutant in mutants:
-                if name not in mutant.trainers or clipping not in mutant.clippings:
-                    continue
-                if mutant.whole and clipping != clippings[0]:
-                    continue  # nothing of it depends on how gradients are clipped
-                done.append(_try(train, program, mutant, name, clipping))
-                tell(done[-1])
+    for kind, name, clipping in _settings(kinds, trainers, clippings):
+        for mutant in mutants:
+            if kind not in mutant.kinds or name not in mutant.trainers or clipping not in mutant.clippings:
+                continue
+            if mutant.whole and clipping != clippings[0]:
+                continue  # nothing of it depends on how gradients are clipped
+            done.append(_try(train, program, mutant, kind, name, clipping))
+            tell(done[-1])
     return done
 
 
-def _try(train: Train, program: ModuleType, mutant: Mutant, name: str, clipping: str) -> Caught:
-    config, table = specimen(name, clipping)
+def _settings(kinds: Sequence[str], trainers: Sequence[str], clippings: Sequence[str]
+              ) -> Iterator[tuple[str, str, str]]:
+    for kind in kinds:
+        for name in trainers if kind == "table" else ("anchored",):
+            yield from ((kind, name, clipping) for clipping in (clippings if kind != "text" else clippings[:1]))
+
+
+def _try(train: Train, program: ModuleType, mutant: Mutant, kind: str, name: str, clipping: str) -> Caught:
+    config, records = specimen(name, clipping, kind=kind)
     with mutant.living(program):
         if mutant.whole:
-            several = program_stages(Program(train, config, table, modality(config.data.kind).troublemakers(table)))
+            several = program_stages(Program(train, config, records, modality(kind).troublemakers(records)))
         else:
-            several = step_stages(train, config, table, claim=None, clipping=clipping, quick=True)
+            several = step_stages(train, config, records, claim=None, clipping=clipping, quick=True)
         battery = gather(survived(several), until=lambda finding: not finding.p > SURE)
     seen = next((f"{f.law}: {f.seen}" for f in battery.failed), "")
-    return Caught(mutant.name, mutant.says, name, clipping, battery.caught_by, seen)
+    return Caught(mutant.name, mutant.says, name if kind == "table" else kind, clipping, battery.caught_by, seen)
 
 
-def specimen(name: str, clipping: str = "auto", *, measured: bool = False) -> tuple[TrainConfig, scenes.Rows]:
-    """A small table and settings for it: what mutants are tried on, and false alarms are counted on."""
-    table = scenes.people(ROWS)
+def specimen(name: str, clipping: str = "auto", *, measured: bool = False, kind: str = "table"
+             ) -> tuple[TrainConfig, scenes.Rows]:
+    """A few records and settings for them: what mutants are tried on, and false alarms are counted on."""
+    rows = None if measured else ROWS
+    records, data = {
+        "table": lambda: (scenes.people(ROWS), DataConfig(target="income", rows=rows)),
+        "images": lambda: (scenes.images(ROWS), DataConfig(kind="images", labels="0|1|2", rows=rows)),
+        "text": lambda: (scenes.texts(ROWS), DataConfig(kind="text", text="text", label="label", labels="fun|money",
+                                                        cap=32, rows=rows)),
+    }[kind]()
     config = TrainConfig(
-        data=DataConfig(target="income", rows=None if measured else ROWS),
-        trainer=TrainerConfig(name=name, sampling_rate=0.2, steps=60, metric_releases=2),
+        data=data, trainer=TrainerConfig(name=name, sampling_rate=0.2, steps=60, metric_releases=2),
         privacy=PrivacyConfig(epsilon=8.0, delta=1e-5))
     config = scenes.small(config)
-    return replace(config, performance=replace(config.performance, clipping=clipping)), table
+    return replace(config, performance=replace(config.performance, clipping=clipping)), records

@@ -95,7 +95,7 @@ def _audited(run: Path, train: Train, quick: bool, started: float) -> AuditRepor
         findings.append(_attacks_hold(attacked, check))
         clipping = "hooks" if config.performance.clipping in ("hooks", "ghost") else "fast"
         name = config.trainer.name if config.trainer.name in TRAINED else TRAINED[0]
-        caught = self_test(train, trainers=[name], clippings=[clipping])
+        caught = self_test(train, trainers=[name], clippings=[clipping], kinds=[config.data.kind])
     battery = gather([(findings, [], list(LEFT_OUT_QUICK) if quick else []), *stages])
     passed = battery.passed and all(each.by for each in caught)
     numbers = _numbers(source, battery, caught, attacked, check, passed=passed, quick=quick,

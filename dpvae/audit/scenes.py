@@ -29,6 +29,23 @@ def people(rows: int, seed: int = 0) -> Rows:
             "income": np.where(age > 50, "high", "low").tolist()}
 
 
+def images(rows: int, seed: int = 0) -> Rows:
+    """Waves of 8 x 8 pixels, of three classes."""
+    rng = stream(seed, "images")
+    label, (y, x) = rng.integers(0, 3, rows), np.mgrid[:8, :8]
+    waves = 128 + 100 * np.sin((label[:, None, None] + 1) * x / 2 + y / 3) + rng.normal(0, 20, (rows, 8, 8))
+    return {"images": list(np.clip(waves, 0, 255).astype(np.uint8)), "labels": label.astype(str).tolist()}
+
+
+def texts(rows: int, seed: int = 0) -> Rows:
+    """Short requests about money and about fun."""
+    rng = stream(seed, "texts")
+    said = ("pay my bill", "book a flight", "cancel card", "play some jazz", "weather in rome", "tell a joke")
+    which = rng.integers(0, len(said), rows)
+    return {"text": [f"{said[i]} {n}" for i, n in zip(which, rng.integers(0, 9, rows), strict=True)],
+            "label": np.where(which < 3, "money", "fun").tolist()}
+
+
 def small(config: TrainConfig, *, steps: int = STEPS) -> TrainConfig:
     """The same settings on a model that trains in a tenth of a second. Plan, clipping, sampler stay what they are."""
     return TrainConfig(
