@@ -74,6 +74,7 @@ class Delta(Versioned):
         return dict.fromkeys(sorted(self._files), "")
 
     def row_count(self) -> int:
+        """From the footers, without reading a row; private where the table is."""
         return sum(int(fragment.count_rows()) for fragment in self._files.values())
 
     def of_part(self, part: str, rows: int) -> Iterator[pa.RecordBatch]:

@@ -115,6 +115,7 @@ class Parquet:
         return _parquet_schema(self.path)
 
     def row_count(self) -> int:
+        """From the footers, without reading a row; private where the table is."""
         return int(pq.read_metadata(self.path).num_rows)
 
     def batches(self, rows: int) -> Iterator[pa.RecordBatch]:
