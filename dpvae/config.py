@@ -14,14 +14,11 @@ dpvae.errors.ConfigError: privacy.epsilom: no such key; did you mean 'epsilon'?
 
 from __future__ import annotations
 
-import dataclasses
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from dpvae import checks
+from dpvae import checks, typed
 from dpvae.errors import ConfigError
 
 T = TypeVar("T")
@@ -559,41 +556,11 @@ class InitConfig:
             checks.whole(2, rows=self.rows)
 
 
-def _plain(kind: Any) -> type:
-    """``float`` for ``float | None``; the class itself otherwise."""
-    options = [k for k in typing.get_args(kind) if k is not types.NoneType]
-    return options[0] if options else kind
-
-
-def _convert(where: str, kind: Any, value: Any) -> Any:
-    if value is None:
-        if types.NoneType in typing.get_args(kind):
-            return None
-        raise ConfigError(f"{where}=null: expected {_plain(kind).__name__}")
-    wanted = _plain(kind)
-    if dataclasses.is_dataclass(wanted):
-        return value if isinstance(value, wanted) else build(typing.cast(Any, wanted), value, where=where)
-    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if wanted is str and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return str(value)
-    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
-        raise ConfigError(f"{where}={value!r}: expected {wanted.__name__}, got {type(value).__name__}")
-    return value
-
-
 def build(cls: type[T], mapping: Mapping[str, Any], *, where: str | None = None) -> T:
     """A frozen ``cls`` from nested mappings; unknown keys and wrong types raise :class:`ConfigError`."""
     if where is None:
         where = cls.__name__.removesuffix("Config").lower() if cls not in _TOP else ""
-    prefix = f"{where}." if where else ""
-    if not isinstance(mapping, Mapping):
-        raise ConfigError(f"{where}={mapping!r}: expected a group of keys")
-    hints = typing.get_type_hints(cls)
-    for key in mapping:
-        if key not in hints:
-            raise ConfigError(f"{prefix}{key}: no such key{checks.did_you_mean(str(key), hints)}")
-    return cls(**{key: _convert(prefix + key, hints[key], value) for key, value in mapping.items()})
+    return typed.build(cls, mapping, where)
 
 
 _TOP: tuple[type, ...] = (TrainConfig, ReleaseConfig, VerifyConfig, AuditConfig, LedgerVerbConfig, EvaluateConfig,

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "dpvae"
 FLOORS = [  # an import may stay on its floor or go down
     {"errors"},
     {"checks", "files"},
-    {"rng", "config", "engines"},
+    {"rng", "config", "engines", "typed"},
     {"privacy", "data", "models"},
     {"train"},
     {"evaluate", "report", "release"},
