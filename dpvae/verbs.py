@@ -110,7 +110,9 @@ class _Said:
 
 def _release(config: ReleaseConfig) -> Answer:
     place = importlib.import_module("dpvae.api").release(config)
-    checked = isinstance(place, Path) or str(place).startswith(("iceberg:", "delta:"))
+    from dpvae.data.place import DATABASES, scheme_of
+
+    checked = scheme_of(str(place)) not in DATABASES
     return Answer(_Said(f"released {place}" + (f"; check it with: dpvae verify {place}" if checked else ""),
                         {"folder": str(place)}))
 
