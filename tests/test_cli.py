@@ -78,7 +78,7 @@ MISTAKES = [  # what is typed, and what its one line must say
     ("train privacy=strct", "privacy=strct: expected one of default, off, strict; did you mean 'strict'?"),
     ("train experiment=smok", "did you mean 'smoke'?"),
     ("train trainer=ankored", "did you mean 'anchored'?"),
-    ("train data=adlut", "data=adlut: expected one of adult, file; did you mean 'adult'?"),
+    ("train data=adlut", "data=adlut: expected one of adult, file, images, text; did you mean 'adult'?"),
     ("train data=null", "data=null: expected"),
     ("train data=file", "data.path: expected a value"),
     ("train table.csv", "did you mean data=table.csv?"),
@@ -325,7 +325,7 @@ def test_verify_exits_with_one_where_a_release_does_not_hold(verbs: Verbs, capsy
 
 
 def test_release_says_what_to_type_next(verbs: Verbs, capsys: pytest.CaptureFixture[str]) -> None:
-    verbs.act = lambda config: config.to
+    verbs.act = lambda config: Path(config.to)
     assert cli.main(["release", "run=adult1", "rows=7", "to=out"]) == 0
     assert verbs.seen == [ReleaseConfig(run="adult1", rows=7, to="out")]
     assert capsys.readouterr().out == "released out; check it with: dpvae verify out\n"
