@@ -35,6 +35,7 @@ def page(word: str, verb: Verb, conf: Path, groups: Iterable[str]) -> str:
     for group in known:
         if chosen.get(group):
             lines += [f"{group}:", *(aligned(f"  {line}") for line in _body(conf / group / f"{chosen[group]}.yaml"))]
+            lines += _more(conf, group, str(chosen[group]))
     lines += [aligned(line) for line in _body(conf / f"{'train' if word == 'plan' else word}.yaml")]
     return "\n".join([*lines, "", "-m one run per value of key=a,b,c | --cfg job print the configuration | "
                       "--config-dir DIR your own conf files",
@@ -46,6 +47,20 @@ def aligned(line: str) -> str:
     """A line of YAML, its comment in a column of its own."""
     knob, mark, words = line.partition(" # ")
     return f"{knob:{WIDE}}{words}".rstrip() if mark else line
+
+
+def _more(conf: Path, group: str, first: str) -> list[str]:
+    """The knobs that only other choices of a group have, under the name of the choice."""
+    shown = {_key(line) for line in _body(conf / group / f"{first}.yaml")}
+    lines: list[str] = []
+    for path in sorted((conf / group).glob("*.yaml")):
+        own = [line for line in _body(path) if _key(line) not in shown]
+        lines += [f"  with {group}={path.stem}:", *(aligned(f"    {line}") for line in own)] if own else []
+    return lines
+
+
+def _key(line: str) -> str:
+    return line.partition(":")[0]
 
 
 def _choices(conf: Path, group: str, chosen: dict[str, str | None]) -> str:

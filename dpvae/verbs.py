@@ -176,7 +176,7 @@ class Verb:
 VERBS = {
     "plan": Verb("what a budget buys; opens no data, spends nothing (--sweep: try budgets on made-up rows)",
                  TrainConfig, _call("api", "plan"), SCIENTIST, flags={"--sweep": _call("simulate", "sweep")}),
-    "train": Verb("train a private model on a table", TrainConfig, _call("api", "train"), SCIENTIST,
+    "train": Verb("train a private model on a table, images or texts", TrainConfig, _call("api", "train"), SCIENTIST,
                   "run the same command again and it goes on from its last checkpoint; nothing is counted twice",
                   "try a smaller performance.microbatch"),
     "release": Verb("write a synthetic table with its certificate", ReleaseConfig, _release, OWNER,

@@ -326,7 +326,7 @@ def test_verify_exits_with_one_where_a_release_does_not_hold(verbs: Verbs, capsy
 
 
 def test_release_says_what_to_type_next(verbs: Verbs, capsys: pytest.CaptureFixture[str]) -> None:
-    verbs.act = lambda config: config.to
+    verbs.act = lambda config: Path(config.to)
     assert cli.main(["release", "run=adult1", "rows=7", "to=out"]) == 0
     assert verbs.seen == [ReleaseConfig(run="adult1", rows=7, to="out")]
     assert capsys.readouterr().out == "released out; check it with: dpvae verify out\n"

@@ -52,6 +52,8 @@ def _mlflow(config: ReportConfig, run: Path, numbers: Mapping[str, Any], setting
     mlflow = _module("mlflow")
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     mlflow.set_tracking_uri(config.place or f"sqlite:///{(run.parent / 'mlflow.db').resolve()}")
+    if config.place is None and mlflow.get_experiment_by_name("dpvae") is None:  # else it keeps files where one stands
+        mlflow.create_experiment("dpvae", artifact_location=(run.parent / ".mlflow").resolve().as_uri())
     mlflow.set_experiment("dpvae")
     with mlflow.start_run(run_name=run.name):
         mlflow.log_params(dict(settings))
