@@ -35,6 +35,7 @@ from dpvae.train.contrasts import Numbers, shares
 PHASE = "interactions"
 ORDERS = (3, 4, 5)  # numbers of columns in the sets that are asked about, the target among them or not
 SETS_AT_ONCE = 256
+SEARCHED_AT_ONCE = 2**16  # records: products of signs of more would not fit in memory
 MOST_WORK = 8e10  # multiplications of one search: seconds
 FEWEST_RECORDS = 2000
 ROUNDING = 1e-3  # kept back of a score's sensitivity: sums of a million doubles err by less
@@ -158,14 +159,13 @@ class _Search:
         self.blocks, start = [], 0
         for family in self.families:
             first = np.array([s[0] for s in family.right])
-            right_N, right_K = (np.stack([v[:, list(s)].prod(1) for s in family.right], 1)
-                                for v in (signed, self.points))
+            right_K = np.stack([self.points[:, list(s)].prod(1) for s in family.right], 1)
             for begin in range(0, len(family.left), SETS_AT_ONCE):
                 part = family.left[begin:begin + SETS_AT_ONCE]
                 last = np.array([s[-1] for s in part])
                 width = int((first > last.min()).sum())
                 valid = last[:, None] < first[None, :width]
-                value = np.abs(_products(family, part, signed) @ right_N[:, :width]
+                value = np.abs(_sums(family, part, signed, width)
                                - (_products(family, part, self.points) * scale) @ right_K[:, :width])
                 left, right = np.nonzero(valid)
                 self.blocks.append((start, family, begin, left.astype(np.int32), right.astype(np.int32)))
@@ -184,6 +184,17 @@ class _Search:
 
 def _work(columns: int, others: int) -> int:
     return math.comb(columns, (others + 1) // 2) * math.comb(columns, others // 2)
+
+
+def _sums(family: _Family, part: list[tuple[int, ...]], signed: Numbers, width: int) -> Numbers:
+    """Sums over the records of products of signs, (sets of ``part``, the first ``width`` right parts), some at once."""
+    total = np.zeros((len(part), width))
+    for start in range(0, len(signed), SEARCHED_AT_ONCE):
+        block = signed[start:start + SEARCHED_AT_ONCE]
+        right = np.stack([block[:, list(s)].prod(1) for s in family.right[:width]], 1) if width else np.zeros(
+            (len(block), 0))
+        total += _products(family, part, block) @ right
+    return total
 
 
 def _products(family: _Family, part: list[tuple[int, ...]], values: Numbers) -> Numbers:
