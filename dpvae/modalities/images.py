@@ -135,7 +135,7 @@ class Public:
         channels, height, width = self.size
         classes = f"{len(self.classes)} classes" if self.classes else "classes that are not declared"
         return PublicFacts(
-            columns=2, survey_steps=() if self.classes else ("values",), rows=self.rows, has_target=True,
+            columns=1, survey_steps=() if self.classes else ("values",), rows=self.rows, has_target=True,
             what=f"{height} x {width} {reader.CHANNELS[channels]} images of {classes}",
             elbo_range=NATS_PER_PIXEL * channels * height * width)
 

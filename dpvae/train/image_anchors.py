@@ -17,7 +17,7 @@ looked at again. Shapes: n images, C classes, K clusters, Z directions, Q freque
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,20 +92,16 @@ class Released:
 
 
 def measure(images: Images, counts: Array, size: tuple[int, int, int], *, noise: Mapping[str, float], epsilon: float,
-            key: SecretKey, rng: np.random.Generator, listen: Callable[[], None] = lambda: None,
-            ) -> tuple[Released, tuple[Gaussian, ...]]:
+            key: SecretKey, rng: np.random.Generator) -> tuple[Released, tuple[Gaussian, ...]]:
     """Moments of private ``images``, and the events that pay for them, one for each entry of ``noise``.
 
     ``counts`` (C,) are the released numbers of images of each class, all above zero.
     """
     work = _Measure(images, counts, size, dict(noise), epsilon, key, rng)
     means = work.means()
-    listen()
     basis, variances = work.directions(means)
-    listen()
     weights, centres = work.clusters(means, basis, variances)
     covariances = work.spread(means, basis, weights, centres, variances)
-    listen()
     return Released(means, basis, weights, centres, covariances), tuple(work.events)
 
 
