@@ -78,7 +78,7 @@ MISTAKES = [  # what is typed, and what its one line must say
     ("train privacy=strct", "privacy=strct: expected one of default, off, strict; did you mean 'strict'?"),
     ("train experiment=smok", "did you mean 'smoke'?"),
     ("train trainer=ankored", "did you mean 'anchored'?"),
-    ("train data=adlut", "data=adlut: expected one of adult, file; did you mean 'adult'?"),
+    ("train data=adlut", "data=adlut: expected one of adult, file, text; did you mean 'adult'?"),
     ("train data=null", "data=null: expected"),
     ("train data=file", "data.path: expected a value"),
     ("train table.csv", "did you mean data=table.csv?"),
