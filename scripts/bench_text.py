@@ -3,9 +3,9 @@
 
     python scripts/bench_text.py data=../shared/data/text seeds=3
 
-Names at epsilon 1 and 3, queries with ten domains at 3, 8 and without noise, messages at 3; each beside what costs nothing
-to beat: a bigram model without privacy, the majority, noisy words by label, a classifier trained on the real texts. Then
-secrets are planted, and looked for.
+Names at epsilon 1 and 3, queries with ten domains at 3, 8 and without noise, messages at 3; each beside a baseline: a
+bigram model without privacy, the majority, noisy words by label, a classifier trained on the real texts. Then secrets
+are planted, and looked for.
 """
 
 from __future__ import annotations
@@ -49,14 +49,15 @@ def tsv(path: Path, text: int, label: int) -> Pairs:
 def trained(columns: dict[str, list[str]], data: dict[str, Any], epsilon: float | None, seed: int, folder: Path,
             ) -> tuple[Any, dict[str, Any]]:
     """A run on ``columns`` (epsilon ``None``: without noise), and what it cost."""
+    rows = len(columns[data["text"]])
     start = cpu_seconds()
     config = TrainConfig(
         data=DataConfig(kind="text", **data), report=ReportConfig(progress="quiet"),
         privacy=PrivacyConfig(epsilon=epsilon or 1.0, noise=epsilon is not None),
-        run=RunConfig(root=str(folder), name=f"{data['text']}-{epsilon}-{seed}-{len(columns[data['text']])}", seed=seed))
+        run=RunConfig(root=str(folder), name=f"{data['text']}-{epsilon}-{seed}-{rows}", seed=seed))
     run = api.train(config, columns)
     trained_in = cpu_seconds() - start
-    start, rows = cpu_seconds(), len(columns[data["text"]])
+    start = cpu_seconds()
     drawn = made_up(run.path / "public", rows, seed=seed)
     speed = rows / (cpu_seconds() - start)
     metric = json.loads((run.path / "public" / "metrics.jsonl").read_text().splitlines()[0])
@@ -69,7 +70,8 @@ def trained(columns: dict[str, list[str]], data: dict[str, Any], epsilon: float 
 
 
 def characters(real: Sequence[str], drawn: Sequence[str]) -> dict[str, float]:
-    js = {f"js_{n}": judges.jensen_shannon(judges.sequences(real, n), judges.sequences(drawn, n)) for n in judges.ORDERS}
+    js = {f"js_{n}": judges.jensen_shannon(judges.sequences(real, n), judges.sequences(drawn, n))
+          for n in judges.ORDERS}
     return js | {"length_tvd": judges.total_variation(Counter(map(len, real)), Counter(map(len, drawn))),
                  "copies": judges.copies(real, drawn)}
 
@@ -96,7 +98,8 @@ def bigram_model(texts: Sequence[str], count: int, rng: np.random.Generator) -> 
 
 def noisy_words(real: Pairs, words: Sequence[str], epsilon: float, delta: float, count: int,
                 rng: np.random.Generator) -> Pairs:
-    """The baseline: noisy counts of public words by label with the whole budget, kept above three standard deviations."""
+    """The baseline: noisy counts of public words by label with the whole budget, where they exceed three times their
+    noise."""
     signal = calibrate(lambda s: (Gaussian("anchor", "words by label", 1 / s),), epsilon=epsilon, delta=delta)
     number, labels = {word: i for i, word in enumerate(words)}, sorted(set(real[1]))
     held = [Counter(number[w] for (w,) in judges.words([text]) if w in number) for text in real[0]]
@@ -129,7 +132,8 @@ def names(folder: Path, data: Path, seed: int) -> dict[str, Any]:
     bigrams = bigram_model(real, len(real), np.random.default_rng(seed))
     found: dict[str, Any] = {"bigram model, not private": characters(real, bigrams)}
     for epsilon in (1.0, 3.0):
-        (_, drawn), cost = trained({"name": real}, {"text": "name", "cap": 16, "rows": len(real)}, epsilon, seed, folder)
+        known = {"text": "name", "cap": 16, "rows": len(real)}
+        (_, drawn), cost = trained({"name": real}, known, epsilon, seed, folder)
         found[f"epsilon {epsilon:g}"] = characters(real, drawn["name"]) | cost
     return found
 

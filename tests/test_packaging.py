@@ -32,7 +32,8 @@ def test_the_wheel_carries_every_file_of_conf_and_every_built_in_table(wheel: Pa
     package = {str(path.relative_to(ROOT)) for path in (ROOT / "dpvae").rglob("*")
                if path.is_file() and "__pycache__" not in path.parts}
     assert conf | package <= names
-    assert {"dpvae/py.typed", "dpvae/conf/train.yaml", "dpvae/data/tables/adult.parquet"} <= names
+    assert {"dpvae/py.typed", "dpvae/conf/train.yaml", "dpvae/data/tables/adult.parquet",
+            "dpvae/data/texts/names.parquet", "dpvae/data/texts/english_words.txt.gz"} <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 

@@ -202,7 +202,8 @@ def test_records_drawn_from_a_run_train_again_troublemakers_included(tmp_path: P
 @pytest.mark.parametrize(("data", "message"), [
     ({"text": "nothing"}, "no such column"), ({"label": "query"}, "another column"),
     ({"overlong": "refuse", "cap": 5}, "expected data.overlong=cut"), ({"labels": "bank"}, "'music'"),
-    ({"labels": "bank|bank"}, "distinct values"), ({"unit": "query"}, "another column"), ({"unit": "domain", "labels": None}, "must be declared"),
+    ({"labels": "bank|bank"}, "distinct values"),
+    ({"unit": "query"}, "another column"), ({"unit": "domain", "labels": None}, "must be declared"),
 ])
 def test_what_cannot_be_trained_on_is_refused_in_a_line_and_nothing_is_spent(
         data: dict[str, Any], message: str, tmp_path: Path, public: str) -> None:
@@ -216,6 +217,14 @@ def test_what_cannot_be_trained_on_is_refused_in_a_line_and_nothing_is_spent(
 def test_a_trainer_that_texts_do_not_have_is_refused(trainer: TrainerConfig, tmp_path: Path, public: str) -> None:
     with pytest.raises(ConfigError, match="expected"):
         api.train(replace(config_of(tmp_path, public), trainer=trainer), ROWS)
+
+
+@pytest.mark.parametrize("texts", [[""] * 300, ["same"] * 300, ["e\u0301\x00 שלום"] * 300])
+def test_texts_that_are_all_empty_or_all_alike_train(texts: list[str], tmp_path: Path, public: str) -> None:
+    run = api.train(config_of(tmp_path, public, label=None, labels=None), {"query": texts})
+    drawn = next(TextModel.load(run.path / "public").blocks(100, seed=0))[0]
+    assert all("\ufffd" not in text for text in drawn)
+    assert texts[0] or sum(not text for text in drawn) > 80
 
 
 def test_texts_of_bytes_alone_without_a_label_train_and_round_trip(tmp_path: Path, public: str) -> None:

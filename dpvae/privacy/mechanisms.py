@@ -191,7 +191,9 @@ def noisy_sparse_sums(
     event = Gaussian(phase, what, noise_multiplier)
     total = np.zeros(size, dtype=np.int64)
     for record, cell, weight in parts:
-        if len(cell) and (int(cell.min()) < 0 or int(cell.max()) >= size):
+        if not len(cell):
+            continue
+        if int(cell.min()) < 0 or int(cell.max()) >= size:
             raise ConfigError(f"cell: expected numbers in [0, {size}), got {cell.min()} to {cell.max()}")
         weight = np.clip(np.nan_to_num(weight, nan=0.0), -1e6, 1e6)  # so that no square is infinite
         keys, entry = np.unique(record.astype(np.int64) * size + cell, return_inverse=True)

@@ -151,7 +151,7 @@ class _Measuring:
         widths = np.diff(np.r_[edges, self.most + 1])
         shares = found / found.sum(1, keepdims=True) / widths
         self.lengths = np.repeat(shares, widths, axis=1)
-        self.tokens = self.label_counts * (self.lengths @ np.arange(self.most + 1))
+        self.tokens = np.maximum(self.label_counts * (self.lengths @ np.arange(self.most + 1)), 1e-3)
         self.typical = float(self.tokens.sum() / self.label_counts.sum())
         self.reference = {"length": {"labels": [str(edge) for edge in edges], "noisy": table.sum(0).tolist(),
                                      "sd": sd * math.sqrt(self.kinds)}}
@@ -188,7 +188,8 @@ class _Measuring:
             hidden = (found < SEEN * spread) & (public > 0)
             mass = min(max(float(pooled[hidden].sum()), 0.001 * total), total)
             expected = mass * public / max(float(public[hidden].sum()), 1e-12)
-        overall = found / max(found.sum(), 1e-9)
+        found = found + 1e-6 * public
+        overall = found / found.sum()
         self.counts = shrink(table, self.tokens[:, None] * overall, noise) + 1e-9 * overall
         self.counts *= (self.tokens / np.maximum(self.counts.sum(1), 1e-9))[:, None]
         self._activate(noise)

@@ -67,6 +67,15 @@ def test_sums_are_whole_numbers_of_steps() -> None:
     assert (found == np.rint(found)).all()
 
 
+def test_records_that_hold_nothing_add_nothing() -> None:
+    assert summed([[], [(2, 0.5)]]).tolist() == [0, 0, 0.5, 0, 0, 0]
+    empty = np.zeros(0, dtype=np.int64)
+    stream = Silence(SecretKey.from_seed(0)).stream("test")
+    found, _ = noisy_sparse_sums([(empty, empty, np.zeros(0))], 2, noise_multiplier=1.0, stream=stream, phase="anchor",
+                                 what="test")
+    assert found.tolist() == [0, 0]
+
+
 def test_a_cell_that_does_not_exist_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"expected numbers in \[0, 6\)"):
         summed([[(6, 1.0)]])

@@ -1,4 +1,4 @@
-"""What is measured of texts: no record moves a release by more than it is booked for, given what was released before."""
+"""What is measured of texts: no record moves a release by more than is booked, given what was released before."""
 
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ class Releases:
 
     def __call__(self, parts: Any, size: int, **facts: Any) -> Any:
         parts = list(parts)
-        exact, event = noisy_sparse_sums(parts, size, **{**facts, "stream": Silence(SecretKey.from_seed(0)).stream("x")})
+        silent = {**facts, "stream": Silence(SecretKey.from_seed(0)).stream("x")}
+        exact, event = noisy_sparse_sums(parts, size, **silent)
         if not self.clip:
             exact = sum(np.bincount(cell, weight, size) for _, cell, weight in parts)
         self.sums.append(exact)
@@ -54,7 +55,8 @@ class Releases:
 
     def of(self, held: Source, kind: str, **more: Any) -> list[np.ndarray]:
         self.sums = []
-        measure(held, ("bank", "music"), VOCABULARY[kind], ENGLISH, noise=NOISE[kind], key=SecretKey.from_seed(1), **more)
+        measure(held, ("bank", "music"), VOCABULARY[kind], ENGLISH, noise=NOISE[kind], key=SecretKey.from_seed(1),
+                **more)
         return self.sums
 
 
@@ -101,7 +103,7 @@ def test_a_unit_is_never_torn_between_two_parts(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("kind", ["bytes", "words"])
 def test_without_noise_texts_of_one_kind_give_their_own_statistics(kind: str) -> None:
-    noise = {name: 1e-6 for name in NOISE[kind]}
+    noise = dict.fromkeys(NOISE[kind], 1e-06)
     found, events = measure(source(TEXTS, ABOUT, kind), ("bank", "music"), VOCABULARY[kind], ENGLISH, noise=noise,
                             key=SecretKey.from_seed(1))
     assert [event.what for event in events] == [f"noisy {name} tables" for name in noise]
@@ -115,7 +117,7 @@ def test_without_noise_texts_of_one_kind_give_their_own_statistics(kind: str) ->
 
 
 def test_marks_stand_in_no_context() -> None:
-    noise = {name: 1e-6 for name in NOISE["words"]}
+    noise = dict.fromkeys(NOISE["words"], 1e-06)
     found, _ = measure(source(["Play the song"] * 50, [0] * 50, "words"), ("bank",), VOCABULARY["words"], ENGLISH,
                        noise=noise, key=SecretKey.from_seed(1))
     number = {VOCABULARY["words"].decode([token]): i for i, token in enumerate(found.active) if i > 1}
