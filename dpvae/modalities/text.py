@@ -28,6 +28,7 @@ from dpvae.privacy.plan import SURVEY_WHAT, Plan, PublicFacts, check_delta, make
 from dpvae.privacy.silence import secrets_of
 from dpvae.privacy.text_plan import NATS_PER_BYTE, TextRule
 
+SHOWN = 10  # texts on a run's own page
 HASHED = 64  # groups of letter triples in which an attacker compares texts
 CAP = 256  # bytes
 ROOM = 32  # bytes: a text of at most that many is spelled, not told in words
@@ -272,6 +273,9 @@ class TextResult:
         write_json(public / "diagnostics.json", {
             "independent_elbo": independent_elbo(self.released), **shown, "unit": "nats per text"})
         write_json(public / "latent.json", {**found, "unit": "nats per text, of the model's own texts"})
+        drawn = made_up(public, SHOWN, seed=seed)
+        write_json(public / "preview.json", {"sample": [dict(zip(drawn, row, strict=True))
+                                                        for row in zip(*drawn.values(), strict=True)]})
 
 
 def made_up(public: Path, rows: int, *, seed: int) -> dict[str, list[str]]:
