@@ -64,7 +64,9 @@ def passed(run: Path) -> Callable[[], None]:
         found: Mapping[str, Any] = {
             "format": "dpvae-audit/1", "model_sha256": read_run(run).model_sha256, "passed": True, "sentence": "passed",
             "quick": True, "alpha": 0.001, "bounds": [], "self_test": {"tried": 0, "caught": 0}, "left_out": [],
-            "tests": [{"test": "A1", "passed": True, "asked": 3, "smallest_p": 1.0}]}
+            "attacks": None, "caught": [],
+            "tests": [{"test": "A1", "says": "three accountants agree", "passed": True, "asked": 3, "smallest_p": 1.0,
+                       "of": 3, "failed": [], "catches": []}]}
         (run / "public" / "audit.json").write_text(json.dumps(found))
 
     return write
