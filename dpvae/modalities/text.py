@@ -171,7 +171,7 @@ class TextTask:
         vocabulary = Vocabulary(language.words if self.public.words else ())
         source = self._source(vocabulary, labels)
         released, drawn = ngrams.measure(source, labels, vocabulary, language, noise=self.plan.anchor_noise, key=key,
-                                         texts_per_unit=self.public.per_unit)
+                                         texts_per_unit=self.public.per_unit, silent=not self.config.privacy.noise)
         progress.phase("anchor", 1)
         return self._train(source, released, vocabulary, language, rows, (*events, *drawn), key, progress)
 

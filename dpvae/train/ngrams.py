@@ -27,6 +27,7 @@ from dpvae.privacy.events import Event
 from dpvae.privacy.mechanisms import noisy_sparse_sums
 from dpvae.train.shrink import shrink
 
+SILENT = 0.1  # noise that is assumed where there is none: a tenth of a text
 RARE = 1  # among active tokens
 MOST_ACTIVE = 1500
 MOST_CELLS = 3_000_000  # of one release
@@ -99,10 +100,11 @@ def word_weights(vocabulary: Vocabulary, language: Language) -> Floats:
 
 
 def measure(source: Source, labels: tuple[str, ...], vocabulary: Vocabulary, language: Language, *,
-            noise: Mapping[str, float], key: Any, texts_per_unit: int = 1,
+            noise: Mapping[str, float], key: Any, texts_per_unit: int = 1, silent: bool = False,
             progress: Callable[[int], None] = lambda done: None) -> tuple[Released, tuple[Event, ...]]:
-    """All releases of ``noise`` (noise multiplier by name), and what follows from them."""
-    measuring = _Measuring(source, labels, vocabulary, language, noise, key, math.sqrt(texts_per_unit))
+    """All releases of ``noise`` (noise multiplier by name), and what follows from them; ``silent``: the key draws none
+    (``privacy=off``), so nothing needs to be shrunk."""
+    measuring = _Measuring(source, labels, vocabulary, language, noise, key, math.sqrt(texts_per_unit), silent)
     for done, name in enumerate(noise, start=1):
         getattr(measuring, f"_{name}")()
         progress(done)
@@ -111,9 +113,10 @@ def measure(source: Source, labels: tuple[str, ...], vocabulary: Vocabulary, lan
 
 class _Measuring:
     def __init__(self, source: Source, labels: tuple[str, ...], vocabulary: Vocabulary, language: Language,
-                 noise: Mapping[str, float], key: Any, several: float) -> None:
+                 noise: Mapping[str, float], key: Any, several: float, silent: bool) -> None:
         self.source, self.labels, self.vocabulary, self.language = source, labels, vocabulary, language
         self.noise, self.key, self.several = noise, key, several
+        self.sd = {name: SILENT if silent else multiplier for name, multiplier in noise.items()}
         self.kinds = max(len(labels), 1)
         self.events: list[Event] = []
         self.most = source.codes_NT.shape[1] - 1
@@ -129,7 +132,7 @@ class _Measuring:
                                          stream=self.key.stream("anchor", name), phase="anchor",
                                          what=f"noisy {name} tables")
         self.events.append(event)
-        return found * bound, self.noise[name] * bound
+        return found * bound, self.sd[name] * bound
 
     # -- lengths -----------------------------------------------------------------------------------------------------
 
@@ -248,7 +251,7 @@ class _Measuring:
         strong[:, :2] = 0.0
         strong[shorter.contexts[:, 2] == RARE] = 0.0
         strong[:, self.marks[self.active]] = 0.0
-        flat = np.flatnonzero(strong > SEEN * self.noise[name] * bound)
+        flat = np.flatnonzero(strong > SEEN * self.sd[name] * bound)
         flat = flat[np.argsort(-strong.ravel()[flat], kind="stable")][:MOST_CELLS // size]
         row, token = np.sort(flat) // size, np.sort(flat) % size
         contexts = np.concatenate([shorter.contexts[row][:, 1:], token[:, None]], 1)

@@ -116,6 +116,16 @@ def test_without_noise_texts_of_one_kind_give_their_own_statistics(kind: str) ->
     assert not marks[found.contexts[:, :2].clip(0)].any()
 
 
+def test_a_run_without_noise_shrinks_nothing() -> None:
+    noise = dict.fromkeys(NOISE["words"], 50.0)
+    key = Silence(SecretKey.from_seed(1))
+    found, events = measure(source(TEXTS, ABOUT, "words"), ("bank", "music"), VOCABULARY["words"], ENGLISH, noise=noise,
+                            key=key, silent=True)
+    assert [event.noise_multiplier for event in events] == [50.0] * 3  # type: ignore[union-attr]
+    assert found.label_counts == pytest.approx([120, 80], abs=0.01)
+    assert {VOCABULARY["words"].decode([token]) for token in found.active[2:]} >= {"pay", "song", "please", "balance"}
+
+
 def test_marks_stand_in_no_context() -> None:
     noise = dict.fromkeys(NOISE["words"], 1e-06)
     found, _ = measure(source(["Play the song"] * 50, [0] * 50, "words"), ("bank",), VOCABULARY["words"], ENGLISH,
