@@ -103,9 +103,10 @@ def log_prob(public: Path, records: Mapping[str, Any]) -> NDArray[np.float64]:
 
     vae, classes = load_images(public)
     number = {name: i for i, name in enumerate(classes)}
-    images = reader.read(records, None)
-    x_ND = torch.as_tensor(images.pixels.reshape(images.rows, -1))
-    label_N = torch.tensor([number[label] for label in images.labels.tolist()])
+    pixels = np.stack([np.asarray(image) for image in records["images"]])
+    pixels = pixels.transpose(0, 3, 1, 2) if pixels.ndim == 4 else pixels
+    x_ND = torch.as_tensor(pixels.reshape(len(pixels), -1))
+    label_N = torch.tensor([number[str(label)] for label in records["labels"]])
     noise_1Z = torch.randn(1, vae.basis.shape[0], generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         values = [vae.elbo(x.float() / 255, y, noise_1Z.expand(len(x), -1)).value for x, y in parts(x_ND, label_N)]

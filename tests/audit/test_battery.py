@@ -41,15 +41,35 @@ def test_the_catalogue_names_at_least_forty_broken_programs_once_each() -> None:
 
 @pytest.mark.parametrize("name", QUICK)
 def test_a_broken_program_is_caught(name: str) -> None:
-    caught = self_test(api.train, trainers=["anchored"], clippings=["fast"], mutants=[BY_NAME[name]])
+    caught = self_test(api.train, trainers=["anchored"], clippings=["fast"], mutants=[BY_NAME[name]], kinds=["table"])
     assert [c.by != () for c in caught] == [True], caught
+
+
+@pytest.mark.parametrize(("kind", "name"), [("images", "no noise"), ("images", "five per cent over"),
+                                            ("images", "quiet sums"), ("text", "quiet sums"), ("text", "seed logged")])
+def test_a_broken_program_of_images_or_texts_is_caught(kind: str, name: str) -> None:
+    caught = self_test(api.train, clippings=["fast"], mutants=[BY_NAME[name]], kinds=[kind])
+    assert [c.by != () for c in caught] == [True], caught
+
+
+@pytest.mark.parametrize("kind", ["images", "text"])
+def test_a_correct_program_of_images_or_texts_passes(kind: str) -> None:
+    config, records = specimen("anchored", kind=kind)
+    program = Program(api.train, config, records, modality(kind).troublemakers(records), quick=True)
+    assert [str(finding) for finding in audit_program(program).failed] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["images", "text"])
+def test_every_broken_program_of_images_or_texts_is_caught(kind: str) -> None:
+    assert [str(each) for each in self_test(api.train, kinds=[kind]) if not each.by] == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mutant", CATALOGUE, ids=lambda mutant: mutant.name)
 @pytest.mark.parametrize("name", TRAINED)
 def test_every_broken_program_is_caught_with_every_trainer(mutant: Mutant, name: str) -> None:
-    caught = self_test(api.train, trainers=[name], mutants=[mutant])
+    caught = self_test(api.train, trainers=[name], mutants=[mutant], kinds=["table"])
     assert [str(c) for c in caught if not c.by] == []
 
 
@@ -57,7 +77,7 @@ def test_a_mutant_leaves_the_program_as_it_was() -> None:
     from dpvae.train.dpsgd import SecretOptimizer
 
     before = SecretOptimizer.add_noise
-    self_test(api.train, trainers=["anchored"], clippings=["fast"], mutants=[BY_NAME["no noise"]])
+    self_test(api.train, trainers=["anchored"], clippings=["fast"], mutants=[BY_NAME["no noise"]], kinds=["table"])
     assert SecretOptimizer.add_noise is before
 
 
