@@ -9,6 +9,7 @@ it. A table of one shard is what it would be if it were drawn at once. Post-proc
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ import torch
 from dpvae.data import lake
 from dpvae.data.lake import Cells
 from dpvae.engines import mapped
-from dpvae.errors import DataError
+from dpvae.errors import DataError, ReleaseError
 from dpvae.release.marks import CERTIFICATE
 from dpvae.release.sample import Sampler, first, load_public, readable
 
@@ -95,6 +96,18 @@ class Job:
                     total += np.bincount(codes[:, j], minlength=len(total))
                 sample = sample or first(cells, 10)
         return Part(end - begin, [total.tolist() for total in counts], sample if number == 0 else [])
+
+
+def _check_room(job: Job) -> None:
+    """Refuse a table that the disk cannot hold before hours are spent on it: one shard tells how large a row is."""
+    probe = job.folder / "probe.parquet"
+    with lake.appending(probe, "parquet", stored=job.stored) as append:
+        append(Shards(job.public).cells(job.seed, 0, SHARD)[0])
+    wanted, free = probe.stat().st_size / SHARD * job.rows, shutil.disk_usage(job.folder).free
+    probe.unlink()
+    if wanted > free:
+        raise ReleaseError(f"rows={job.rows}: take about {wanted / 1e9:,.0f} GB, of which {free / 1e9:,.0f} GB are "
+                           "free there; release fewer rows, or into another folder")
 
 
 def table_writer(public: Path, rows: int, *, seed: int, engine: str = "local", workers: int | None = None,
