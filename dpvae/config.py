@@ -336,6 +336,7 @@ class ReleaseConfig:
             raise ConfigError("to='': expected a new folder, such as to=release/first")
         if self.rows is not None:
             checks.whole(1, rows=self.rows)
+            _at_most(MAX_ROWS, rows=self.rows)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -118,6 +118,8 @@ def table_writer(public: Path, rows: int, *, seed: int, engine: str = "local", w
         # beside its certificate a file is the same whenever it is drawn; in a lake it must name it by digest
         said = marks if stored else {name: value for name, value in marks.items() if name != CERTIFICATE}
         job = Job(public.absolute(), folder.absolute(), rows, seed, said, stored)
+        if len(job.parts) > 1:
+            _check_room(job)
         parts = list(mapped(job, job.parts, engine=engine, workers=workers))
         counts = [np.sum(column, axis=0).tolist() for column in zip(*(part.histograms for part in parts), strict=True)]
         return {"histograms": dict(zip(Shards(public).schema.names, counts, strict=True)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -12,7 +13,7 @@ import torch
 
 from dpvae.data.schema import Schema
 from dpvae.data.table import TableCodec
-from dpvae.errors import DataError
+from dpvae.errors import DataError, ReleaseError
 from dpvae.models.vae import VAE
 from dpvae.release import shards as module
 from dpvae.release.sample import Sampler, load_public
@@ -104,3 +105,11 @@ def test_what_is_counted_is_what_is_written(public: Path, tmp_path: Path) -> Non
 def test_a_shard_begins_where_shards_begin(public: Path, start: int, rows: int) -> None:
     with pytest.raises(DataError, match="expected a multiple of"):
         Shards(public).sample_shard(0, start, rows)
+
+
+def test_a_table_that_the_disk_cannot_hold_is_refused_before_it_is_drawn(public: Path, tmp_path: Path,
+                                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(ReleaseError, match=r"rows=100000000: take about .* GB are free there; release fewer rows"):
+        table_writer(public, 10**8, seed=3)(tmp_path, {})
+    assert list(tmp_path.iterdir()) == []
