@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from dpvae import checks
-from dpvae.errors import ReleaseError, RunError
+from dpvae.errors import DataError, ReleaseError, RunError
 from dpvae.privacy.accountant import CrossCheck, crosscheck
 from dpvae.privacy.consequences import consequences
 from dpvae.release import marks
@@ -217,8 +217,9 @@ def _beside(to: Path) -> Iterator[Path]:
         for parent in made:
             with _ignoring_os_errors():
                 parent.rmdir()
-        if isinstance(error, OSError):
-            raise _told(error, to) from error
+        refused = error.__cause__ if isinstance(error, DataError) else error  # a writer's own words name our draft
+        if isinstance(refused, OSError):
+            raise _told(refused, to) from error
         raise
 
 

@@ -45,10 +45,12 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> VAE:
 
 
 def _shape(folder: Path) -> dict[str, Any]:
-    """What a run's ``model.json`` says, or the ``config.json`` of a release's model folder."""
-    card = read_json(folder / "config.json") if not (folder / "model.json").is_file() and (
-        folder / "config.json").is_file() else {}
-    return dict(card.get("model") or read_json(folder / "model.json"))
+    """What a run's ``model.json`` says, or the ``config.json`` of a release's model folder (a run's is its settings)."""
+    if not (folder / "model.json").is_file() and (folder / "config.json").is_file():
+        shape = read_json(folder / "config.json").get("model", {})
+        if "cardinalities" in shape:
+            return dict(shape)
+    return dict(read_json(folder / "model.json"))
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:

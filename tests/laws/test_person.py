@@ -138,7 +138,7 @@ def reads_the_bounds_off_the_rows(patch: pytest.MonkeyPatch) -> None:
 
     def exact(self: _Survey) -> Schema:
         j = next(j for j, column in enumerate(self.columns) if column.name == "pay")
-        self.columns[j] = replace(self.columns[j], upper=float(np.nanmax(self._values(j))))
+        self.columns[j] = replace(self.columns[j], upper=float(np.nanmax(np.concatenate(list(self._values(j))))))
         return real(self)
 
     patch.setattr(_Survey, "finish", exact)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from small_runs import small_vae
 
 from dpvae.errors import RunError
-from dpvae.train import checkpoint
+from dpvae import files
 from dpvae.train.checkpoint import (
     flatten,
     load_model,
@@ -109,7 +109,7 @@ def test_a_crash_while_saving_leaves_the_old_checkpoint(tmp_path: Path, monkeypa
     def crash(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint.os, "replace", crash)
+    monkeypatch.setattr(files.os, "replace", crash)
     with pytest.raises(KeyboardInterrupt):
         save_state(path, {"phase": 2})
     assert same(STATE, load_state(path))
