@@ -45,7 +45,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> VAE:
 
 
 def _shape(folder: Path) -> dict[str, Any]:
-    """What a run's ``model.json`` says, or the ``config.json`` of a release's model folder (a run's is its settings)."""
+    """What ``model.json`` of a run says, or ``config.json`` of a release's model folder (of a run: its settings)."""
     if not (folder / "model.json").is_file() and (folder / "config.json").is_file():
         shape = read_json(folder / "config.json").get("model", {})
         if "cardinalities" in shape:

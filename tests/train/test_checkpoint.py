@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_runs import small_vae
 
-from dpvae.errors import RunError
 from dpvae import files
+from dpvae.errors import RunError
 from dpvae.train.checkpoint import (
     flatten,
     load_model,
