@@ -348,14 +348,14 @@ def test_a_budget_per_engine_lets_two_processes_spend_one_budget_twice(tmp_path:
 
 def test_opacus_670_a_checkpoint_is_a_pickle() -> None:
     for path in PACKAGE.rglob("*.py"):
-        if path.parent.name == "engines":  # between a process and its own workers, never in a file
-            continue
+        between = path.parent.name == "engines"  # a process and its own workers: bytes in memory, never a file
         for node in ast.walk(ast.parse(path.read_text())):
             called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
-            assert called not in {"torch.load", "torch.save", "pickle.load", "pickle.loads"}, path
+            assert called not in {"torch.load", "torch.save", "pickle.load", "pickle.dump"}, path
+            assert between or called != "pickle.loads", path
             assert called != "np.load" or "allow_pickle=False" in ast.unparse(node), path
             if isinstance(node, ast.Import | ast.ImportFrom):
-                assert "pickle" not in ast.unparse(node), path
+                assert between or "pickle" not in ast.unparse(node), path
 
 
 @pytest.mark.parametrize("make", [
