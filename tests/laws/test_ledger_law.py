@@ -135,11 +135,17 @@ def steps_drawn(book: Book, config: TrainConfig) -> tuple[int, float]:
     return len(book.normals), round(told if abs(drawn - told) < 1e-4 else drawn, 4)  # no edge of rounding between them
 
 
-def booked(events: list[Event]) -> Counter[Booked]:
-    """The same, from the ledger's events."""
+def booked(events: list[Event], book: Book) -> Counter[Booked]:
+    """The same, from the ledger's events. One of them is asked for in vain where the noisy counts leave nothing to ask:
+
+    whether any column has rarer values follows from what the step before released, and the price was paid before.
+    """
     found: Counter[Booked] = Counter()
+    in_vain = {"rare"} - {names[1] for names in book.streams if names[0] == "survey"}
     for event in events:
         kind = type(event).__name__
+        if isinstance(event, Threshold) and event.what in {SURVEY_WHAT[step] for step in in_vain}:
+            continue
         if isinstance(event, SampledGaussian):
             found[kind, event.phase, event.what, round(event.noise_multiplier, 4), event.steps] += 1
         elif isinstance(event, Threshold):
@@ -180,7 +186,7 @@ def test_every_draw_is_booked_and_every_booking_is_drawn_with_its_noise_multipli
         name: str, changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of(name, tmp_path, **changes)
     book, events = train_watched(monkeypatch, config)
-    assert drawn(book, config) == booked(events)
+    assert drawn(book, config) == booked(events, book)
     assert len(events) >= 5
 
 
@@ -192,7 +198,7 @@ def test_a_latent_code_and_interactions_are_booked_as_they_are_drawn(
     monkeypatch.setattr(plan, "FEW", 4)
     config = config_of("anchored", tmp_path, data={"target": target}, model={"components": 300, "latent_dim": 30})
     book, events = train_watched(monkeypatch, config)
-    assert drawn(book, config) == booked(events)
+    assert drawn(book, config) == booked(events, book)
     assert {"interactions", *(["latent"] if wide == 3 else ["dpsgd"])} < {event.phase for event in events}
     assert max(Counter(book.streams).values()) == 1
 
@@ -298,4 +304,4 @@ def test_a_ledger_that_differs_from_what_was_drawn_is_seen(
     mutate(monkeypatch)
     config = config_of("joint", tmp_path)
     book, events = train_watched(monkeypatch, config)
-    assert drawn(book, config) != booked(events)
+    assert drawn(book, config) != booked(events, book)
