@@ -105,8 +105,7 @@ def main(arguments: list[str]) -> None:
         if number >= CURVES:
             setattr(canaries, "_f_dp", lambda *rest: math.nan)  # noqa: B010  (a dozen loss distributions each)
         runs.append(clean(number))
-        if number % 10 == 9 or number == asked["runs"] - 1:
-            write(asked, runs, toys, true)
+        write(asked, runs, toys, true)
 
 
 def code() -> str:
