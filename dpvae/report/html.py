@@ -108,8 +108,9 @@ def _audit(numbers: dict[str, Any]) -> str:
     """The audit's verdict, its lights, and what planted records proved under the claim."""
     found = numbers.get("audit")
     if not found:
+        command = next((line for line in numbers["reproduce"] if line.startswith("dpvae audit")), "dpvae audit run=...")
         return heading("What an audit found") + (
-            f'<p>{light(None, "open")}This run has not been audited. <code>dpvae audit run=...</code> trains twins of '
+            f'<p>{light(None, "open")}This run has not been audited. <code>{escape(command)}</code> trains twins of '
             "it on made-up rows, plants records, tries to prove more than the claim, and adds its verdict here.</p>")
     test, mood = found["self_test"], "ok" if found["passed"] else "bad"
     lights = "".join(
