@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 import subprocess
 import sys
@@ -89,3 +90,10 @@ def test_the_public_names_are_pinned() -> None:
     assert set(dpvae.__all__) <= set(dir(dpvae))
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         dpvae.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("name", ["plan", "train", "release", "verify", "DPVAE.fit"])
+def test_a_promised_name_says_what_it_costs_and_what_it_raises(name: str) -> None:
+    said = (operator.attrgetter(name)(dpvae).__doc__ or "").lower()
+    assert "raise" in said
+    assert "cost" in said or "spends" in said
