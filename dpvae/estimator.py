@@ -164,8 +164,8 @@ class DPVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, Bas
         return conditioned(self.model_, self.schema_, given, seed=self.seed)[2]
 
     def impute(self, X: Any, draws: int = 1) -> list[Any]:
-        """A list of ``draws`` copies of ``X``, each with its missing cells drawn from p(missing | observed), in the form
-        and the types of ``X``; observed cells stay as they are. As private as ``X``."""
+        """A list of ``draws`` copies of ``X``, each with its missing cells drawn from p(missing | observed), in the
+        form and the types of ``X``; observed cells stay as they are. As private as ``X``."""
         checks.whole(1, draws=draws)
         table = self._table(X)
         options = self.options or {}
