@@ -105,8 +105,8 @@ def verify(folder: str | Path, *, key: Path | None = None) -> Verdict:
     Wutschitz 2021) and RDP (Mironov 2017) beside it. ``key`` is a public key in PEM that it must be signed with;
     without one, a signature shows only that nothing was changed since.
 
-    Raises nothing for what it finds: every problem is in :attr:`Verdict.problems`. Reads no private data, costs nothing,
-    and loads neither torch nor the model; about a second.
+    Raises nothing for what it finds: every problem is in :attr:`Verdict.problems`. Reads no private data, costs
+    nothing, and loads neither torch nor the model; about a second.
     """
     review = _Review(Path(folder), key)
     if not review.folder.is_dir():
