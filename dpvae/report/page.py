@@ -58,7 +58,7 @@ pre{background:var(--panel);border-radius:8px;padding:12px;overflow-x:auto;font-
 @media(max-width:480px){main{padding:16px 14px 48px}.claim{font-size:1.08rem;padding-left:12px}
 .two{gap:16px}.facts div{min-width:44%}}
 @media print{body{font-size:10pt;background:#fff}main{padding:0;max-width:none}nav,.skip{display:none}
-h2{margin-top:22px}h2,h3{break-after:avoid}figure,tr,.facts,blockquote{break-inside:avoid}
+h2{margin-top:22px}h2,h3{break-after:avoid}figure,tr,li,.facts,blockquote{break-inside:avoid}
 .two{grid-template-columns:1fr 1fr}.cards{grid-template-columns:1fr 1fr 1fr;gap:8px}
 .cells,.side{font-size:6.5pt}.cells td,.cells th,.side td{white-space:normal;padding-right:5px;overflow-wrap:break-word}
 .wide{overflow:visible}pre{white-space:pre-wrap}details:not([open]){display:none}@page{size:A4;margin:14mm}}
