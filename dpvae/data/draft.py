@@ -37,8 +37,8 @@ HINTS = {  # kind -> what a person can add to it
     "csv": "open",
 }
 HOW = (  # a column of each kind, described
-    "# A CSV file declares no types, and none was guessed: a guess would rest on the rows. What is public of a column is",
-    "# said like this:",
+    "# A CSV file declares no types, and none was guessed: a guess would rest on the rows. What is public of a column",
+    "# is said like this:",
     "#   {kind: integer, min: 0, max: 120}",
     "#   {kind: continuous, min: 0, max: 1000}",
     "#   {kind: categorical, categories: [DE, FR, IT]}",
