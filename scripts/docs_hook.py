@@ -55,7 +55,8 @@ def knobs() -> str:
         lines += [f"## {person[0].upper()}{person[1:]}: {asks}", ""]
         for word, verb in verbs.VERBS.items():
             if verb.person == person:
-                lines += [f"### dpvae {word}", "", f"{verb.says[0].upper()}{verb.says[1:]}.", ""]
+                lines += [f"### dpvae {word}", "", f"{verb.says[0].upper()}{verb.says[1:]}.", "",
+                          "```bash", *(f"dpvae {word} {example}".rstrip() for example in verb.examples), "```", ""]
                 if word == "plan":
                     lines += ["The knobs of `train`.", ""]
                 else:
