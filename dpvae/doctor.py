@@ -191,8 +191,8 @@ def _ledger(config: DoctorConfig) -> Iterator[Finding]:
 def _configuration(config: DoctorConfig) -> Iterator[Finding]:
     from dpvae.data import builtin
 
-    yield Finding("data", "good", f"built in: the table {', '.join(builtin.names())}; data=images has digits, data=text "
-                  "has names")
+    yield Finding("data", "good", f"built in: the table {', '.join(builtin.names())}; data=images has digits, "
+                  "data=text has names")
 
 
 def _extras(config: DoctorConfig) -> Iterator[Finding]:
