@@ -161,6 +161,8 @@ def test_every_page_is_in_the_navigation_and_every_entry_is_a_page() -> None:
     assert "`privacy.epsilon` | `1.0`" in pages["reference/knobs.md"]
     assert all(f"### dpvae {word}" in pages["reference/knobs.md"] for word in cli.VERBS)
     assert "### DPVAE" in pages["reference/python.md"]
+    assert "### verify" in pages["reference/python.md"]
+    assert all("\n### " in page for name, page in pages.items() if name.startswith("reference/python"))
 
 
 def test_the_table_of_the_rule_is_what_the_code_says() -> None:
