@@ -24,6 +24,7 @@ from dpvae.privacy.accountant import Epsilon
 from dpvae.privacy.chain import UnknownOutcome
 from dpvae.privacy.ledger import Ask, Cap, Ledger, Reservation, content_tag
 from dpvae.privacy.plan import Plan
+from dpvae.report.meaning import RECORDS
 from dpvae.report.progress import Progress
 from dpvae.report.run import report_run
 from dpvae.report.source import read_run, write_events
@@ -329,7 +330,7 @@ def _publish(config: TrainConfig, planned: Plan, run: Any, ledger: Ledger, resul
     rows = max(round(result.rows), 1)
     write_json(run.public / "claim.json", {
         "epsilon_target": config.privacy.epsilon, "delta": planned.delta, "neighbouring": planned.neighbouring,
-        "unit": config.data.unit or "row", "n_ref": rows,
+        "unit": config.data.unit or RECORDS[config.data.kind], "n_ref": rows,
         "n_ref_source": "declared" if planned.facts.rows else "measured",
         "private": config.privacy.secret_seed is None and config.privacy.noise,
         "divisor": planned.sgd.sampling_rate * rows if planned.sgd else None,

@@ -93,7 +93,7 @@ def _meaning(numbers: dict[str, Any]) -> str:
                    table(("wrongly accused", "found, at most"), [(f"{x:.3f}", f"{y:.6f}") for x, y in curve]))
     floor = risk["posterior_evidence_at_least"]
     rows = [(words, meaning.percent(risk[name], places)) for words, name, places in ODDS]
-    odds = table(("an attacker who knows all but one row", "reaches at most"), rows, label="Odds")
+    odds = table((f"an attacker who knows all but one {claim['unit']}", "reaches at most"), rows, label="Odds")
     text = (f'<p>These follow from the whole curve of (epsilon, delta) through '
             f'{meaning.decimals(claim["upper"], up=True)} and {claim["delta"]:.3g}, against an attacker who '
             "sees every noisy number. Certainty is stated for evidence that would "
