@@ -24,6 +24,7 @@ from dpvae.privacy.accountant import Epsilon
 from dpvae.privacy.chain import UnknownOutcome
 from dpvae.privacy.ledger import Ask, Cap, Ledger, Reservation, content_tag
 from dpvae.privacy.plan import Plan
+from dpvae.report.meaning import RECORDS
 from dpvae.report.progress import Progress
 from dpvae.report.run import report_run
 from dpvae.report.source import read_run, write_events
@@ -45,7 +46,11 @@ NOT_PRIVATE = "NOT PRIVATE: privacy=off, no noise was added; nothing was booked,
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: where it is, what was planned, and what it guarantees."""
+    """A finished run: where it is (``path``, its folder), what was planned, and what it guarantees.
+
+    ``epsilon`` is what the run spent, with its delta, unit and the bracket of the accountants; ``note`` says why
+    nothing was trained, or why nothing is guaranteed.
+    """
 
     path: Path
     plan: Plan
@@ -61,7 +66,12 @@ class Run:
 
 
 def plan(config: TrainConfig) -> Plan:
-    """What ``config`` would spend, and on what. Reads names, types and declarations; no record; spends nothing."""
+    """What ``config`` would spend, and on what: shares, noise, batches and steps, and the epsilon they come to.
+
+    Reads names, types and declarations; no record; costs no privacy. Raises :class:`ConfigError` or
+    :class:`SchemaError` where the public facts make no plan, :class:`DataError` where a header cannot be read.
+    The rule is measured: ``docs/reference/rules.md``.
+    """
     return modality(config.data.kind).plan(config)
 
 
@@ -70,6 +80,12 @@ def train(config: TrainConfig, table: Any = None) -> Run:
 
     Everything that can be refused is refused before a key is drawn or a budget is touched; then the whole plan is
     reserved on the ledger in one transaction, and only then is noise drawn.
+
+    Costs what :func:`plan` says, at most ``config.privacy.epsilon``, whether or not it ends well: a crash counts as
+    spent, and the same ``config`` with a ``run.name`` goes on where it stopped for nothing more. Raises
+    :class:`ConfigError`, :class:`SchemaError` and :class:`DataError` for what is wrong with the input,
+    :class:`BudgetError` over the data set's cap, :class:`LedgerError` without a whole ledger, :class:`RunError` where
+    the name is taken by other settings: nothing is spent then.
     """
     if config.sweep.private:
         raise ConfigError("sweep.private=true: expected a sweep to choose from; say dpvae train -m model.hidden=64,128")
@@ -314,7 +330,7 @@ def _publish(config: TrainConfig, planned: Plan, run: Any, ledger: Ledger, resul
     rows = max(round(result.rows), 1)
     write_json(run.public / "claim.json", {
         "epsilon_target": config.privacy.epsilon, "delta": planned.delta, "neighbouring": planned.neighbouring,
-        "unit": config.data.unit or "row", "n_ref": rows,
+        "unit": config.data.unit or RECORDS[config.data.kind], "n_ref": rows,
         "n_ref_source": "declared" if planned.facts.rows else "measured",
         "private": config.privacy.secret_seed is None and config.privacy.noise,
         "divisor": planned.sgd.sampling_rate * rows if planned.sgd else None,

@@ -29,6 +29,7 @@ from typing import Any, ClassVar
 
 import dpvae
 from dpvae import arguments as typed
+from dpvae import verbs
 from dpvae.checks import did_you_mean
 from dpvae.config import ImputeConfig, LakeConfig, LedgerVerbConfig, SampleConfig, ScoreConfig, TrainConfig, build
 from dpvae.errors import ConfigError
@@ -50,8 +51,7 @@ def conf_dir() -> Path:
 
 def groups_of(verb: Verb) -> set[str]:
     """The groups of ``conf/`` a verb composes."""
-    groups = {path.name for path in conf_dir().iterdir() if path.is_dir()} & set(typed.keys_of(verb.config))
-    return groups | {"experiment"} if "data" in groups else groups
+    return verbs.groups_of(verb, conf_dir())
 
 
 class _Carried(BaseException):
@@ -280,15 +280,10 @@ def _compose(word: str, arguments: Sequence[str]) -> int:
 
 
 def _complete(arguments: Sequence[str]) -> int:
-    """Tab completion: Hydra knows one application, so the verb is taken out of the line it is asked about."""
-    line = os.environ.get("COMP_LINE", "").split(" ", 2)
+    """Tab completion: the script that a shell reads is Hydra's; what it then asks for is answered here."""
     if "query=bash" not in arguments:
         return _compose("train", arguments)
-    if len(line) < 3:
-        print(" ".join(VERBS))
-    elif line[1] in VERBS:
-        os.environ["COMP_LINE"] = f"{line[0]} {line[2]}"
-        return _compose(line[1], arguments)
+    print(" ".join(importlib.import_module("dpvae.complete").candidates(os.environ.get("COMP_LINE", ""), conf_dir())))
     return 0
 
 

@@ -191,7 +191,8 @@ def _ledger(config: DoctorConfig) -> Iterator[Finding]:
 def _configuration(config: DoctorConfig) -> Iterator[Finding]:
     from dpvae.data import builtin
 
-    yield Finding("tables", "good", f"built in: {', '.join(builtin.names())}")
+    yield Finding("data", "good", f"built in: the table {', '.join(builtin.names())}; data=images has digits, "
+                  "data=text has names")
 
 
 def _extras(config: DoctorConfig) -> Iterator[Finding]:
@@ -205,5 +206,5 @@ def _extras(config: DoctorConfig) -> Iterator[Finding]:
 
 CHECKS: tuple[tuple[str, Callable[[DoctorConfig], Iterator[Finding]]], ...] = (
     ("python", _python), ("packages", _packages), ("torch", _torch), ("randomness", _randomness),
-    ("run folders", _place), ("ledger", _ledger), ("tables", _configuration), ("extras", _extras),
+    ("run folders", _place), ("ledger", _ledger), ("data", _configuration), ("extras", _extras),
 )

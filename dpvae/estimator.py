@@ -102,7 +102,7 @@ class DPVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, Bas
         self.options = options
 
     def fit(self, X: Any, y: Any = None, schema: Any = None) -> Self:
-        """Train on ``X``; spends epsilon.
+        """Train on ``X``; spends ``epsilon``, whether or not it ends well.
 
         Args:
             X: a pandas or polars frame, an Arrow table, a 2-d array, the path of a CSV or Parquet file, or the name of
@@ -111,6 +111,9 @@ class DPVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, Bas
             schema: what is public about the columns: a YAML file, a mapping of the same form, or a
                 :class:`~dpvae.data.schema.Schema`, all of whose answers then count as public. What it leaves open, or
                 everything without it, is measured and charged.
+
+        Raises :class:`ConfigError`, :class:`SchemaError` or :class:`DataError` for what is wrong with knobs, schema or
+        cells, and :class:`BudgetError` over the data set's cap: nothing is spent then.
         """
         self.__dict__.pop("run_", None)  # a fit that fails leaves no model of other rows behind
         scratch = _Scratch() if self.runs is None else None
@@ -155,13 +158,14 @@ class DPVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, Bas
         return self._returned(Sampler(self.model_, self.schema_, seed=seed, given=given, balance=balance).rows(rows))
 
     def evidence(self, given: Mapping[str, Any]) -> Evidence:
-        """The model's probability of a condition, and the effective number of its points behind it."""
+        """The model's probability of a condition, and the effective number of its points behind it. Free; ``given`` as
+        in :meth:`sample`."""
         check_is_fitted(self)
         return conditioned(self.model_, self.schema_, given, seed=self.seed)[2]
 
     def impute(self, X: Any, draws: int = 1) -> list[Any]:
-        """``draws`` copies of ``X``, each with its missing cells drawn from p(missing | observed), in the form and the
-        types of ``X``; observed cells stay as they are. As private as ``X``."""
+        """A list of ``draws`` copies of ``X``, each with its missing cells drawn from p(missing | observed), in the
+        form and the types of ``X``; observed cells stay as they are. As private as ``X``."""
         checks.whole(1, draws=draws)
         table = self._table(X)
         options = self.options or {}

@@ -17,15 +17,19 @@ import yaml
 from dpvae.verbs import Verb
 
 WIDE = 34  # letters of a knob and its default, before the words
+_TYPED = re.compile(r"^\w+: (\S+) # typed (\w+)=: ")
 _TOP = re.compile(r"^([A-Za-z_]+):")
 _HIDDEN = ("defaults", "hydra")
 
 
 def page(word: str, verb: Verb, conf: Path, groups: Iterable[str]) -> str:
     """The help of one verb; ``conf`` is the folder of configurations, ``groups`` those that it composes."""
-    typed = " ".join([f"dpvae {word}", *(f"[{key}=]{key.upper()}" for key in verb.positional), "[key=value ...]"])
+    words = [f"[{key}=]{key.upper()}" for key in verb.positional]
+    words += ["ACTION [NAME]"] if hasattr(verb.config, "action") else []
+    typed = " ".join([f"dpvae {word}", *words, "[key=value ...]"])
     flags = [f"  {flag}" for flag in verb.flags]
-    lines = [f"dpvae {word}: {verb.says}", "", f"usage: {typed}", *flags, ""]
+    examples = [f"  dpvae {word} {example}".rstrip() for example in verb.examples]
+    lines = [f"dpvae {word}: {verb.says}", "", f"usage: {typed}", *flags, "", "For example", *examples, ""]
     chosen = _defaults(conf / f"{word}.yaml")
     known = [group for group in chosen if group in set(groups)] + sorted(set(groups) - set(chosen))
     if known:
@@ -44,8 +48,8 @@ def page(word: str, verb: Verb, conf: Path, groups: Iterable[str]) -> str:
 
 
 def aligned(line: str) -> str:
-    """A line of YAML, its comment in a column of its own."""
-    knob, mark, words = line.partition(" # ")
+    """A line of YAML, its comment in a column of its own; what is typed by another name stands under that."""
+    knob, mark, words = _TYPED.sub(r"\2: \1 # ", line).partition(" # ")
     return f"{knob:{WIDE}}{words}".rstrip() if mark else line
 
 

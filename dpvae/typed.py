@@ -17,6 +17,7 @@ from dpvae import checks
 from dpvae.errors import ConfigError
 
 T = TypeVar("T")
+WORDS: dict[type, str] = {float: "a number", int: "a whole number", bool: "true or false", str: "a text"}
 
 
 def plain_type(kind: Any) -> type:
@@ -30,7 +31,7 @@ def convert(where: str, kind: Any, value: Any) -> Any:
     if value is None:
         if types.NoneType in typing.get_args(kind):
             return None
-        raise ConfigError(f"{where}=null: expected {plain_type(kind).__name__}")
+        raise ConfigError(f"{where}=null: expected {WORDS.get(plain_type(kind), 'a value')}")
     wanted = plain_type(kind)
     if dataclasses.is_dataclass(wanted):
         return value if isinstance(value, wanted) else build(typing.cast(Any, wanted), value, where)
@@ -39,7 +40,7 @@ def convert(where: str, kind: Any, value: Any) -> Any:
     if wanted is str and isinstance(value, (int, float)) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
-        raise ConfigError(f"{where}={value!r}: expected {wanted.__name__}, got {type(value).__name__}")
+        raise ConfigError(f"{where}={value!r}: expected {WORDS.get(wanted, wanted.__name__)}")
     return value
 
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dpvae.arguments import Config
+from dpvae.arguments import Config, keys_of
 from dpvae.config import (
     AuditConfig,
     CompareConfig,
@@ -169,41 +169,62 @@ class Verb:
     person: str
     stopped: str = "nothing was finished; run the same command again"
     memory: str = "close other programs, or take a larger machine"
+    examples: tuple[str, ...] = ()  # what comes after the verb, as somebody would type it first
     positional: tuple[str, ...] = ()  # keys that may be typed without their name, in this order
     flags: Mapping[str, Callable[[Any], Answer]] = field(default_factory=dict)  # --FLAG: what is run in its place
 
 
 VERBS = {
     "plan": Verb("what a budget buys; opens no data, spends nothing (--sweep: try budgets on made-up rows)",
-                 TrainConfig, _call("api", "plan"), SCIENTIST, flags={"--sweep": _call("simulate", "sweep")}),
+                 TrainConfig, _call("api", "plan"), SCIENTIST, flags={"--sweep": _call("simulate", "sweep")},
+                 examples=("", "data=orders.csv data.rows=50000 privacy.epsilon=3", "--sweep")),
     "train": Verb("train a private model on a table, images or texts", TrainConfig, _call("api", "train"), SCIENTIST,
                   "run the same command again and it goes on from its last checkpoint; nothing is counted twice",
-                  "try a smaller performance.microbatch"),
+                  "try a smaller performance.microbatch",
+                  ("", "data=orders.csv data.rows=50000 privacy.epsilon=3 run.name=orders",
+                   "data=images data.path=photos", "data=text data.path=notes.tsv data.text=note",
+                   "-m privacy.epsilon=1,3 run.name=two")),
     "release": Verb("write a synthetic table with its certificate", ReleaseConfig, _release, OWNER,
-                    memory="release fewer rows at a time"),
+                    memory="release fewer rows at a time",
+                    examples=("to=release/first", "run=orders rows=50000 to=release/orders")),
     "verify": Verb("check a release folder: digests, events, epsilon", VerifyConfig, _verify, OFFICER,
-                   positional=("folder",)),
-    "audit": Verb("is the claim of a run true? twins, planted records, attacks", AuditConfig, _audit, OFFICER),
+                   examples=("release/first", "release/orders key=issuer.pem format=json"), positional=("folder",)),
+    "audit": Verb("is the claim of a run true? twins, planted records, attacks", AuditConfig, _audit, OFFICER,
+                  examples=("quick=true", "run=orders", "self_test=true")),
     "report": Verb("the page of a run, made anew (after an audit: with its bounds)", PageConfig,
-                   _call("report.run", "report"), SCIENTIST),
+                   _call("report.run", "report"), SCIENTIST, examples=("", "run=orders to=for_the_board")),
     "compare": Verb("two runs or two releases side by side", CompareConfig, _call("report.compare", "compare"),
-                    SCIENTIST, positional=("a", "b")),
+                    SCIENTIST, examples=("first second", "release/march release/april to=compare.html"),
+                    positional=("a", "b")),
     "init": Verb("TABLE.csv: a schema to review, from its header alone, and the next command", InitConfig,
-                 _call("data.draft", "draft"), SCIENTIST, positional=("table",)),
+                 _call("data.draft", "draft"), SCIENTIST, examples=("orders.csv target=returned rows=50000",),
+                 positional=("table",)),
     "evaluate": Verb("judge a synthetic table by the real rows; the result is sealed", EvaluateConfig, _evaluate,
-                     SCIENTIST),
+                     SCIENTIST,
+                     examples=("real=train.csv test=test.csv synth=release/orders target=returned",)),
     "score": Verb("how strange each row of a table is, and which cells make it so", ScoreConfig,
-                  _call("release.verbs", "score"), OWNER),
+                  _call("release.verbs", "score"), OWNER,
+                  examples=("run=orders data=orders.csv to=scores.parquet threshold=synthetic",)),
     "sample": Verb("synthetic rows: any number, given.COLUMN=VALUE, another balance, SQL", SampleConfig,
-                   _call("release.verbs", "sample"), OWNER, memory="draw fewer rows at a time"),
+                   _call("release.verbs", "sample"), OWNER, memory="draw fewer rows at a time",
+                   examples=("rows=100 to=rows.csv", "run=orders rows=100 given.country=DE given.price=10..50")),
     "impute": Verb("fill a table's missing cells, several times", ImputeConfig, _call("release.verbs", "impute"),
-                   OWNER),
+                   OWNER, examples=("run=orders data=holes.csv draws=5 to=filled",)),
     "lake": Verb("init WAREHOUSE | copy TABLE to=TABLE | show TABLE: tables in a lakehouse", LakeConfig,
-                 _call("data.lake.verb", "act"), OWNER),
+                 _call("data.lake.verb", "act"), OWNER,
+                 examples=("init warehouse", "copy orders.csv to=iceberg:shop.orders",
+                           "show iceberg:demo.census")),
     "ledger": Verb("show | check | cap DATASET | export FILE: the book of what was spent", LedgerVerbConfig,
-                   _call("privacy.ledger_view", "act"), OFFICER),
-    "doctor": Verb("check the installation, and say what to do", DoctorConfig, _doctor, ANYBODY),
+                   _call("privacy.ledger_view", "act"), OFFICER,
+                   examples=("show", "check", "cap census epsilon=3 delta=1e-5", "export book.jsonl")),
+    "doctor": Verb("check the installation, and say what to do", DoctorConfig, _doctor, ANYBODY, examples=("",)),
 }
+
+
+def groups_of(verb: Verb, conf: Path) -> set[str]:
+    """The groups of the folder ``conf`` that a verb composes."""
+    groups = {path.name for path in conf.iterdir() if path.is_dir()} & set(keys_of(verb.config))
+    return groups | {"experiment"} if "data" in groups else groups
 
 
 def usage() -> str:

@@ -11,7 +11,8 @@ import ast
 import dataclasses
 import re
 import sys
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,20 @@ sys.path.insert(0, str(ROOT))
 
 from dpvae import verbs  # noqa: E402
 
-ROOMS = ("errors", "checks", "config", "privacy", "data", "models", "train", "evaluate", "report", "release",
-         "modalities", "audit", "api", "estimator", "selection", "sweep", "simulate", "doctor")
+ROOMS = {  # a page -> the modules and packages of dpvae that it describes, and what they are about
+    "foundations": (("errors", "checks", "config", "rng"), "errors, checks, configuration, random streams"),
+    "privacy": (("privacy",), "events, accountants, ledger, mechanisms, noise, the plan; never loads torch"),
+    "data": (("data", "engines"), "rows in and out, schemas, what is surveyed, lake tables and engines"),
+    "models": (("models",), "networks, priors, likelihoods; knows neither privacy nor files"),
+    "train": (("train",), "noisy statistics, DP-SGD, the free encoder, checkpoints"),
+    "evaluate": (("evaluate",), "how good a synthetic table is, for those who hold the real one"),
+    "release": (("release", "publish"), "rows, scores, certificates, signatures, folders"),
+    "audit": (("audit",), "whether the claim is true"),
+    "report": (("report",), "pages, charts, progress"),
+    "modalities": (("modalities",), "what tables, images and texts have to offer to the verbs"),
+    "verbs": (("api", "estimator", "selection", "sweep", "simulate", "doctor"), "the verbs, in Python"),
+}
+PROMISED = {"estimator": ("DPVAE",), "api": ("plan", "train", "release", "Run"), "audit.verify": ("verify", "Verdict")}
 FROM_ROOT = {"project/changelog.md": "CHANGELOG.md", "project/contributing.md": "CONTRIBUTING.md",
              "project/security.md": "SECURITY.md"}
 
@@ -29,6 +42,7 @@ FROM_ROOT = {"project/changelog.md": "CHANGELOG.md", "project/contributing.md": 
 def pages() -> dict[str, str]:
     """Path inside docs/ -> Markdown, for every page that is made and not written."""
     made = {"reference/knobs.md": knobs(), "reference/python.md": python()}
+    made |= {f"reference/python-{page}.md": _room(page, rooms, says) for page, (rooms, says) in ROOMS.items()}
     for page, source in FROM_ROOT.items():
         made[page] = (ROOT / source).read_text()
     return made
@@ -55,7 +69,8 @@ def knobs() -> str:
         lines += [f"## {person[0].upper()}{person[1:]}: {asks}", ""]
         for word, verb in verbs.VERBS.items():
             if verb.person == person:
-                lines += [f"### dpvae {word}", "", f"{verb.says[0].upper()}{verb.says[1:]}.", ""]
+                lines += [f"### dpvae {word}", "", f"{verb.says[0].upper()}{verb.says[1:]}.", "",
+                          "```bash", *(f"dpvae {word} {example}".rstrip() for example in verb.examples), "```", ""]
                 if word == "plan":
                     lines += ["The knobs of `train`.", ""]
                 else:
@@ -98,11 +113,21 @@ def _comments() -> dict[tuple[str, str], str]:
 
 
 def python() -> str:
-    """Every public name of every module with its signature and its docstring."""
-    lines = ["# Python", "", "Made from the docstrings. The names that are promised to stay are those of `dpvae` "
-             "itself: `DPVAE`, `plan`, `train`, `release`, `verify`; the rest is how they are made.", ""]
+    """The names that are promised to stay, and where the rest is."""
+    lines = ["# Python", "", "The names that are promised to stay are those of `dpvae` itself: `DPVAE`, `plan`, "
+             "`train`, `release`, `verify`. The rest is how they are made:", ""]
+    lines += [f"- [{page}](python-{page}.md): {says}" for page, (_, says) in ROOMS.items()] + [""]
+    for module, names in PROMISED.items():
+        tree = ast.parse((ROOT / "dpvae" / f"{module.replace('.', '/')}.py").read_text())
+        lines += [line for node in _public(tree) if node.name in names for line in _name(node)]
+    return "\n".join(lines)
+
+
+def _room(page: str, rooms: Collection[str], says: str) -> str:
+    """Every public name of the modules of one page with its signature and its docstring."""
+    lines = [f"# dpvae: {page}", "", f"{says[0].upper()}{says[1:]}.", ""]
     paths = [p for p in sorted((ROOT / "dpvae").rglob("*.py")) if "mutants" not in p.parts]
-    for room in ROOMS:
+    for room in rooms:
         for path in paths:
             relative = path.relative_to(ROOT / "dpvae").with_suffix("")
             if relative.parts[0] == room:
@@ -111,36 +136,53 @@ def python() -> str:
     return "\n".join(lines)
 
 
+def _public(tree: ast.Module) -> list[ast.FunctionDef | ast.ClassDef]:
+    return [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)
+            and not node.name.startswith("_")]
+
+
 def _module(name: str, tree: ast.Module) -> list[str]:
-    public = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)
-              and not node.name.startswith("_")]
-    if not public:
-        return []
-    lines = [f"## {name}", "", *_text(ast.get_docstring(tree)), ""]
-    for node in public:
-        lines += [f"### {node.name}", "", "```text", signature(node), "```", "", *_text(ast.get_docstring(node)), ""]
-        if isinstance(node, ast.ClassDef):
-            lines += [f"- `{signature(item)}` {_line(ast.get_docstring(item))}" for item in node.body
-                      if isinstance(item, ast.FunctionDef) and not item.name.startswith("_")]
-            lines.append("")
+    public = _public(tree)
+    head = [f"## {name}", "", *_text(ast.get_docstring(tree)), ""] if public else []
+    return head + [line for node in public for line in _name(node)]
+
+
+def _name(node: ast.FunctionDef | ast.ClassDef) -> list[str]:
+    typed = textwrap.fill(signature(node), 80, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+    lines = [f"### {node.name}", "", "```text", typed, "```", "", *_text(ast.get_docstring(node)), ""]
+    if isinstance(node, ast.ClassDef):
+        lines += [f"- `{signature(item)}` {_line(ast.get_docstring(item))}" for item in node.body
+                  if isinstance(item, ast.FunctionDef) and not item.name.startswith("_")]
+        lines.append("")
     return lines
 
 
 def signature(node: ast.FunctionDef | ast.ClassDef) -> str:
     """As it would be typed."""
     if isinstance(node, ast.ClassDef):
+        for item in node.body:
+            if isinstance(item, ast.FunctionDef) and item.name == "__init__":
+                return f"{node.name}({ast.unparse(item.args).removeprefix('self').lstrip(', ')})"
         fields = [item for item in node.body if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)]
         return f"{node.name}({', '.join(ast.unparse(item) for item in fields)})"
     returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
     return f"{node.name}({ast.unparse(node.args)}){returns}"
 
 
+LISTS = ("Args:", "Attributes:")
+
+
 def _text(docstring: str | None) -> list[str]:
     """A docstring as Markdown: roles become code, doctests and indented drawings become blocks."""
     text = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", docstring or "").replace("``", "`")
     found: list[str] = []
-    inside = False
+    inside = listed = False
     for line in text.splitlines():
+        listed = line in LISTS or (listed and line.startswith("    "))
+        if listed:  # "    name: what it is", which may go on further indented
+            item = re.match(r" {4}(\w[\w, ]*): (.*)", line)
+            found += [line, ""] if line in LISTS else [f"- `{item[1]}`: {item[2]}" if item else line.strip()]
+            continue
         block = line.startswith((">>>", "...", "    ")) or (inside and line.strip() != "" and not line[0].isupper())
         if block != inside:
             found += ["```text"] if block else ["```", ""]

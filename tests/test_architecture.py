@@ -25,7 +25,7 @@ FLOORS = [  # an import may stay on its floor or go down
     {"publish"},
     {"api"},
     {"doctor", "estimator", "selection", "simulate", "sweep"},
-    {"arguments", "cli", "explain", "manual", "verbs"},
+    {"arguments", "cli", "complete", "explain", "manual", "verbs"},
     {"__init__", "__main__"},
 ]
 LAKE = {f"dpvae.data.lake{part}" for part in (

@@ -45,7 +45,7 @@ SLIPS = {
         Slip("audit run=none", ("run=none: not a run folder", "there are a")),
         Slip("audit root=nowhere", ("run=latest: no finished run", "dpvae train")),
         Slip("audit run=a quik=true", ("did you mean 'quick'?",)),
-        Slip("audit run=a quick=maybe", ("quick='maybe'", "expected bool")),
+        Slip("audit run=a quick=maybe", ("quick='maybe'", "expected true or false")),
         Slip("audit run=a", ("public/config.json", "train it again"), spoil("public/config.json", None)),
         Slip("audit run=out", ("run=out: not a run folder",)),
     ],

@@ -19,7 +19,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dpvae import arguments, cli
-from dpvae.config import ReleaseConfig, TrainConfig
+from dpvae.complete import candidates
+from dpvae.config import ENGINES, ReleaseConfig, TrainConfig
 from dpvae.errors import BudgetError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -95,10 +96,10 @@ MISTAKES = [  # what is typed, and what its one line must say
     ("train privacy.epsilon=0", "privacy.epsilon=0.0: expected a finite number > 0"),
     ("train privacy.epsilon=nan", "privacy.epsilon=nan: expected a finite number > 0"),
     ("train privacy.epsilon=99", "expected at most privacy.max_epsilon=20"),
-    ("train privacy.epsilon=much", "privacy.epsilon='much': expected float"),
+    ("train privacy.epsilon=much", "privacy.epsilon='much': expected a number"),
     ("train privacy.delta=1", "privacy.delta=1.0: expected a number between 0 and 1"),
     ("train data.rows=0", "data.rows=0: expected a whole number >= 2"),
-    ("train data.rows=2.5", "data.rows=2.5: expected int"),
+    ("train data.rows=2.5", "data.rows=2.5: expected a whole number"),
     ("train data.outside=clp", "did you mean 'clip'?"),
     ("train data.path=a.csv", "expected one of the two"),
     ("train run.name=a/b", "run.name='a/b': expected a plain folder name"),
@@ -340,7 +341,8 @@ def test_every_verb_has_a_help_that_names_its_knobs(
     out = capsys.readouterr().out
     assert out.startswith(f"dpvae {word}")
     of_tables = set(yaml.safe_load((cli.conf_dir() / "data" / "adult.yaml").read_text()))
-    assert all(key.rpartition(".")[2] + ":" in out for key in arguments.keys_of(cli.VERBS[word].config)
+    shown = {"table": "data"} if word in ("score", "impute") else {}
+    assert all(shown.get(key, key.rpartition(".")[2]) + ":" in out for key in arguments.keys_of(cli.VERBS[word].config)
                if not key.startswith("data.") or key.rpartition(".")[2] in of_tables)
     assert verbs.seen == []
 
@@ -362,10 +364,45 @@ def test_completion_offers_verbs_then_configs(
 ) -> None:
     monkeypatch.setenv("COMP_LINE", "dpvae tr")
     assert cli.main(["-sc", "query=bash"]) == 0
-    assert capsys.readouterr().out.split() == list(cli.VERBS)
+    assert capsys.readouterr().out.split() == [*cli.VERBS, "--help", "--version"]
     monkeypatch.setenv("COMP_LINE", "dpvae train privacy=")
     assert cli.main(["-sc", "query=bash"]) == 0
     assert capsys.readouterr().out.split() == ["privacy=default", "privacy=off", "privacy=strict"]
+
+
+@pytest.mark.parametrize(("line", "offered"), [
+    ("train privacy.", ["privacy.delta=", "privacy.epsilon=", "privacy.max_epsilon=", "privacy.neighbouring=",
+                        "privacy.noise=", "privacy.secret_seed="]),
+    ("train privacy.neighbouring=", ["privacy.neighbouring=add_remove", "privacy.neighbouring=replace_one"]),
+    ("audit quick=", ["quick=false", "quick=true"]), ("release engine=r", [f"engine={e}" for e in ENGINES]),
+    ("verify ", ["folder=", "format=", "key=", "output="]), ("score data=or", ["data=orders.csv"]),
+    ("release run=", ["run=latest", "run=first"]), ("score --", ["--help", "--cfg", "-m", "--config-dir"]),
+    ("ledger action=", ["action=show", "action=check", "action=cap", "action=export"]),
+    ("train data.schema=sub/", ["data.schema=sub/a b.yaml", "data.schema=sub/deep/"]), ("nothing x", []),
+])
+def test_completion_offers_what_the_verb_would_take(line: str, offered: list[str], tmp_path: Path,
+                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("orders.csv", "runs/first/run.json", "runs/unfinished/x", "sub/a b.yaml", "sub/deep/.hidden"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
+    assert candidates(f"dpvae {line}", cli.conf_dir()) == offered
+
+
+@pytest.mark.parametrize("word", cli.VERBS)
+def test_every_key_that_completion_offers_is_a_key_of_the_verb(word: str) -> None:
+    known = {*arguments.keys_of(cli.VERBS[word].config), *cli.groups_of(cli.VERBS[word]), "output", "data"}
+    keys = [each for each in candidates(f"dpvae {word} ", cli.conf_dir()) if each.endswith(("=", "."))]
+    assert keys
+    assert {key.rstrip("=.") for key in keys} <= known
+
+
+@pytest.mark.parametrize("line", [f"{word} {example}" for word, verb in cli.VERBS.items()
+                                  for example in verb.examples])
+def test_what_help_shows_as_an_example_is_a_command_that_composes(line: str, verbs: Verbs) -> None:
+    words = [word.replace("=1,3", "=1") for word in line.split() if word != "-m"]
+    assert cli.main([*words, "--cfg", "job"]) == 0
+    assert verbs.seen == []
 
 
 def test_the_process_is_as_it_was_afterwards(verbs: Verbs, monkeypatch: pytest.MonkeyPatch) -> None:

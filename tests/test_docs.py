@@ -5,6 +5,7 @@ A block that cannot be run here says why: ``<!-- not run: needs a server -->``. 
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import os
 import re
@@ -13,12 +14,14 @@ import shlex
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 import yaml
+from small_images import pictures
 
 from dpvae import cli
 
@@ -56,6 +59,15 @@ def orders(rows: int, holes: bool = False) -> str:
     return "\n".join(lines) + "\n"
 
 
+def photos(folder: Path) -> None:
+    """A folder of PNG files for each of two classes."""
+    image = pytest.importorskip("PIL.Image", reason="needs pip install 'dpvae[images]'")
+    made = pictures(120)
+    for i, (pixels, label) in enumerate(zip(made["images"], made["labels"], strict=True)):
+        (folder / label).mkdir(parents=True, exist_ok=True)
+        image.fromarray(pixels).save(folder / label / f"{i}.png")
+
+
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the reader of a page has already: a table, its schema, a run of it, and a release of that."""
@@ -64,6 +76,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (home / "orders.csv").write_text(orders(600))
     (home / "orders.yaml").write_text(schema.code)
     (home / "holes.csv").write_text(orders(60, holes=True))
+    photos(home / "photos")
     before = Path.cwd()
     os.chdir(home)
     try:
@@ -97,6 +110,32 @@ def test_a_page_runs_from_its_first_block_to_its_last(
                 assert cli.main([*words[1:], *short]) == 0, line
 
 
+ROWS = re.compile(r"^\| `([^`]+)` \|", re.MULTILINE)  # the first cell of a table: what the program says
+
+
+@cache
+def printed() -> str:
+    """Every text of the program's source, its pieces joined as Python joins them."""
+    found = []
+    for path in (ROOT / "dpvae").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                found.append("".join(str(part.value) if isinstance(part, ast.Constant) else "\0"
+                                     for part in node.values))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return "\n".join(found)
+
+
+@pytest.mark.parametrize("page", ["troubleshooting.md", "tutorials/images.md"])
+def test_a_message_in_a_table_of_remedies_is_one_that_the_program_prints(page: str) -> None:
+    messages, source = ROWS.findall((DOCS / page).read_text()), printed()
+    assert len(messages) >= 8
+    for message in messages:
+        pieces = [piece.strip() for piece in message.split("...") if piece.strip()]
+        assert all(piece in source for piece in pieces), message
+
+
 def test_a_block_that_is_not_run_says_why() -> None:
     marks = [block.mark for page in PAGES for block in blocks(page) if block.mark.startswith("not run")]
     assert marks
@@ -122,6 +161,8 @@ def test_every_page_is_in_the_navigation_and_every_entry_is_a_page() -> None:
     assert "`privacy.epsilon` | `1.0`" in pages["reference/knobs.md"]
     assert all(f"### dpvae {word}" in pages["reference/knobs.md"] for word in cli.VERBS)
     assert "### DPVAE" in pages["reference/python.md"]
+    assert "### verify" in pages["reference/python.md"]
+    assert all("\n### " in page for name, page in pages.items() if name.startswith("reference/python"))
 
 
 def test_the_table_of_the_rule_is_what_the_code_says() -> None:

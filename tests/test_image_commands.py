@@ -37,6 +37,7 @@ def test_images_of_a_file_are_trained_released_and_verified(capsys: pytest.Captu
     assert run("verify", "out") == 0
     said = capsys.readouterr().out
     assert "differentially private" in said
+    assert "for one image added or removed" in said
     page = Path("out/report.html").read_text()
     assert page.count("data:image/png;base64,") == 3
     schema = json.loads(Path("out/schema.json").read_text())

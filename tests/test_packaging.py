@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pkgutil
 import subprocess
 import sys
 import tarfile
@@ -89,3 +90,10 @@ def test_the_public_names_are_pinned() -> None:
     assert set(dpvae.__all__) <= set(dir(dpvae))
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         dpvae.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("name", ["api.plan", "api.train", "api.release", "audit.verify.verify", "estimator.DPVAE.fit"])
+def test_a_promised_name_says_what_it_costs_and_what_it_raises(name: str) -> None:
+    said = (pkgutil.resolve_name(f"dpvae.{name}").__doc__ or "").lower()
+    assert "raises" in said
+    assert "cost" in said or "spends" in said

@@ -45,7 +45,11 @@ SUM_LINE = re.compile(r"([0-9a-f]{64})  (\S.*)")
 
 @dataclass(frozen=True)
 class Verdict:
-    """``epsilon`` is what the events beside the certificate cost when priced here, whatever it claims."""
+    """What was found: ``ok``, one plain ``sentence``, and every problem in a line.
+
+    ``epsilon`` is what the events beside the certificate cost when priced here, whatever it claims; ``None`` where they
+    cannot be read.
+    """
 
     ok: bool
     sentence: str
@@ -94,7 +98,16 @@ class _Review:
 
 
 def verify(folder: str | Path, *, key: Path | None = None) -> Verdict:
-    """The verdict on a release folder; ``key``: a public key in PEM that it must be signed with."""
+    """The verdict on a release folder: is it whole, and does it cost what it claims?
+
+    The digest of every file, the certificate against its schema and against the files it speaks of, the signature, and
+    the epsilon of the events, priced here by three accountants: Google's PLD rules as the claim, PRV (Gopi, Lee and
+    Wutschitz 2021) and RDP (Mironov 2017) beside it. ``key`` is a public key in PEM that it must be signed with;
+    without one, a signature shows only that nothing was changed since.
+
+    Raises nothing for what it finds: every problem is in :attr:`Verdict.problems`. Reads no private data, costs
+    nothing, and loads neither torch nor the model; about a second.
+    """
     review = _Review(Path(folder), key)
     if not review.folder.is_dir():
         return _verdict(review, None, None, None)

@@ -34,8 +34,17 @@ HINTS = {  # kind -> what a person can add to it
     "continuous": "numbers; add bounds that hold for anybody: min: 0, max: 1000",
     "datetime": "add bounds that hold for anybody: min: 2020-01-01, max: 2030-01-01",
     "text": "text. If the values are public, say them: {kind: categorical, categories: [...]}",
-    "csv": "its kind, if that is public: integer, continuous, categorical, boolean, datetime",
+    "csv": "open",
 }
+HOW = (  # a column of each kind, described
+    "# A CSV file declares no types, and none was guessed: a guess would rest on the rows. What is public of a column",
+    "# is said like this:",
+    "#   {kind: integer, min: 0, max: 120}",
+    "#   {kind: continuous, min: 0, max: 1000}",
+    "#   {kind: categorical, categories: [DE, FR, IT]}",
+    '#   {kind: datetime, min: 2020-01-01, max: 2030-01-01, format: "%Y-%m-%d"}',
+    "#   {kind: boolean}",
+)
 
 
 @dataclass(frozen=True)
@@ -91,8 +100,7 @@ def lines(header: Sequence[tuple[str, str]], *, table: str, target: str | None) 
         "# Say only what anybody may know: a bound or a category that was looked up in the rows is a leak that no",
         "# noise mends. What is left open ({}) is measured with noise and charged to the same epsilon.",
         "# A described column has no empty cells unless it says missing: true (or missing: measure).",
-        *(["# A CSV file declares no types, and none was guessed: a guess would rest on the rows."]
-          if any(dtype == lake.CSV for _, dtype in header) else []),
+        *(HOW if any(dtype == lake.CSV for _, dtype in header) else ()),
         f"target: {_name(target)}" if target is not None else
         "# target: COLUMN   # a column that the others should predict; its tables get a larger share",
         "columns:"]

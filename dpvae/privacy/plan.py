@@ -198,7 +198,8 @@ def _lines(plan: Plan) -> list[str]:
             continue
         kind = name.split("/")[0]
         bounded = {"latent"} | ({"anchor"} if plan.facts.what else set())
-        unit = "times a record's bound" if kind in bounded else {"metric": "nats per row"}.get(kind, "rows per cell")
+        nats = "nats per record" if plan.facts.what else "nats per row"
+        unit = "times a record's bound" if kind in bounded else {"metric": nats}.get(kind, "rows per cell")
         lines.append(f"  {name:22}{share:>8.1%}{multipliers[name]:>19.3f}   +-{noise[name]:.3g} {unit}")
     if plan.sgd is not None:
         sgd = plan.sgd

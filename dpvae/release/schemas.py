@@ -24,6 +24,7 @@ from dpvae.errors import ReleaseError
 from dpvae.release.certificate import Certificate
 from dpvae.release.certify import CHOSEN
 from dpvae.report import records
+from dpvae.report.meaning import RECORDS
 from dpvae.report.source import NONE
 
 FILE = Path(__file__).with_name("certificate.schema.json")
@@ -125,7 +126,7 @@ def _privacy(certificate: Certificate) -> dict[str, Any]:
             "data_domain": f"one table, {scope.rows:.15g} rows ({scope.rows_source})",
             "unprotected_quantities": "\n".join(f"- {line}" for line in scope.public_inputs)},
         "privacy_loss": {
-            "privacy_unit": "Record-level" if claim.unit == "row" else f"{claim.unit}-level",
+            "privacy_unit": "Record-level" if claim.unit in RECORDS.values() else f"{claim.unit}-level",
             "privacy_unit_details": f"Neighbouring tables differ by the {relation[claim.neighbouring]}. "
                                     f"{scope.records_per_unit}. Epsilon for several rows of one person: {groups}",
             "number_of_privacy_units": round(scope.rows),

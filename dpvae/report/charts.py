@@ -21,6 +21,7 @@ WIDTH = 400  # small, so that text stays readable on a telephone
 NOMINAL = ("categorical", "boolean")
 MOST_BARS = 60
 LETTER = 6.4  # width of a letter, generously
+NAME = 7.0  # the same in a row's name, which nothing may cut
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,8 +113,8 @@ def interval(prices: Sequence[tuple[str, float, float]], target: float) -> str:
 
 def trade_off(points: Sequence[tuple[float, float]]) -> str:
     """``points``: (false positive rate, largest true positive rate), increasing."""
-    size, left, top = 320, 52, 10
-    canvas = Canvas(WIDTH, size + 52)
+    size, left, top = 320, 52, 26
+    canvas = Canvas(WIDTH, size + top + 42)
 
     def at(x: float, y: float) -> tuple[float, float]:
         return left + x * size, top + (1 - y) * size
@@ -127,7 +128,7 @@ def trade_off(points: Sequence[tuple[float, float]]) -> str:
     canvas.line(*at(0, 0), *at(1, 1), "dash")
     canvas.text(left + size / 2, top + size + 32, "outsiders wrongly accused", "m", "middle")
     canvas.text(left + 0.60 * size, top + 0.52 * size, "coin toss", "m")
-    canvas.text(left + 4, top + size - 6 - 0.90 * size, "insiders found, at most", "t")
+    canvas.text(6, 12, "insiders found, at most", "m")
     return canvas.svg("tradeoff", "What an attacker can reach", "Largest true positive rate by false positive rate; "
                       "random guessing is the diagonal. " + ", ".join(f"{x:.3g}: {y:.4f}" for x, y in points))
 
@@ -238,7 +239,8 @@ def _top(data: Marginal) -> float:
 
 
 def _lying(canvas: Canvas, data: Marginal) -> None:
-    left, right, bottom = 104.0, canvas.width - 20, canvas.height - 14
+    names = [shorten(label, 16) for label in data.labels]
+    left, right, bottom = 12 + NAME * max(map(len, names)), canvas.width - 20, canvas.height - 14
     scale = (right - left) / _top(data)
     row = (bottom - 24) / len(data.labels)
     thick = min(0.72 * row, 20.0)
@@ -247,7 +249,7 @@ def _lying(canvas: Canvas, data: Marginal) -> None:
         canvas.text(left + tick * scale, canvas.height - 2, f"{tick * 100:.3g} %", "m", "middle")
     for i, label in enumerate(data.labels):
         y = 24 + (i + 0.5) * row
-        canvas.text(left - 6, y + 4, shorten(label, 16), "t", "end", full=label)
+        canvas.text(left - 6, y + 4, names[i], "t", "end", full=label)
         if data.synthetic:
             canvas.rect(left, y - thick / 2, max(data.synthetic[i], 0.0) * scale, thick, "bar")
         low, high = max(data.noisy[i] - 2 * data.sd[i], 0.0), max(data.noisy[i] + 2 * data.sd[i], 0.0)

@@ -178,8 +178,18 @@ def _phases(*both: Numbers) -> list[tuple[str, Callable[[Numbers], str]]]:
 
 
 def _says(a: Numbers, b: Numbers) -> tuple[str, ...]:
+    if _one_run(a, b):
+        return (_promise(a, b) or "They are of one run: what it spent was spent once.",)
     found = [_promise(a, b), _better(a, b), _together(a, b)]
     return tuple(text for text in found if text)
+
+
+def _one_run(a: Numbers, b: Numbers) -> bool:
+    """A run and its release, or two releases of one run: told by the noise, which no second run draws again."""
+    def drawn(n: Numbers) -> Any:
+        return n["accesses"], n["metrics"], [item["noisy"] for item in n["marginals"]]
+
+    return bool(drawn(a) == drawn(b))
 
 
 def _promise(a: Numbers, b: Numbers) -> str:
@@ -205,7 +215,7 @@ def _better(a: Numbers, b: Numbers) -> str:
 
 
 def _together(a: Numbers, b: Numbers) -> str:
-    same = _dataset(a) == _dataset(b) != NOTHING and a["accesses"] != b["accesses"]
+    same = _dataset(a) == _dataset(b) != NOTHING
     if not same or not (a["private"] and b["private"]) or a["claim"]["neighbouring"] != b["claim"]["neighbouring"]:
         return ""
     delta = max(a["claim"]["delta"], b["claim"]["delta"])

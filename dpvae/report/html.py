@@ -93,7 +93,7 @@ def _meaning(numbers: dict[str, Any]) -> str:
                    table(("wrongly accused", "found, at most"), [(f"{x:.3f}", f"{y:.6f}") for x, y in curve]))
     floor = risk["posterior_evidence_at_least"]
     rows = [(words, meaning.percent(risk[name], places)) for words, name, places in ODDS]
-    odds = table(("an attacker who knows all but one row", "reaches at most"), rows, label="Odds")
+    odds = table((f"an attacker who knows all but one {claim['unit']}", "reaches at most"), rows, label="Odds")
     text = (f'<p>These follow from the whole curve of (epsilon, delta) through '
             f'{meaning.decimals(claim["upper"], up=True)} and {claim["delta"]:.3g}, against an attacker who '
             "sees every noisy number. Certainty is stated for evidence that would "
@@ -108,8 +108,9 @@ def _audit(numbers: dict[str, Any]) -> str:
     """The audit's verdict, its lights, and what planted records proved under the claim."""
     found = numbers.get("audit")
     if not found:
+        command = next((line for line in numbers["reproduce"] if line.startswith("dpvae audit")), "dpvae audit run=...")
         return heading("What an audit found") + (
-            f'<p>{light(None, "open")}This run has not been audited. <code>dpvae audit run=...</code> trains twins of '
+            f'<p>{light(None, "open")}This run has not been audited. <code>{escape(command)}</code> trains twins of '
             "it on made-up rows, plants records, tries to prove more than the claim, and adds its verdict here.</p>")
     test, mood = found["self_test"], "ok" if found["passed"] else "bad"
     lights = "".join(

@@ -45,6 +45,7 @@ summary:focus-visible,a:focus-visible,.wide:focus-visible{outline:2px solid var(
 table{border-collapse:collapse;font-size:.85rem;font-variant-numeric:tabular-nums;margin:6px 0}
 th,td{text-align:left;padding:4px 12px 4px 0;border-bottom:1px solid var(--grid);vertical-align:top}
 th{font-weight:600;color:var(--muted)}td.r,th.r{text-align:right}.cells td,.cells th{white-space:nowrap}
+.side td:first-child{white-space:nowrap;color:var(--muted);position:sticky;left:0;background:var(--bg)}
 ul,ol{padding-left:20px;max-width:75ch}li{margin:5px 0}
 blockquote{margin:10px 0;padding:8px 14px;background:var(--panel);border-radius:8px;overflow-wrap:anywhere}
 pre{background:var(--panel);border-radius:8px;padding:12px;overflow-x:auto;font-size:.85rem}
@@ -57,9 +58,9 @@ pre{background:var(--panel);border-radius:8px;padding:12px;overflow-x:auto;font-
 @media(max-width:480px){main{padding:16px 14px 48px}.claim{font-size:1.08rem;padding-left:12px}
 .two{gap:16px}.facts div{min-width:44%}}
 @media print{body{font-size:10pt;background:#fff}main{padding:0;max-width:none}nav,.skip{display:none}
-h2{margin-top:22px}h2,h3{break-after:avoid}figure,tr,.facts,blockquote{break-inside:avoid}
+h2{margin-top:22px}h2,h3{break-after:avoid}figure,tr,li,.facts,blockquote{break-inside:avoid}
 .two{grid-template-columns:1fr 1fr}.cards{grid-template-columns:1fr 1fr 1fr;gap:8px}
-.cells{font-size:6.5pt}.cells td,.cells th{white-space:normal;padding-right:5px;overflow-wrap:anywhere}
+.cells,.side{font-size:6.5pt}.cells td,.cells th,.side td{white-space:normal;padding-right:5px;overflow-wrap:break-word}
 .wide{overflow:visible}pre{white-space:pre-wrap}details:not([open]){display:none}@page{size:A4;margin:14mm}}
 """
 _PICTURE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+={0,2}")

@@ -144,7 +144,8 @@ class Progress:
         if self.metric is None:
             return said
         elbo = f"{self.metric['noisy_elbo']:.2f} +-{self.metric['sd']:.2f}"
-        return f"noisy ELBO {elbo} nats per row, {said}" if wide else f"ELBO {elbo}, {said}"
+        unit = self.metric.get("unit", "nats per row")
+        return f"noisy ELBO {elbo} {unit}, {said}" if wide else f"ELBO {elbo}, {said}"
 
     def _time(self) -> str:
         """Time to go, or the time it took."""

@@ -15,6 +15,7 @@ from dpvae.report import charts
 from dpvae.report.charts import Marginal
 from dpvae.report.page import facts, figure, heading, light, picture, table
 
+MOST_COLUMNS = 10  # of a sample of rows that lie
 LARGEST_PAGE = 900_000  # bytes of charts and pictures; the rest is in report.json
 
 
@@ -50,13 +51,13 @@ def _collapse(metrics: Sequence[dict[str, Any]], found: dict[str, Any] | None) -
         return ""
     unit, said = found["unit"], ""
     named = [("latent units in use", f'{found["active_units"]:.0f} of {found["latent_dim"]:.0f}'),
-             (f"rate, {unit}", f'{found["rate"]:.2f}'),
-             (f"independent {parts(unit)}, {unit}", f'{found["independent_elbo"]:.2f}')]
+             ("rate", f'{found["rate"]:.2f} nats'),
+             (f"independent {parts(unit)}", f'{found["independent_elbo"]:.2f} nats')]
     if metrics:
         last = metrics[-1]
         gain = last["noisy_elbo"] - found["independent_elbo"]
-        named += [(f"distortion, about, {unit}", f'{-last["noisy_elbo"] - found["rate"]:.2f}'),
-                  (f"last noisy ELBO, {unit}", f'{last["noisy_elbo"]:.2f} ± {2 * last["sd"]:.2f}')]
+        named += [("distortion, about", f'{-last["noisy_elbo"] - found["rate"]:.2f} nats'),
+                  ("last noisy ELBO", f'{last["noisy_elbo"]:.2f} ± {2 * last["sd"]:.2f} nats')]
         verdict = f"the model has learned how {parts(unit)} go together" if gain > 2 * last["sd"] else (
             f"the latent has collapsed: the model is no better than independent {parts(unit)}")
         said = (f'<p>{light(gain > 2 * last["sd"], "learned" if gain > 2 * last["sd"] else "collapsed")}Independent '
@@ -94,11 +95,14 @@ def marginals(numbers: dict[str, Any]) -> str:
             break
         drawn.append(one)
     left = (f"<p>{len(items) - len(drawn)} more columns are in report.json.</p>" if len(drawn) < len(items) else "")
-    bars = " Filled bars: synthetic rows." if any(item["synthetic"] for item in items) else ""
-    intro = ("<p>Dots: the real table as it was released, counts with noise; their bars are two standard deviations of "
-             f"that noise.{bars}</p>")
-    return (f'{heading("Real against synthetic, column by column")}{intro}<div class="cards">{"".join(drawn)}</div>'
-            f"{left}{_map(numbers)}")
+    compared = any(item["synthetic"] for item in items)
+    bars = " Filled bars: synthetic rows." if compared else ""
+    bins = ("" if all(item["kind"] in (*charts.NOMINAL, "text") for item in items) else
+            " A number's bins need not be equally wide: where one is wider, it holds more.")
+    intro = ("<p>Dots: the real table as it was released, counts with noise; their whiskers are two standard "
+             f"deviations of that noise.{bars}{bins}</p>")
+    title = "Real against synthetic, column by column" if compared else "The real table, as it was released"
+    return f'{heading(title)}{intro}<div class="cards">{"".join(drawn)}</div>{left}{_map(numbers)}'
 
 
 def _weight(numbers: dict[str, Any]) -> int:
@@ -121,7 +125,9 @@ def _map(numbers: dict[str, Any]) -> str:
 def _marginal(item: dict[str, Any], ident: str) -> str:
     data, synthetic = Marginal.of(item), item["synthetic"]
     caption = (f'Distance {item["distance"]:.3f}; noise alone would show about {item["distance_of_noise_alone"]:.3f}.'
-               if synthetic else f'Noise: {item["sd"]:.2%} per bar.')
+               if synthetic else f'The noise of a count: {100 * item["sd"]:.2g} % of all.')
+    if item["kind"] == "text":
+        caption = f"How long the texts are, in bytes. {caption}"
     rows = [(label, f"{item['noisy'][i]:.4f}", f"{item['sd']:.4f}", f"{synthetic[i]:.4f}" if synthetic else "-")
             for i, label in enumerate(item["labels"])]
     return figure(charts.marginal(data, ident), caption, table(("value", "noisy real", "sd", "synthetic"), rows))
@@ -171,10 +177,13 @@ def _rows(numbers: dict[str, Any]) -> str:
     sample = numbers["sample"]
     if not sample:
         return ""
-    names = list(sample[0])
-    cells = table(names, [["" if row.get(name) is None else row[name] for name in names] for row in sample],
-                  style="cells", right=False, label="Sample of synthetic rows")
+    names, label = list(sample[0]), "Sample of synthetic rows"
+    rows = [["" if row.get(name) is None else row[name] for name in names] for row in sample]
+    upright = len(names) > MOST_COLUMNS  # what is too wide for a page stands on its side
+    cells = (table(["column", *range(1, len(rows) + 1)], zip(names, *rows, strict=True), "side", False, label)
+             if upright else table(names, rows, "cells", False, label))
     released = numbers["rows_released"]
     where = f"Of {released:,} released. " if released else ""
+    side = " Each stands in a column." if upright else ""
     return (f"<h3>Ten synthetic rows</h3><p>{where}Drawn from the model, not copied from the data; an empty cell is a "
-            f"missing value.</p>{cells}")
+            f"missing value.{side}</p>{cells}")

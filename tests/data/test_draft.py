@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpvae.config import InitConfig
-from dpvae.data.draft import draft, lines
+from dpvae.data.draft import HOW, draft, lines
 from dpvae.data.schema import Schema
 from dpvae.errors import ConfigError, DataError
 
@@ -81,3 +81,11 @@ def test_a_mistake_is_told_and_nothing_is_written(
 def test_a_table_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         draft(InitConfig(table=str(tmp_path / "none.csv")))
+
+
+def test_each_way_to_describe_a_column_that_a_draft_shows_can_be_read(tmp_path: Path) -> None:
+    shown = [line.removeprefix("#").strip() for line in HOW if line.startswith("#   {")]
+    path = tmp_path / "s.yaml"
+    path.write_text("columns:\n" + "".join(f"  c{i}: {text}\n" for i, text in enumerate(shown)))
+    assert [column.kind for column in Schema.from_yaml(path).columns] == [
+        "integer", "continuous", "categorical", "datetime", "boolean"]

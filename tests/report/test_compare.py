@@ -65,7 +65,18 @@ def test_a_run_beside_its_release_costs_nothing_more(root: Path, tmp_path: Path)
     folder = write_release(root / "one", table_writer, rows=1000, to=tmp_path / "release", seed=0)
     found = rows("one", str(folder), root)
     assert found["rows"]["rows released"] == ["-", "1,000"]
-    assert not [text for text in found["says"] if "together" in text]
+    assert found["says"] == ["They are of one run: what it spent was spent once."]
+
+
+def test_two_runs_of_one_plan_are_two_spends(root: Path) -> None:
+    run = make_run(root, "again", claim=DATASET)
+    path = run / "public" / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[0]["noisy_elbo"] += 0.01  # other noise
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (said,) = [text for text in rows("one", "again", root)["says"] if "together" in text]
+    assert float(re.findall(r"epsilon <= ([\d.]+)", said)[0]) == pytest.approx(
+        price((*EVENTS, *EVENTS), delta=1e-5).upper, abs=2e-3)
 
 
 def test_a_run_that_is_not_private_beside_another_says_so(root: Path) -> None:

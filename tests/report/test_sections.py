@@ -14,6 +14,7 @@ from fake_run import make_audit, make_preview, make_run
 
 from dpvae.config import PageConfig
 from dpvae.errors import ReleaseError, RunError
+from dpvae.report.charts import NAME, Marginal, marginal
 from dpvae.report.html import render
 from dpvae.report.page import document, picture, table
 from dpvae.report.run import numbers_of, report, report_run
@@ -90,6 +91,35 @@ def test_the_page_of_a_run_shows_rows_of_its_own_model(run: Path) -> None:
     assert sum(numbers["marginals"][0]["synthetic"]) == pytest.approx(1.0)
     assert numbers["rows_released"] is None
     assert "Ten synthetic rows" in render(numbers)
+
+
+def test_a_sample_of_many_columns_stands_on_its_side_and_loses_no_cell(run: Path) -> None:
+    names = [f"c{i}" for i in range(12)]
+    text = render({**numbers_of(run), "sample": [{name: f"{name}r{j}" for name in names} for j in range(3)]})
+    head, *rows = re.findall(r"<tr>(.*?)</tr>", text[text.index('<table class="side">'):])
+    assert re.findall(r">(\w+)</th>", head) == ["column", "1", "2", "3"]
+    assert [re.findall(r">(\w+)</td>", row) for row in rows] == [
+        [name, *(f"{name}r{j}" for j in range(3))] for name in names]
+
+
+def test_columns_without_synthetic_rows_are_not_called_a_comparison(run: Path) -> None:
+    assert "The real table, as it was released" in render(numbers_of(run))
+    make_preview(run)
+    text = render(numbers_of(run))
+    assert "Real against synthetic, column by column" in text
+    assert "The real table, as it was released" not in text
+
+
+def test_the_audit_that_is_missing_is_named_with_its_run(run: Path) -> None:
+    assert f"<code>dpvae audit run={numbers_of(run)['title'].partition(':')[0]}</code>" in report_run(run).read_text()
+
+
+def test_the_name_of_a_value_begins_within_its_picture() -> None:
+    data = Marginal(column="x", kind="categorical", labels=("Married-civ-spouse", "W" * 30), noisy=(0.6, 0.4),
+                    sd=(0.01, 0.01))
+    drawn = marginal(data, "m")
+    for end, words in re.findall(r'<text class="t" x="([\d.]+)" y="[\d.]+" text-anchor="end">([^<]+)', drawn):
+        assert float(end) - NAME * len(words) >= 0, words
 
 
 def test_pictures_and_texts_are_shown_where_a_kind_of_data_has_them(run: Path) -> None:
