@@ -241,12 +241,14 @@ def parts_of(codes: Any, rows: int = PIECE) -> Iterator[np.ndarray]:
 
 def place_of(source: Any, root: Path) -> Path:
     """The folder for the pieces of ``source``: the same for the same source, so that a killed pass is found again."""
-    origin = lake.origin(source)
+    origin, named, part = lake.origin(source), source, ""
+    if isinstance(source, lake.Selected):
+        named, part = source.place, str(source)
     if origin is None:
-        path = Path(source).absolute()
+        path = Path(named).absolute()
         found = path.stat()
         origin = {"path": str(path), "bytes": found.st_size, "changed": found.st_mtime_ns}
-    text = json.dumps([origin, os.environ.get("RANK", "0")], sort_keys=True)
+    text = json.dumps([origin, os.environ.get("RANK", "0"), part], sort_keys=True)
     return root / f".stored-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
