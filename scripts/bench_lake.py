@@ -5,16 +5,20 @@
     python scripts/bench_lake.py scoring rows=15000000               # of an Iceberg table of 8 numbers
     python scripts/bench_lake.py whole rows=1000000                  # acs_income_2018, replicated: train .. score
     python scripts/bench_lake.py killed times=20                     # SIGKILL while releasing and while scoring
+    python scripts/bench_lake.py stored limit_mb=600                 # training under ulimit -d, and in memory
 
 Each part writes its own section of reports/bench/lake.json, and reports/bench/lake.md is made of them. Memory is the
-largest sum of the resident sets of all processes, looked at ten times a second; time is wall and CPU time.
+largest sum over all processes, looked at ten times a second: resident (rss), and with the pages that they share counted
+once (pss, which is what the machine must have). Time is wall and CPU time.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -38,28 +42,43 @@ SMALL = ["model.components=64", "model.latent_dim=8", "trainer.fit_steps=100", "
 def typed(line: str, **named: Any) -> dict[str, float]:
     """Run one command to its end; seconds, CPU seconds and peak memory of it and its children."""
     print(f"$ dpvae {line}", flush=True)
-    before, started, peak = os.times(), time.perf_counter(), 0
+    before, started, rss, pss = os.times(), time.perf_counter(), 0, 0
     process = subprocess.Popen([sys.executable, "-m", "dpvae", *line.split()], **named)
     while process.poll() is None:
-        peak = max(peak, resident(process.pid))
+        family = processes(process.pid)
+        rss, pss = max(rss, sum(map(resident, family))), max(pss, sum(map(proportional, family)))
         time.sleep(0.1)
     after = os.times()
     if process.returncode:
         raise SystemExit(f"dpvae {line}: exit code {process.returncode}")
     used = after.children_user + after.children_system - before.children_user - before.children_system
-    return {"wall_s": round(time.perf_counter() - started, 1), "cpu_s": round(used, 1), "peak_mb": peak >> 20}
+    return {"wall_s": round(time.perf_counter() - started, 1), "cpu_s": round(used, 1), "peak_rss_mb": rss >> 20,
+            "peak_pss_mb": pss >> 20}
+
+
+def processes(pid: int) -> list[int]:
+    """A process and all below it."""
+    found = [pid]
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            found += [each for child in task.read_text().split() for each in processes(int(child))]
+    return found
 
 
 def resident(pid: int) -> int:
-    """Resident bytes of a process and all below it."""
-    total = 0
-    try:
-        total += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            total += sum(map(resident, map(int, (task / "children").read_text().split())))
-    except (OSError, IndexError):
-        pass
-    return total
+    """Resident bytes; 0 of a process that is gone."""
+    with contextlib.suppress(OSError, IndexError):
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0
+
+
+def proportional(pid: int) -> int:
+    """Resident bytes, a page that n processes share counted as 1/n."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) << 10
+    return 0
 
 
 def narrow(rows: int) -> pa.Table:
@@ -197,13 +216,41 @@ def killed(times: str = "20", rows: str = "300000") -> dict[str, Any]:
     return found
 
 
+def stored(rows: str = "15000000", columns: str = "20", limit_mb: str = "600") -> dict[str, Any]:
+    """The same run with its rows on disk and its writable memory limited, and in memory: byte by byte the same model.
+
+    A folder names one file of a million rows as often as it takes. In memory a cell's code takes 8 bytes.
+    """
+    count, width, limit = int(rows), int(columns), int(limit_mb) << 20
+    most = min(count, 1_000_000)
+    rng = np.random.default_rng(0)
+    hidden = rng.normal(size=most)
+    pq.write_table(pa.table({f"x{j}": (hidden * (j % 3) + rng.normal(size=most)).round(1).clip(-9, 9)
+                             for j in range(width)}), "part.parquet")
+    Path("table").mkdir()
+    for part in range(-(-count // most)):
+        os.link("part.parquet", f"table/{part:05d}.parquet")
+    Path("table.yaml").write_text("columns:\n" + "".join(
+        f"  x{j}: {{kind: continuous, min: -9, max: 9, decimals: 1, missing: false}}\n" for j in range(width)))
+    line = (f"train data=table/ data.schema=table.yaml data.rows={count} privacy.secret_seed=1 privacy.epsilon=3 "
+            f"report.progress=quiet performance.threads=1 {' '.join(SMALL)} ")
+    cost = {"on disk": typed(line + "run.name=disk performance.stored=always",
+                             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))),
+            "in memory": typed(line + "run.name=memory performance.stored=never")}
+    files = [[Path(f"runs/{name}/public/{file}").read_bytes() for file in ("model.safetensors", "events.jsonl")]
+             for name in ("disk", "memory")]
+    assert files[0] == files[1]
+    return {f"{count} rows x {width} columns": {
+        "ulimit_d_mb": int(limit_mb), "codes_in_memory_mb": count * width * 8 >> 20, "same_bytes": True, **cost}}
+
+
 def _once(line: str) -> float:
     """Seconds of one undisturbed command."""
     return typed(line)["wall_s"]
 
 
 PARTS: dict[str, Callable[..., dict[str, Any]]] = {"sampling": sampling, "scoring": scoring, "whole": whole,
-                                                   "killed": killed}
+                                                   "killed": killed, "stored": stored}
 
 
 def write_report(part: str, line: str, found: dict[str, Any]) -> None:
@@ -215,15 +262,20 @@ def write_report(part: str, line: str, found: dict[str, Any]) -> None:
     for name, values in found.items():
         section[name] = {"command": line, **values} if isinstance(values, dict) else values
     path.write_text(json.dumps(numbers, indent=1) + "\n")
-    lines = ["<!-- python scripts/bench_lake.py sampling|scoring|whole|killed -->", "# The lakehouse, measured", ""]
+    lines = [f"<!-- python scripts/bench_lake.py {'|'.join(PARTS)} -->", "# The lakehouse, measured", ""]
     for name, sections in numbers.items():
         if not isinstance(sections, dict):
             continue
         lines += [f"## {name}", ""]
         for title, values in sections.items():
             lines += [f"**{title}** (`{values.get('command')}`)", ""]
-            lines += [f"- {key}: {value}" for key, value in values.items() if key != "command"] + [""]
+            lines += [f"- {key}: {shown(value)}" for key, value in values.items() if key != "command"] + [""]
     (REPORT / "lake.md").write_text("\n".join(lines))
+
+
+def shown(value: Any) -> str:
+    """A number, a list, or named numbers in one line."""
+    return "; ".join(f"{k} {shown(v)}" for k, v in value.items()) if isinstance(value, dict) else str(value)
 
 
 def main(arguments: list[str]) -> None:

@@ -265,7 +265,7 @@ def test_a_test_database_has_the_types_of_the_table_and_what_vouches_for_it(
         with engine.connect() as held:
             types = {column["name"]: str(column["type"]) for column in sa.inspect(held).get_columns("people")}
             rows = held.execute(sa.text("SELECT count(*), min(age) FROM people")).one()
-            notes = dict(held.execute(sa.text("SELECT name, content FROM dpvae_release")).tuples().all())
+            notes = dict(map(tuple, held.execute(sa.text("SELECT name, content FROM dpvae_release"))))
         engine.dispose()
     assert (types["age"], types["city"]) == ("BIGINT", "VARCHAR" if kind == "duckdb" else "TEXT")
     assert types["pay"].startswith("DOUBLE")
