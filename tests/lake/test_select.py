@@ -29,6 +29,7 @@ from dpvae.data.lake import duck, files, iceberg
 from dpvae.data.where import parse
 from dpvae.errors import ConfigError, DataError
 from dpvae.privacy.ledger import Ledger
+from dpvae.report import records
 
 Row = dict[str, Any]
 DAY, NOON = dt.date(2020, 1, 1), dt.datetime(2020, 1, 1, 12)
@@ -228,7 +229,9 @@ def test_the_certificate_says_which_rows_and_columns_took_part(released: Path) -
                                                 "no part")
     assert f"the condition on rows: {said}" in scope["public_inputs"]
     assert any(line.startswith("the choice of columns") for line in scope["public_inputs"])
-    assert said in (released / "out" / "card.md").read_text()
+    assert f"Only rows where {said} took part." in (released / "out" / "card.md").read_text()
+    for page in ("out/report.html", "runs/part/public/report.html"):
+        assert "pay &gt; 10 and city in (" in (released / page).read_text()
     assert verify(released / "out").ok
 
 
@@ -239,7 +242,7 @@ def test_a_certificate_that_hides_its_condition_does_not_verify(released: Path, 
         shutil.copytree(released / "out", folder)
         text = json.loads((folder / name).read_text())
         edit(text)
-        (folder / name).write_text(json.dumps(text))
+        (folder / name).write_bytes(records.canonical(text) + b"\n")
         problems = " ".join(verify(folder).problems)
         assert "scope.records_per_unit" in problems, problems
 
@@ -270,8 +273,8 @@ def test_a_part_is_the_same_run_from_disk_and_from_a_frame(
     assert cli.main(["train", "data=people.parquet", "run.name=disk", "performance.stored=always", *part]) == 0
     chosen = people().filter(pc.greater(people()["pay"], 10)).select(["age", "city", "income"])
     pq.write_table(chosen, "chosen.parquet")
-    assert cli.main(["train", "data=chosen.parquet", "run.name=hand", *part[2:]]) == 0
-    models = {name: (tmp_path / "runs" / name / "public" / "model.safetensors").read_bytes()
-              for name in ("memory", "disk", "hand")}
-    assert models["memory"] == models["disk"] == models["hand"]
+    assert cli.main(["train", "data=chosen.parquet", "run.name=hand", "run.root=hand", *part[2:]]) == 0
+    models = [(tmp_path / folder / "public" / "model.safetensors").read_bytes()
+              for folder in ("runs/memory", "runs/disk", "hand/hand")]
+    assert models[0] == models[1] == models[2]
     assert not list(Path("runs").glob(".stored-*"))
