@@ -178,42 +178,49 @@ def whole(rows: str = "1000000", settings: str = "", scoring: str = "") -> dict[
     return {f"{count} rows x {len(table.column_names)} columns": found}
 
 
-def killed(times: str = "20", rows: str = "300000") -> dict[str, Any]:
+def killed(times: str = "20", rows: str = "300000", what: str = "release,score") -> dict[str, Any]:
     """SIGKILL at random moments; after each, readers see a whole table; in the end the same command finishes."""
-    from dpvae.audit.published import verify_table
-    from dpvae.data.lake import register
-
     pq.write_table(narrow(400_000), "people.parquet")
     typed("lake init warehouse demo=false")
     typed("lake copy people.parquet to=iceberg:demo.people")
     typed(f"train data=iceberg:demo.people run.name=k data.rows=100000 report.progress=quiet {' '.join(SMALL)}")
-    typed("audit run=k quick=true")
-    found: dict[str, Any] = {}
-    for what, line, table in (("release", f"release run=k rows={rows} to=iceberg:demo.synth", "iceberg:demo.synth"),
-                              ("score", "score run=k data=iceberg:demo.people to=iceberg:demo.scored contributions=0",
-                               "iceberg:demo.scored")):
-        wall, wanted = _once(line.replace("demo.", "trial.").replace("data=iceberg:trial.", "data=iceberg:demo.")), 0
-        moments, seen = sorted(random.Random(0).uniform(0.1, wall) for _ in range(int(times))), []
-        for moment in moments:
-            process = subprocess.Popen([sys.executable, "-m", "dpvae", *line.split()], stdout=subprocess.DEVNULL,
-                                       start_new_session=True)
-            time.sleep(moment)
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            held = register.home(table).held()
-            wanted = int(rows) if what == "release" else 400_000
-            there = sum(pq.read_metadata(file).num_rows for file in held.files) if held else 0
-            assert there in (0, wanted), there
-            assert what == "score" or not there or verify_table(table).ok
-            seen.append(there)
-        typed(line)
-        held = register.home(table).held()
-        assert held is not None
-        assert sum(pq.read_metadata(file).num_rows for file in held.files) == wanted
-        assert len(set(held.files)) == len(held.files)
-        found[what] = {"kills": len(moments), "whole_run_s": wall, "rows_seen_after_each": seen,
-                       "rows_in_the_end": wanted}
-    return found
+    lines = {"release": f"release run=k rows={rows} to=iceberg:demo.synth",
+             "score": "score run=k data=iceberg:demo.people to=iceberg:demo.scored contributions=0"}
+    wanted = {"release": int(rows), "score": 400_000}
+    return {step: _killed(step, lines[step], wanted[step], int(times)) for step in what.split(",")}
+
+
+def _killed(step: str, line: str, wanted: int, times: int) -> dict[str, Any]:
+    """One command killed again and again; its table holds all rows or none, and all of them in the end."""
+    from dpvae.audit.published import verify_table
+    from dpvae.data.lake import register
+
+    table = line.partition(" to=")[2].split()[0]
+    if step == "release":
+        typed("audit run=k quick=true")  # or each command would begin with it
+    wall = typed(line.replace(table, table.replace("demo.", "trial.")))["wall_s"]
+    moments, seen = sorted(random.Random(0).uniform(0.1, wall) for _ in range(times)), []
+    for moment in moments:
+        process = subprocess.Popen([sys.executable, "-m", "dpvae", *line.split()], stdout=subprocess.DEVNULL,
+                                   start_new_session=True)
+        time.sleep(moment)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        seen.append(_rows(register.home(table), wanted))
+        assert step == "score" or not seen[-1] or verify_table(table).ok
+    typed(line)
+    assert _rows(register.home(table), wanted) == wanted
+    return {"kills": times, "whole_run_s": wall, "rows_seen_after_each": seen, "rows_in_the_end": wanted}
+
+
+def _rows(home: Any, wanted: int) -> int:
+    """Rows that readers see: all that are ``wanted``, or none, and no file twice."""
+    held = home.held()
+    files = held.files if held is not None else ()
+    rows = sum(pq.read_metadata(file).num_rows for file in files)
+    assert rows in (0, wanted), rows
+    assert len(set(files)) == len(files)
+    return rows
 
 
 def stored(rows: str = "15000000", columns: str = "20", limit_mb: str = "600") -> dict[str, Any]:
@@ -242,11 +249,6 @@ def stored(rows: str = "15000000", columns: str = "20", limit_mb: str = "600") -
     assert files[0] == files[1]
     return {f"{count} rows x {width} columns": {
         "ulimit_d_mb": int(limit_mb), "codes_in_memory_mb": count * width * 8 >> 20, "same_bytes": True, **cost}}
-
-
-def _once(line: str) -> float:
-    """Seconds of one undisturbed command."""
-    return typed(line)["wall_s"]
 
 
 PARTS: dict[str, Callable[..., dict[str, Any]]] = {"sampling": sampling, "scoring": scoring, "whole": whole,

@@ -70,6 +70,11 @@ class Duck:
             found: pa.Schema = self._select(connection, 1, " LIMIT 0").schema
         return found
 
+    def row_count(self) -> int:
+        """Without reading a row, where it is a table; private where that is."""
+        with _connected(self.text, self.file) as connection:
+            return int(connection.sql(f"SELECT count(*) FROM {quoted(self.table)}").fetchall()[0][0])
+
     def batches(self, rows: int) -> Iterator[pa.RecordBatch]:
         with _connected(self.text, self.file) as connection:
             yield from self._select(connection, rows)

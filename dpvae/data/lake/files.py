@@ -157,6 +157,10 @@ class Csv:
     def schema(self) -> pa.Schema:
         return _as_text(list(self.columns or _csv_header(self.path)[0]))
 
+    def text_bytes(self) -> int:
+        """Of the file; private as a number of rows is."""
+        return self.path.stat().st_size
+
     def narrowed(self, columns: Sequence[str], where: Where | None) -> Csv:
         """See :class:`Narrowed`; every line is read all the same."""
         return replace(self, columns=tuple(columns))
@@ -182,6 +186,10 @@ class Json:
 
     def schema(self) -> pa.Schema:
         return _as_text(list(next(self._lines(), {})))
+
+    def text_bytes(self) -> int:
+        """Of the file; private as a number of rows is."""
+        return self.path.stat().st_size
 
     def batches(self, rows: int) -> Iterator[pa.RecordBatch]:
         schema, lines = self.schema(), self._lines()
@@ -228,6 +236,14 @@ class Folder:
         for part in self.parts[1:]:
             check_same(first, part.schema(), f"data={str(part.path)!r}", self.parts[0].path.name)
         return first
+
+    def row_count(self) -> int | None:
+        """Of Parquet files; private where the table is."""
+        return sum(part.row_count() for part in self.parts) if isinstance(self.parts[0], Parquet) else None
+
+    def text_bytes(self) -> int:
+        """Of files of text."""
+        return 0 if isinstance(self.parts[0], Parquet) else sum(part.text_bytes() for part in self.parts)
 
     def narrowed(self, columns: Sequence[str], where: Where | None) -> Source:
         """See :class:`Narrowed`."""
