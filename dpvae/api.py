@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dpvae.config import AuditConfig, ReleaseConfig, TrainConfig
-from dpvae.data.place import LAKES, dataset, scheme_of
+from dpvae.data.place import LAKES, dataset, scheme_of, shown
 from dpvae.errors import BudgetError, ConfigError, DPVAEError, RunError
 from dpvae.modalities import Result, Task, modality, released
 from dpvae.privacy.accountant import Epsilon
@@ -169,7 +169,7 @@ def release(config: ReleaseConfig | str | Path, model: Any = None, *, rows: int 
             publish.publish(run, str(to), rows=count, seed=seed, audit=lambda: audit(str(run), quick=True), **how)
         else:
             publish.into_database(run, str(to), rows=count, seed=seed, **how)
-        return str(to)
+        return shown(str(to))
     writer = made.writer(run / "public", count, seed=seed, **how)
     also = isinstance(config, ReleaseConfig) and config.with_model
     folder = write_release(run, writer, rows=count, to=Path(to), seed=seed, model=also)

@@ -70,6 +70,8 @@ class DataConfig:
     kind: str = "table"  # of record: a module of dpvae/modalities
     path: str | None = None  # a CSV or Parquet file; None: rows are handed over in Python
     builtin: str | None = None  # name of a table that ships inside the package
+    columns: str | None = None  # of the table, such as age,city: no other is read; None: all
+    where: str | None = None  # rows that take part, such as "age >= 18": public, and on the certificate; None: all
     target: str | None = None  # a column to be predicted from the others; its tables weigh more
     rows: int | None = None  # public row count; None: measured with noise and charged
     schema: str | None = None  # YAML of public columns, bounds, categories; None: surveyed and charged
@@ -100,6 +102,9 @@ class DataConfig:
         if self.rows is not None:
             checks.whole(2, **{"data.rows": self.rows})
             _at_most(MAX_ROWS, **{"data.rows": self.rows})
+        if self.kind != "table" and (self.columns is not None or self.where is not None):
+            raise ConfigError(f"data.{'where' if self.columns is None else 'columns'}: expected data.kind=table; "
+                              f"{self.kind} are read whole")
         if self.path and self.builtin:
             raise ConfigError(f"data.path={self.path!r} and data.builtin={self.builtin!r}: expected one of the two")
 

@@ -45,7 +45,7 @@ from dpvae.train.checkpoint import write_bytes
 KNOBS = {"epsilon": "privacy.epsilon", "delta": "privacy.delta", "rows": "data.rows", "target": "data.target",
          "trainer": "trainer.name", "seed": "run.seed", "ledger": "ledger.url", "dataset": "ledger.dataset",
          "runs": "run.root", "run_name": "run.name", "device": "performance.device", "progress": "report.progress"}
-HANDED_OVER = ("data.path", "data.builtin", "data.schema")  # by fit
+HANDED_OVER = ("data.path", "data.builtin", "data.schema", "data.columns")  # by fit
 
 
 class DPVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, BaseEstimator):

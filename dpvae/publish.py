@@ -54,7 +54,7 @@ def publish(run: Path, to: str, *, rows: int, seed: int, engine: str = "local", 
         folder = there.folder() / name
         _sweep(folder)
         if not folder.is_dir():
-            writer = table_writer(run / "public", rows, seed=seed, engine=engine, workers=workers, stored=True)
+            writer = table_writer(run / "public", rows, seed=seed, engine=engine, workers=workers, stored=there.ids())
             write_release(run, writer, rows=rows, to=folder, seed=seed)
         held = there.held()
         if held is not None and held.marks.get(marks.RELEASE) == name and verify_table(to).ok:

@@ -130,6 +130,7 @@ def _try(config: TrainConfig, epsilon: float, train: Table, test: Table, quantil
         made = api.train(replace(
             spent, trainer=trainer, report=replace(config.report, progress="quiet"),
             data=replace(config.data, builtin=None, path=str(place), rows=train.rows, outside="clip",
+                         where=None,  # which the made-up rows fulfil
                          schema=config.data.schema or _builtin_schema(config)),
             run=replace(config.run, root=folder, name="stand-in"), sweep=replace(config.sweep, public=None),
             ledger=replace(config.ledger, url=None, cap_epsilon=None, cap_delta=None)))

@@ -5,16 +5,20 @@
     python scripts/bench_lake.py scoring rows=15000000               # of an Iceberg table of 8 numbers
     python scripts/bench_lake.py whole rows=1000000                  # acs_income_2018, replicated: train .. score
     python scripts/bench_lake.py killed times=20                     # SIGKILL while releasing and while scoring
+    python scripts/bench_lake.py stored limit_mb=600                 # training under ulimit -d, and in memory
 
 Each part writes its own section of reports/bench/lake.json, and reports/bench/lake.md is made of them. Memory is the
-largest sum of the resident sets of all processes, looked at ten times a second; time is wall and CPU time.
+largest sum over all processes, looked at ten times a second: resident (rss), and with the pages that they share counted
+once (pss, which is what the machine must have). Time is wall and CPU time.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -38,28 +42,43 @@ SMALL = ["model.components=64", "model.latent_dim=8", "trainer.fit_steps=100", "
 def typed(line: str, **named: Any) -> dict[str, float]:
     """Run one command to its end; seconds, CPU seconds and peak memory of it and its children."""
     print(f"$ dpvae {line}", flush=True)
-    before, started, peak = os.times(), time.perf_counter(), 0
+    before, started, rss, pss = os.times(), time.perf_counter(), 0, 0
     process = subprocess.Popen([sys.executable, "-m", "dpvae", *line.split()], **named)
     while process.poll() is None:
-        peak = max(peak, resident(process.pid))
+        family = processes(process.pid)
+        rss, pss = max(rss, sum(map(resident, family))), max(pss, sum(map(proportional, family)))
         time.sleep(0.1)
     after = os.times()
     if process.returncode:
         raise SystemExit(f"dpvae {line}: exit code {process.returncode}")
     used = after.children_user + after.children_system - before.children_user - before.children_system
-    return {"wall_s": round(time.perf_counter() - started, 1), "cpu_s": round(used, 1), "peak_mb": peak >> 20}
+    return {"wall_s": round(time.perf_counter() - started, 1), "cpu_s": round(used, 1), "peak_rss_mb": rss >> 20,
+            "peak_pss_mb": pss >> 20}
+
+
+def processes(pid: int) -> list[int]:
+    """A process and all below it."""
+    found = [pid]
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            found += [each for child in task.read_text().split() for each in processes(int(child))]
+    return found
 
 
 def resident(pid: int) -> int:
-    """Resident bytes of a process and all below it."""
-    total = 0
-    try:
-        total += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            total += sum(map(resident, map(int, (task / "children").read_text().split())))
-    except (OSError, IndexError):
-        pass
-    return total
+    """Resident bytes; 0 of a process that is gone."""
+    with contextlib.suppress(OSError, IndexError):
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0
+
+
+def proportional(pid: int) -> int:
+    """Resident bytes, a page that n processes share counted as 1/n."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) << 10
+    return 0
 
 
 def narrow(rows: int) -> pa.Table:
@@ -159,51 +178,81 @@ def whole(rows: str = "1000000", settings: str = "", scoring: str = "") -> dict[
     return {f"{count} rows x {len(table.column_names)} columns": found}
 
 
-def killed(times: str = "20", rows: str = "300000") -> dict[str, Any]:
+def killed(times: str = "20", rows: str = "300000", what: str = "release,score") -> dict[str, Any]:
     """SIGKILL at random moments; after each, readers see a whole table; in the end the same command finishes."""
-    from dpvae.audit.published import verify_table
-    from dpvae.data.lake import register
-
     pq.write_table(narrow(400_000), "people.parquet")
     typed("lake init warehouse demo=false")
     typed("lake copy people.parquet to=iceberg:demo.people")
     typed(f"train data=iceberg:demo.people run.name=k data.rows=100000 report.progress=quiet {' '.join(SMALL)}")
-    typed("audit run=k quick=true")
-    found: dict[str, Any] = {}
-    for what, line, table in (("release", f"release run=k rows={rows} to=iceberg:demo.synth", "iceberg:demo.synth"),
-                              ("score", "score run=k data=iceberg:demo.people to=iceberg:demo.scored contributions=0",
-                               "iceberg:demo.scored")):
-        wall, wanted = _once(line.replace("demo.", "trial.").replace("data=iceberg:trial.", "data=iceberg:demo.")), 0
-        moments, seen = sorted(random.Random(0).uniform(0.1, wall) for _ in range(int(times))), []
-        for moment in moments:
-            process = subprocess.Popen([sys.executable, "-m", "dpvae", *line.split()], stdout=subprocess.DEVNULL,
-                                       start_new_session=True)
-            time.sleep(moment)
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            held = register.home(table).held()
-            wanted = int(rows) if what == "release" else 400_000
-            there = sum(pq.read_metadata(file).num_rows for file in held.files) if held else 0
-            assert there in (0, wanted), there
-            assert what == "score" or not there or verify_table(table).ok
-            seen.append(there)
-        typed(line)
-        held = register.home(table).held()
-        assert held is not None
-        assert sum(pq.read_metadata(file).num_rows for file in held.files) == wanted
-        assert len(set(held.files)) == len(held.files)
-        found[what] = {"kills": len(moments), "whole_run_s": wall, "rows_seen_after_each": seen,
-                       "rows_in_the_end": wanted}
-    return found
+    lines = {"release": f"release run=k rows={rows} to=iceberg:demo.synth",
+             "score": "score run=k data=iceberg:demo.people to=iceberg:demo.scored contributions=0"}
+    wanted = {"release": int(rows), "score": 400_000}
+    return {step: _killed(step, lines[step], wanted[step], int(times)) for step in what.split(",")}
 
 
-def _once(line: str) -> float:
-    """Seconds of one undisturbed command."""
-    return typed(line)["wall_s"]
+def _killed(step: str, line: str, wanted: int, times: int) -> dict[str, Any]:
+    """One command killed again and again; its table holds all rows or none, and all of them in the end."""
+    from dpvae.audit.published import verify_table
+    from dpvae.data.lake import register
+
+    table = line.partition(" to=")[2].split()[0]
+    if step == "release":
+        typed("audit run=k quick=true")  # or each command would begin with it
+    wall = typed(line.replace(table, table.replace("demo.", "trial.")))["wall_s"]
+    moments, seen = sorted(random.Random(0).uniform(0.1, wall) for _ in range(times)), []
+    for moment in moments:
+        process = subprocess.Popen([sys.executable, "-m", "dpvae", *line.split()], stdout=subprocess.DEVNULL,
+                                   start_new_session=True)
+        time.sleep(moment)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        seen.append(_rows(register.home(table), wanted))
+        assert step == "score" or not seen[-1] or verify_table(table).ok
+    typed(line)
+    assert _rows(register.home(table), wanted) == wanted
+    return {"kills": times, "whole_run_s": wall, "rows_seen_after_each": seen, "rows_in_the_end": wanted}
+
+
+def _rows(home: Any, wanted: int) -> int:
+    """Rows that readers see: all that are ``wanted``, or none, and no file twice."""
+    held = home.held()
+    files = held.files if held is not None else ()
+    rows = sum(pq.read_metadata(file).num_rows for file in files)
+    assert rows in (0, wanted), rows
+    assert len(set(files)) == len(files)
+    return rows
+
+
+def stored(rows: str = "15000000", columns: str = "20", limit_mb: str = "600") -> dict[str, Any]:
+    """The same run with its rows on disk and its writable memory limited, and in memory: byte by byte the same model.
+
+    A folder names one file of a million rows as often as it takes. In memory a cell's code takes 8 bytes.
+    """
+    count, width, limit = int(rows), int(columns), int(limit_mb) << 20
+    most = min(count, 1_000_000)
+    rng = np.random.default_rng(0)
+    hidden = rng.normal(size=most)
+    pq.write_table(pa.table({f"x{j}": (hidden * (j % 3) + rng.normal(size=most)).round(1).clip(-9, 9)
+                             for j in range(width)}), "part.parquet")
+    Path("table").mkdir()
+    for part in range(-(-count // most)):
+        os.link("part.parquet", f"table/{part:05d}.parquet")
+    Path("table.yaml").write_text("columns:\n" + "".join(
+        f"  x{j}: {{kind: continuous, min: -9, max: 9, decimals: 1, missing: false}}\n" for j in range(width)))
+    line = (f"train data=table/ data.schema=table.yaml data.rows={count} privacy.secret_seed=1 privacy.epsilon=3 "
+            f"report.progress=quiet performance.threads=1 {' '.join(SMALL)} ")
+    cost = {"on disk": typed(line + "run.name=disk performance.stored=always",
+                             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))),
+            "in memory": typed(line + "run.name=memory performance.stored=never")}
+    files = [[Path(f"runs/{name}/public/{file}").read_bytes() for file in ("model.safetensors", "events.jsonl")]
+             for name in ("disk", "memory")]
+    assert files[0] == files[1]
+    return {f"{count} rows x {width} columns": {
+        "ulimit_d_mb": int(limit_mb), "codes_in_memory_mb": count * width * 8 >> 20, "same_bytes": True, **cost}}
 
 
 PARTS: dict[str, Callable[..., dict[str, Any]]] = {"sampling": sampling, "scoring": scoring, "whole": whole,
-                                                   "killed": killed}
+                                                   "killed": killed, "stored": stored}
 
 
 def write_report(part: str, line: str, found: dict[str, Any]) -> None:
@@ -215,15 +264,32 @@ def write_report(part: str, line: str, found: dict[str, Any]) -> None:
     for name, values in found.items():
         section[name] = {"command": line, **values} if isinstance(values, dict) else values
     path.write_text(json.dumps(numbers, indent=1) + "\n")
-    lines = ["<!-- python scripts/bench_lake.py sampling|scoring|whole|killed -->", "# The lakehouse, measured", ""]
+    lines = [f"<!-- python scripts/bench_lake.py {'|'.join(PARTS)} -->", "# The lakehouse, measured", ""]
     for name, sections in numbers.items():
         if not isinstance(sections, dict):
             continue
         lines += [f"## {name}", ""]
         for title, values in sections.items():
             lines += [f"**{title}** (`{values.get('command')}`)", ""]
-            lines += [f"- {key}: {value}" for key, value in values.items() if key != "command"] + [""]
+            lines += [f"- {key}: {shown(value)}" for key, value in values.items() if key != "command"] + [""]
+        lines += billion(sections) if name == "sampling" and len(sections) > 1 else []
     (REPORT / "lake.md").write_text("\n".join(lines))
+
+
+def billion(points: dict[str, Any]) -> list[str]:
+    """10^9 rows, on the line through the shortest and the longest release that were measured alike."""
+    measured = sorted((int(title.split()[0]), cost) for title, cost in points.items() if "local, 2" in title)
+    (few, low), (many, high) = measured[0], measured[-1]
+    cpu, wall = ((high[each] - low[each]) / (many - few) for each in ("cpu_s", "wall_s"))
+    return [f"**10^9 rows, on the line through {few} and {many}**: {low['cpu_s'] + cpu * 1e9:,.0f} CPU seconds, "
+            f"{(low['wall_s'] + wall * 1e9) / 60:.0f} minutes, in the same memory. Every shard of 65,536 rows is drawn "
+            "by itself and written before the next, so a worker holds one, whatever follows; what grows is the list of "
+            "files: 1,908 names and digests.", ""]
+
+
+def shown(value: Any) -> str:
+    """A number, a list, or named numbers in one line."""
+    return "; ".join(f"{k} {shown(v)}" for k, v in value.items()) if isinstance(value, dict) else str(value)
 
 
 def main(arguments: list[str]) -> None:

@@ -113,7 +113,7 @@ def config_of(source: Source) -> TrainConfig:
         raise RunError(f"run={source.name}: public/config.json is missing; train it again to have it audited")
     try:
         plain = {name: dict(group) for name, group in source.config.items()}
-        plain["data"] |= {"path": None, "schema": None}
+        plain["data"] |= {"path": None, "schema": None, "columns": None, "where": None}  # its rows are chosen already
         plain["privacy"]["secret_seed"] = None
         plain["run"]["root"] = "runs"
         if source.schema.get("kind", "table") != "table":  # a twin has too few records to find its classes in

@@ -18,19 +18,18 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 
-from dpvae.data.dtypes import float_range, int_range, is_text
+from dpvae.data.dtypes import TICKS, float_range, int_range, is_text
 from dpvae.data.lake import CSV, Cells
 from dpvae.data.schema import EPOCH, FULL, Category, Column
 
 TRUE = ("true", "t", "yes", "y", "1")
 FALSE = ("false", "f", "no", "n", "0")
-_TICKS = {"s": 1, "ms": 1000, "us": 10**6, "ns": 10**9}
 
 
 def ticks_per_second(dtype: str) -> float:
     """Of a timestamp or date column; dates tick once a day."""
     found = re.search(r"timestamp\[(\w+)", dtype)
-    return _TICKS[found[1]] if found else 1 / 86400
+    return TICKS[found[1]] if found else 1 / 86400
 
 
 # ---- in ---------------------------------------------------------------------------------------------------------

@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+TICKS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}  # of a timestamp, per second
+
 
 def is_text(dtype: str) -> bool:
     """Whether cells of this type are strings (CSV cells included)."""

@@ -17,6 +17,7 @@ Place(scheme='duckdb', name='dev.db', version=None, table='orders')
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +62,15 @@ def split(text: str) -> Place:
     if at and not version:
         raise DataError(f"{text!r}: expected a snapshot, a branch or a version after @, or no @")
     return _checked(text, Place(scheme, name, version or None))
+
+
+def shown(text: str) -> str:
+    """The name as it may be printed: a password in it is not.
+
+    >>> shown("postgresql://me:secret@host/db"), shown("postgresql://me@host/db"), shown("delta:a/b")
+    ('postgresql://me:***@host/db', 'postgresql://me@host/db', 'delta:a/b')
+    """
+    return re.sub(r"(://[^/@:]*:)[^/]*@", r"\1***@", text)
 
 
 def _checked(text: str, place: Place) -> Place:

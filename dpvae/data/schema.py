@@ -175,6 +175,8 @@ class Schema:
     columns: tuple[Column, ...]
     target: str | None = None
     constraints: tuple[Constraint, ...] = ()  # what every released row fulfils; declared, so public
+    where: str | None = None  # the condition under which a row of the table took part; declared too
+    chosen: bool = False  # whether the table has columns besides these, which were not read
 
     def __post_init__(self) -> None:
         if self.target is not None and self.target not in self.names:
@@ -195,15 +197,18 @@ class Schema:
     @classmethod
     def from_dict(cls, mapping: Mapping[str, Any]) -> Self:
         """The inverse of :meth:`to_dict`."""
-        if set(mapping) - {"columns", "target", "constraints"} or "columns" not in mapping:
-            raise SchemaError(f"schema keys={sorted(mapping)}: expected columns, target and constraints")
+        if set(mapping) - {f.name for f in dataclasses.fields(cls)} or "columns" not in mapping:
+            raise SchemaError(f"schema keys={sorted(mapping)}: expected columns, target, constraints, where and chosen")
         return cls(tuple(Column.from_dict(c) for c in mapping["columns"]), mapping.get("target"),
-                   tuple(Constraint.from_dict(c) for c in mapping.get("constraints", ())))
+                   tuple(Constraint.from_dict(c) for c in mapping.get("constraints", ())),
+                   mapping.get("where"), bool(mapping.get("chosen", False)))
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON knows it: what a run's ``schema.json`` holds."""
-        held = {"constraints": [rule.to_dict() for rule in self.constraints]} if self.constraints else {}
-        return {"target": self.target, "columns": [column.to_dict() for column in self.columns], **held}
+        held: dict[str, Any] = {"constraints": [rule.to_dict() for rule in self.constraints], "where": self.where,
+                                "chosen": self.chosen}
+        return {"target": self.target, "columns": [column.to_dict() for column in self.columns],
+                **{key: value for key, value in held.items() if value}}
 
     def digest(self) -> str:
         """SHA-256 of the canonical JSON."""
@@ -239,6 +244,14 @@ class Schema:
     def with_target(self, target: str | None) -> Schema:
         """The same columns with another one to be predicted; it must be one of them."""
         return dataclasses.replace(self, target=target)
+
+    def only(self, names: Sequence[str]) -> Schema:
+        """The columns among ``names``, and what is said of these alone: a target or a constraint goes with its columns.
+        """
+        target = self.target if self.target in names else None
+        rules = tuple(rule for rule in self.constraints if set(rule.columns) <= set(names))
+        columns = tuple(column for column in self.columns if column.name in names)
+        return dataclasses.replace(self, columns=columns, target=target, constraints=rules)
 
     def with_missing(self) -> Schema:
         """Every declared column gets a code for missing cells: what ``outside=missing`` needs."""

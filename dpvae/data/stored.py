@@ -31,6 +31,7 @@ from dpvae.errors import DataError
 
 PIECE = 2**18  # rows
 NOTES = "pieces.jsonl"
+TEXT = 8.0  # bytes that a cell of text takes in memory, for each in its file: eight of a pointer, fifty of a short text
 
 
 class Stored:
@@ -241,12 +242,16 @@ def parts_of(codes: Any, rows: int = PIECE) -> Iterator[np.ndarray]:
 
 def place_of(source: Any, root: Path) -> Path:
     """The folder for the pieces of ``source``: the same for the same source, so that a killed pass is found again."""
-    origin = lake.origin(source)
+    origin, named, part = lake.origin(source), source, ""
+    if isinstance(source, lake.Selected):
+        named, part = source.place, str(source)
     if origin is None:
-        path = Path(source).absolute()
-        found = path.stat()
-        origin = {"path": str(path), "bytes": found.st_size, "changed": found.st_mtime_ns}
-    text = json.dumps([origin, os.environ.get("RANK", "0")], sort_keys=True)
+        known = lake.place.split(str(named)) if lake.place.scheme_of(str(named)) else None
+        path = Path(known.name if known else named).absolute()
+        files = {str(file): file.stat() for file in [path, *sorted(path.rglob("*"))]}  # a folder's time may stay
+        origin = {name: [found.st_size, found.st_mtime_ns] for name, found in files.items()}
+        part += f" of {known.table}" if known else ""
+    text = json.dumps([origin, os.environ.get("RANK", "0"), part], sort_keys=True)
     return root / f".stored-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
@@ -254,5 +259,5 @@ def bytes_in_memory(source: Any) -> float:
     """What reading ``source`` whole would take, roughly; 0 where nothing says so. Private: it decides where rows are
     kept, and nothing else."""
     rows = lake.row_count(source)
-    return 0.0 if rows is None else rows * len(lake.header(source)) * 9.0
+    return lake.text_bytes(source) * TEXT if rows is None else rows * len(lake.header(source)) * 9.0
 

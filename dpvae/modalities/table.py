@@ -20,6 +20,7 @@ from dpvae.data.schema import Schema
 from dpvae.data.stored import CodeShards, Stored, bytes_in_memory, place_of
 from dpvae.data.survey import Survey, survey, survey_steps
 from dpvae.data.table import TableCodec, validate
+from dpvae.data.where import parse
 from dpvae.errors import ConfigError
 from dpvae.modalities import TableWriter
 from dpvae.privacy.events import Event
@@ -41,7 +42,7 @@ def plan(config: TrainConfig) -> Plan:
 
 def prepare(config: TrainConfig, source: Any = None) -> TableTask:
     """The rows of ``source`` or of the file that ``config`` names, checked against what is declared of them."""
-    source = source if source is not None else lake.pinned(source_of(config.data))
+    source = lake.pinned(source_of(config.data)) if source is None else part_of(source, config.data)
     schema = schema_of(config.data, lake.header(source))
     planned = _plan(config, schema)
     rows = _rows(config, source)
@@ -259,7 +260,7 @@ class TableResult:
 def _rows(config: TrainConfig, source: Any) -> Table | Stored:
     """The rows, in memory where they fit and on disk where they do not: the same run either way."""
     where = config.performance.stored
-    named = isinstance(source, str | Path | lake.Versioned)
+    named = isinstance(source, str | Path | lake.Versioned) or (isinstance(source, lake.Selected) and source.place)
     if where == "never" or not named or (where == "auto" and bytes_in_memory(source) < IN_MEMORY):
         if where == "always":
             raise ConfigError("performance.stored=always: expected a file or a lake table; this one is in memory")
@@ -287,19 +288,30 @@ def _fingerprint(table: Table | Stored) -> bytes:
 
 
 def source_of(data: DataConfig) -> Any:
-    """The file that a configuration names."""
+    """The file that a configuration names, or the part of it that takes part."""
     if data.builtin is not None:
-        return builtin.path(data.builtin)
+        return part_of(builtin.path(data.builtin), data)
     if data.path is None:
         raise ConfigError("data.path=null: expected a table; try data=adult, or data=path/to/table.csv")
-    return data.path
+    return part_of(data.path, data)
+
+
+def part_of(source: Any, data: DataConfig) -> Any:
+    """The columns and rows of ``source`` that a configuration asks for; of neither, ``source`` itself."""
+    if data.columns is None and data.where is None:
+        return source
+    return lake.selected(source, columns=data.columns, where=data.where)
 
 
 def schema_of(data: DataConfig, header: tuple[tuple[str, str], ...]) -> Schema:
     """What is publicly known about the table: declared in YAML, or nothing but its header."""
     declared = data.schema or (str(builtin.schema(data.builtin)) if data.builtin else None)
-    schema = Schema.from_yaml(declared).bind(header) if declared else Schema.undeclared(header, data.target)
+    known = Schema.from_yaml(declared) if declared else None
+    if known is not None and data.columns is not None:
+        known = known.only([name for name, _ in header])
+    schema = known.bind(header) if known is not None else Schema.undeclared(header, data.target)
     schema = schema.with_target(data.target if data.target is not None else schema.target)
+    schema = replace(schema, chosen=data.columns is not None, where=str(parse(data.where)) if data.where else None)
     return schema.with_missing() if data.outside == "missing" else schema
 
 

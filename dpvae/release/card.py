@@ -22,7 +22,7 @@ TASKS = {"table": ("tabular-classification", "tabular"), "images": ("image-class
 
 def card(certificate: Certificate, schema: Mapping[str, Any]) -> str:
     """The card as Markdown with the hub's YAML block on top."""
-    parts = [_metadata(certificate, schema), _guarantee(certificate), _columns(schema), _accesses(certificate),
+    parts = [_metadata(certificate, schema), _guarantee(certificate, schema), _columns(schema), _accesses(certificate),
              _use(certificate), _gaps(certificate), _check()]
     return "\n\n".join(parts) + "\n"
 
@@ -45,8 +45,9 @@ def _size(rows: int) -> str:
     return next((name for most, name in SIZES if rows < most), "n>10M")
 
 
-def _guarantee(certificate: Certificate) -> str:
-    claim = certificate.claim
+def _guarantee(certificate: Certificate, schema: Mapping[str, Any]) -> str:
+    claim, where = certificate.claim, schema.get("where")
+    some = f" Only rows where {escape(where)} took part." if isinstance(where, str) else ""
     risk = claim.risk
     table = _table(("An attacker who knows every other record", "can reach at most"), [
         ("share of right guesses about membership, at even odds", percent(risk.right_guesses_at_even_odds, 2)),
@@ -58,7 +59,7 @@ def _guarantee(certificate: Certificate) -> str:
     ])
     return (f"# {escape(certificate.lineage.run)}: synthetic rows\n\n**{escape(certificate.sentence)}**\n\n"
             f"{certificate.scope.rows_released} rows drawn from a variational autoencoder trained under differential "
-            f"privacy on a table of {certificate.scope.rows:.15g} rows ({certificate.scope.rows_source}). "
+            f"privacy on a table of {certificate.scope.rows:.15g} rows ({certificate.scope.rows_source}).{some} "
             f"Each row is drawn from the model; none is copied from the data.\n\n{table}")
 
 

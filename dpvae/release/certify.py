@@ -94,7 +94,9 @@ def _per_unit(unit: str, schema: Mapping[str, Any]) -> str:
     most = schema.get("per_unit")
     if isinstance(most, int) and not isinstance(most, bool):
         return f"{most}: records of one {unit} beyond that take no part"
-    return f"1: one {unit} is one record; how many records a person has is not enforced"
+    where = schema.get("where")
+    some = f" of those where {where}, and any other takes no part" if isinstance(where, str) else ""
+    return f"1: one {unit} is one record{some}; how many records a person has is not enforced"
 
 
 def _mechanism(facts: Facts, events: Sequence[Event]) -> Mechanism:
@@ -131,6 +133,10 @@ def public_inputs(schema: Mapping[str, Any], facts: Facts) -> tuple[str, ...]:
     lines = ["column names, types and order"]
     if facts.rows_source == "declared":
         lines.append(f"row count {facts.rows:.15g}")
+    if isinstance(where := schema.get("where"), str):
+        lines.append(f"the condition on rows: {where}")
+    if schema.get("chosen") is True:
+        lines.append("the choice of columns: the table has others, which were not read")
     if isinstance(target := schema.get("target"), str):
         lines.append(f"target column {target}")
     for name, column in schema_columns(schema):

@@ -101,6 +101,7 @@ class Job:
     settings: Settings
     reopen: Callable[[], Any]  # the source, in a process that knows no catalog
     folder: Path
+    ids: Mapping[str, int]  # of the columns of the table of scores
 
     def __call__(self) -> Callable[[str], tuple[str, int]]:
         torch.set_num_threads(1)
@@ -115,7 +116,7 @@ class Job:
         """Score one data file, unless that was done; (where, rows)."""
         target = self.target(part)
         if not target.is_file():
-            with lake.appending(target, "parquet", stored=True) as append:
+            with lake.appending(target, "parquet", stored=self.ids) as append:
                 for batch in source.of_part(part, ROWS_AT_ONCE):
                     append(scorer.score_batch(batch))
         return str(target), rows_of(target) if target.is_file() else 0
@@ -144,7 +145,7 @@ def score_table(publics: Sequence[Path], settings: Settings, table: str, to: str
     with alone(there):
         folder = there.folder() / f"scores-{digest[:12]}"
         folder.mkdir(exist_ok=True)
-        job = Job(tuple(p.absolute() for p in publics), settings, source.portable(), folder)
+        job = Job(tuple(p.absolute() for p in publics), settings, source.portable(), folder, there.ids())
         done = dict(mapped(job, new, engine=engine, workers=workers))
         now = there.held()
         if held is not None and now is not None and now.version != held.version:

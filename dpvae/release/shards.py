@@ -69,7 +69,7 @@ class Job:
     rows: int
     seed: int
     marks: Mapping[str, str]
-    stored: bool  # types of a lake table instead of the original ones
+    stored: Mapping[str, int] | None  # of a lake table: its numbers of the columns, and its types; None: original types
 
     def __call__(self) -> Callable[[int], Part]:
         torch.set_num_threads(1)
@@ -111,12 +111,12 @@ def _check_room(job: Job) -> None:
 
 
 def table_writer(public: Path, rows: int, *, seed: int, engine: str = "local", workers: int | None = None,
-                 stored: bool = False) -> Callable[[Path, Mapping[str, str]], Mapping[str, Any]]:
+                 stored: Mapping[str, int] | None = None) -> Callable[[Path, Mapping[str, str]], Mapping[str, Any]]:
     """What :func:`dpvae.release.bundle.write_release` calls to fill its data folder."""
 
     def write(folder: Path, marks: Mapping[str, str]) -> Mapping[str, Any]:
         # beside its certificate a file is the same whenever it is drawn; in a lake it must name it by digest
-        said = marks if stored else {name: value for name, value in marks.items() if name != CERTIFICATE}
+        said = marks if stored is not None else {name: value for name, value in marks.items() if name != CERTIFICATE}
         job = Job(public.absolute(), folder.absolute(), rows, seed, said, stored)
         if len(job.parts) > 1:
             _check_room(job)

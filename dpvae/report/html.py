@@ -46,6 +46,7 @@ def _guarantee(numbers: dict[str, Any]) -> str:
         ("interval", f'{meaning.decimals(claim["lower"], up=False)} to {upper}'),
         ("delta", f'{claim["delta"]:.3g}'), ("unit", f'one {claim["unit"]}, {relation}'),
         ("rows", f'{claim["rows"]:,.0f} ({claim["rows_source"]})'),
+        *([("rows that take part", claim["where"])] if "where" in claim else []),
     ])
     rows = [("PLD", prices["pld"], prices["pld"]), ("PRV bracket", prices["prv_lower"], prices["prv_upper"]),
             ("RDP", prices["rdp"], prices["rdp"])]

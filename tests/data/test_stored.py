@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 
@@ -22,8 +23,9 @@ from dpvae.config import (
     TrainerConfig,
 )
 from dpvae.data import lake, stored
+from dpvae.data.lake import verb
 from dpvae.data.schema import Schema
-from dpvae.data.stored import CodeShards, Stored, parts_of
+from dpvae.data.stored import CodeShards, Stored, bytes_in_memory, parts_of, place_of
 from dpvae.data.survey import survey, survey_steps
 from dpvae.data.table import TableCodec
 from dpvae.errors import ConfigError
@@ -143,3 +145,32 @@ def test_pieces_are_kept_where_that_was_asked_for(path: Path, tmp_path: Path) ->
 def test_what_cannot_be_stored_says_so(path: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="this one is in memory"):
         api.train(config(path, tmp_path, stored="always"), pq.read_table(path))
+
+
+def test_what_a_table_would_take_in_memory_is_known_of_every_kind(path: Path, tmp_path: Path) -> None:
+    table = pq.read_table(path)
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    for part in range(2):
+        pq.write_table(table, folder / f"{part}.parquet")
+    pacsv.write_csv(table, tmp_path / "t.csv")
+    verb.copy(str(path), f"duckdb:{tmp_path}/t.db?table=t")
+    cells = table.num_rows * table.num_columns
+    assert bytes_in_memory(path) == bytes_in_memory(f"duckdb:{tmp_path}/t.db") == cells * 9.0
+    assert place_of(f"duckdb:{tmp_path}/t.db", tmp_path) != place_of(f"duckdb:{tmp_path}/t.db?table=t", tmp_path)
+    assert bytes_in_memory(folder) == 2 * cells * 9.0
+    assert bytes_in_memory(tmp_path / "t.csv") == (tmp_path / "t.csv").stat().st_size * 8.0
+    assert bytes_in_memory(lake.selected(path, columns="name", where=None)) == table.num_rows * 9.0
+
+
+def test_pieces_of_a_folder_are_not_taken_for_those_of_a_changed_one(path: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    pq.write_table(pq.read_table(path), folder / "0.parquet")
+    before, stamp = place_of(folder, tmp_path), folder.stat()
+    assert place_of(folder, tmp_path) == before
+    assert place_of(lake.selected(folder, columns="name", where=None), tmp_path) != before
+    with (folder / "0.parquet").open("r+b") as file:
+        file.write(b"PAR1")
+    assert folder.stat().st_mtime_ns == stamp.st_mtime_ns
+    assert place_of(folder, tmp_path) != before

@@ -6,6 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
+import duckdb
 import pyarrow.parquet as pq
 import pytest
 from lakehouse import PEOPLE, SYNTH, grow, make, passed, people, train, typed, values
@@ -245,3 +246,31 @@ def test_without_a_catalog_the_way_to_one_is_told(tmp_path: Path, monkeypatch: p
         assert "dpvae lake init" in err
         assert err.count("\n") == 1
     assert os.listdir() == []
+
+
+@pytest.mark.parametrize("kind", ["duckdb", "sqlite", "postgresql"])
+def test_a_test_database_has_the_types_of_the_table_and_what_vouches_for_it(
+        here: Path, kind: str, request: pytest.FixtureRequest) -> None:
+    import sqlalchemy as sa
+
+    to = request.getfixturevalue("cluster").new_database() if kind == "postgresql" else f"{kind}:dev.db"
+    assert typed(f"release run=one rows=50 to={to}") == 0
+    if kind == "duckdb":
+        with duckdb.connect("dev.db") as held:
+            types = {row[0]: row[1] for row in held.execute("DESCRIBE people").fetchall()}
+            rows = held.execute("SELECT count(*), min(age) FROM people").fetchall()[0]
+            notes = dict(held.execute("SELECT name, content FROM dpvae_release").fetchall())
+    else:
+        engine = sa.create_engine("sqlite:///dev.db" if kind == "sqlite" else to.replace("://", "+psycopg://", 1))
+        with engine.connect() as held:
+            types = {column["name"]: str(column["type"]) for column in sa.inspect(held).get_columns("people")}
+            rows = held.execute(sa.text("SELECT count(*), min(age) FROM people")).one()
+            notes = dict(map(tuple, held.execute(sa.text("SELECT name, content FROM dpvae_release"))))
+        engine.dispose()
+    assert (types["age"], types["city"]) == ("BIGINT", "VARCHAR" if kind == "duckdb" else "TEXT")
+    assert types["pay"].startswith("DOUBLE")
+    assert rows[0] == 50
+    assert rows[1] >= 0
+    certificate = Certificate.from_bytes(notes["certificate.json"].encode())
+    assert certificate.scope.rows_released == 50
+    assert {"events.jsonl", "schema.json"} <= set(notes)

@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from lakehouse import people, typed
+from pyiceberg.types import StringType
+from servers import Cluster
 
 from dpvae.data import lake
 from dpvae.data.lake import iceberg, register
@@ -68,6 +70,37 @@ def test_a_database_gets_the_types_of_the_columns(here: Path) -> None:
     with duckdb.connect("dev.db") as connection:
         found = dict(row[:2] for row in connection.execute("DESCRIBE types").fetchall())
     assert (found["small"], found["price"], found["kind"]) == ("SMALLINT", "DECIMAL(10,2)", "VARCHAR")
+
+
+def test_a_postgresql_server_gets_the_types_and_the_rows(here: Path, cluster: Cluster) -> None:
+    import psycopg
+
+    url = cluster.new_database()
+    assert typed(f"lake copy types.parquet to={url}?table=types") == 0
+    assert typed(f"lake copy types.parquet to={url}?table=types") == 2
+    with psycopg.connect(url) as connection:
+        found = dict(connection.execute("SELECT column_name, data_type FROM information_schema.columns "
+                                        "WHERE table_name = 'types'").fetchall())
+        rows = connection.execute("SELECT * FROM types").fetchall()
+    assert found == {"small": "smallint", "big": "bigint", "price": "numeric", "share": "double precision",
+                     "name": "text", "kind": "text", "seen": "boolean", "day": "date",
+                     "at": "timestamp without time zone"}
+    assert sorted(rows, key=repr) == sorted((tuple(row.values()) for row in TYPES.to_pylist()), key=repr)
+    assert typed(f"lake copy types.parquet to={url.replace('/t', '/nosuch')}?table=types") == 2
+
+
+def test_a_column_made_anew_under_its_old_name_is_another_column(here: Path) -> None:
+    pq.write_table(people(50), "people.parquet")
+    assert typed("lake copy people.parquet to=iceberg:demo.people") == 0
+    table = iceberg.table_of("iceberg:demo.people")
+    with table.update_schema(allow_incompatible_changes=True) as change:
+        change.delete_column("pay")
+    with table.update_schema() as change:
+        change.add_column("pay", StringType())
+    found = lake.read("iceberg:demo.people")
+    assert found.header[-1] == ("pay", "string")
+    assert found.column("pay").missing.all()
+    assert iceberg.table_of("iceberg:demo.people").scan().to_arrow()["pay"].null_count == 50
 
 
 @pytest.mark.parametrize("version", ["1", "dpvae"])

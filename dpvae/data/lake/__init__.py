@@ -45,6 +45,7 @@ from dpvae.data.lake.arrow import (
     to_pandas,
 )
 from dpvae.data.lake.files import PARQUET_ENDINGS, Source, Versioned, stored
+from dpvae.data.lake.select import Selected, selected
 from dpvae.data.lake.write import Append, appending, write_parquet
 from dpvae.errors import DataError
 
@@ -53,7 +54,7 @@ READERS = {"iceberg": "iceberg", "delta": "delta", "duckdb": "duck"}  # scheme -
 
 def source(table: Any) -> Source:
     """``table`` as a source of record batches: a place in the form above, a :class:`Table`, or any frame."""
-    if isinstance(table, Versioned):
+    if isinstance(table, (Versioned, Selected)):
         return table
     if isinstance(table, (str, os.PathLike)):
         scheme = place.scheme_of(str(table))
@@ -89,6 +90,8 @@ def pinned(table: Any) -> Any:
 
 def origin(table: Any) -> dict[str, Any] | None:
     """Of a lake table: its name, its version, and its columns; what is written down about where rows came from."""
+    if isinstance(table, Selected):
+        return origin(table.table)
     if not isinstance(table, Versioned):
         return origin(versioned(table)) if isinstance(table, str) and place.scheme_of(table) in place.LAKES else None
     named = place.split(table.text)
@@ -100,6 +103,14 @@ def row_count(table: Any) -> int | None:
     """How many rows a table says it has, where that costs nothing to ask. It is private."""
     count: int | None = getattr(source(table), "row_count", lambda: None)()
     return count
+
+
+def text_bytes(table: Any) -> int:
+    """How long the text of a file is whose rows nobody has counted. It is private."""
+    found = source(table)
+    held = found.table if isinstance(found, Selected) else found
+    size: int = getattr(held, "text_bytes", lambda: 0)()
+    return size
 
 
 def read(source: Any) -> Table:
@@ -228,7 +239,8 @@ def _named(columns: Any) -> list[str]:
 
 
 __all__ = [
-    "CSV", "PARQUET_ENDINGS", "Append", "Cells", "Rows", "Source", "Table", "Versioned", "appending", "arrow_type",
-    "batches", "beside", "empty_batch", "first_line", "header", "origin", "parts_at", "pinned", "place", "pq", "read",
-    "row_count", "source", "stored", "to_arrow", "to_batch", "to_pandas", "to_table", "versioned", "write_parquet",
+    "CSV", "PARQUET_ENDINGS", "Append", "Cells", "Rows", "Selected", "Source", "Table", "Versioned", "appending",
+    "arrow_type", "batches", "beside", "empty_batch", "first_line", "header", "origin", "parts_at", "pinned",
+    "place", "pq", "read", "row_count", "selected", "source", "stored", "text_bytes", "to_arrow", "to_batch",
+    "to_pandas", "to_table", "versioned", "write_parquet",
 ]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ import pyarrow as pa
 from dpvae.data import place
 from dpvae.data.lake.arrow import first_line
 from dpvae.data.lake.files import Versioned
+from dpvae.data.lake.push import expression
+from dpvae.data.where import Where
 from dpvae.errors import ConfigError, DataError, DPVAEError
 
 try:
@@ -56,6 +58,12 @@ class Delta(Versioned):
     text: str
     path: str
     snapshot: int | None = None
+    columns: tuple[str, ...] | None = None
+    where: Where | None = None
+
+    def narrowed(self, columns: Sequence[str], where: Where | None) -> Delta:
+        """See :class:`dpvae.data.lake.files.Narrowed`."""
+        return replace(self, columns=tuple(columns), where=where)
 
     @cached_property
     def _dataset(self) -> Any:
@@ -64,11 +72,15 @@ class Delta(Versioned):
 
     def schema(self) -> pa.Schema:
         return pa.schema([(f.name, pa.string() if f.type in (pa.large_string(), pa.string_view()) else f.type)
-                          for f in self._dataset.schema])
+                          for f in self._dataset.schema if self.columns is None or f.name in self.columns])
+
+    @cached_property
+    def _said(self) -> Any:
+        return None if self.where is None else expression(self.where, self._dataset.schema)
 
     @cached_property
     def _files(self) -> dict[str, Any]:
-        return {fragment.path: fragment for fragment in self._dataset.get_fragments()}
+        return {fragment.path: fragment for fragment in self._dataset.get_fragments(self._said)}
 
     def parts(self) -> dict[str, str]:
         return dict.fromkeys(sorted(self._files), "")
@@ -80,8 +92,9 @@ class Delta(Versioned):
     def of_part(self, part: str, rows: int) -> Iterator[pa.RecordBatch]:
         schema = self.schema()
         with told(self.text):
-            for batch in self._files[part].to_batches(schema=self._dataset.schema, batch_size=rows, batch_readahead=1,
-                                                      fragment_readahead=1, use_threads=False):
+            for batch in self._files[part].to_batches(
+                    schema=self._dataset.schema, columns=schema.names, filter=self._said, batch_size=rows,
+                    batch_readahead=1, fragment_readahead=1, use_threads=False):
                 yield batch.cast(schema) if batch.schema != schema else batch
 
     def portable(self) -> Callable[[], Delta]:

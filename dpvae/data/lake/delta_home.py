@@ -56,6 +56,9 @@ class DeltaHome:
                 DeltaTable.create(self.path, storable(schema), mode="ignore")
             check_columns(self.text, opened(self.text).schema(), schema)
 
+    def ids(self) -> Mapping[str, int]:
+        return {}
+
     def held(self, version: str | None = None) -> Held | None:
         if version is not None and self._note(version).is_file():
             found = json.loads(self._note(version).read_text())

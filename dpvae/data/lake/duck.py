@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ import pyarrow as pa
 
 from dpvae.data import place
 from dpvae.data.lake.arrow import first_line
+from dpvae.data.lake.push import quoted, sql
+from dpvae.data.where import Where
 from dpvae.errors import ConfigError, DataError
 
 NOTES = "dpvae_release"  # (table_name, name, content): what came with a released table
@@ -55,17 +57,29 @@ class Duck:
     text: str
     file: str
     table: str
+    columns: tuple[str, ...] | None = None
+    condition: str = "true"
     dtype = None
+
+    def narrowed(self, columns: Sequence[str], where: Where | None) -> Duck:
+        """See :class:`dpvae.data.lake.files.Narrowed`."""
+        return replace(self, columns=tuple(columns), condition=sql(where, self.schema()) if where else "true")
 
     def schema(self) -> pa.Schema:
         with _connected(self.text, self.file) as connection:
             found: pa.Schema = self._select(connection, 1, " LIMIT 0").schema
         return found
 
+    def row_count(self) -> int:
+        """Without reading a row, where it is a table; private where that is."""
+        with _connected(self.text, self.file) as connection:
+            return int(connection.sql(f"SELECT count(*) FROM {quoted(self.table)}").fetchall()[0][0])
+
     def batches(self, rows: int) -> Iterator[pa.RecordBatch]:
         with _connected(self.text, self.file) as connection:
             yield from self._select(connection, rows)
 
     def _select(self, connection: Any, rows: int, limit: str = "") -> Any:
-        name = '"' + self.table.replace('"', '""') + '"'
-        return connection.sql(f"SELECT * FROM {name}{limit}").to_arrow_reader(rows)
+        columns = "*" if self.columns is None else ", ".join(map(quoted, self.columns))
+        return connection.sql(f"SELECT {columns} FROM {quoted(self.table)} WHERE {self.condition}{limit}"
+                              ).to_arrow_reader(rows)

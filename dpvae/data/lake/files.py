@@ -13,16 +13,18 @@ import itertools
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from dpvae.data.lake.arrow import CSV, check_names, first_line
+from dpvae.data.lake.push import row_groups
+from dpvae.data.where import Where
 from dpvae.errors import DataError
 
 PARQUET_ENDINGS = (".parquet", ".pq")
@@ -42,6 +44,15 @@ class Source(Protocol):
 
     def batches(self, rows: int) -> Iterator[pa.RecordBatch]:
         """All rows in order, at most ``rows`` at a time, in bounded memory."""
+
+
+@runtime_checkable
+class Narrowed(Protocol):
+    """A source that can leave out what is not wanted before it reads it."""
+
+    def narrowed(self, columns: Sequence[str], where: Where | None) -> Source:
+        """The same table with these columns, which are in its own order, and at least the rows where ``where`` holds;
+        that is bound to the columns' types."""
 
 
 class Versioned(ABC):
@@ -109,10 +120,17 @@ class Parquet:
     """One Parquet file."""
 
     path: Path
+    columns: tuple[str, ...] | None = None
+    where: Where | None = None
     dtype = None
 
     def schema(self) -> pa.Schema:
-        return _parquet_schema(self.path)
+        found = _parquet_schema(self.path)
+        return found if self.columns is None else pa.schema([found.field(name) for name in self.columns])
+
+    def narrowed(self, columns: Sequence[str], where: Where | None) -> Parquet:
+        """See :class:`Narrowed`."""
+        return replace(self, columns=tuple(columns), where=where)
 
     def row_count(self) -> int:
         """From the footers, without reading a row; private where the table is."""
@@ -120,8 +138,10 @@ class Parquet:
 
     def batches(self, rows: int) -> Iterator[pa.RecordBatch]:
         try:
+            groups = None if self.where is None else row_groups(self.path, self.where, self.schema())
             with pq.ParquetFile(self.path) as file:
-                yield from file.iter_batches(batch_size=rows, use_threads=False)
+                yield from file.iter_batches(batch_size=rows, row_groups=groups, columns=self.columns,
+                                             use_threads=False)
         except (pa.ArrowException, OSError) as error:
             raise _broken(self.path, error) from error
 
@@ -131,10 +151,19 @@ class Csv:
     """One CSV file, its cells as text."""
 
     path: Path
+    columns: tuple[str, ...] | None = None
     dtype = CSV
 
     def schema(self) -> pa.Schema:
-        return _as_text(_csv_header(self.path)[0])
+        return _as_text(list(self.columns or _csv_header(self.path)[0]))
+
+    def text_bytes(self) -> int:
+        """Of the file; private as a number of rows is."""
+        return self.path.stat().st_size
+
+    def narrowed(self, columns: Sequence[str], where: Where | None) -> Csv:
+        """See :class:`Narrowed`; every line is read all the same."""
+        return replace(self, columns=tuple(columns))
 
     def batches(self, rows: int) -> Iterator[pa.RecordBatch]:
         names, separator = _csv_header(self.path)
@@ -142,7 +171,7 @@ class Csv:
         try:
             with pacsv.open_csv(self.path, pacsv.ReadOptions(use_threads=False, column_names=names, skip_rows=1),
                                 pacsv.ParseOptions(delimiter=separator, newlines_in_values=True),
-                                _csv_as_text(names)) as reader:
+                                _csv_as_text(names, self.columns)) as reader:
                 yield from reader
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"data={str(self.path)!r}: {first_line(error)}; repair the file") from error
@@ -157,6 +186,10 @@ class Json:
 
     def schema(self) -> pa.Schema:
         return _as_text(list(next(self._lines(), {})))
+
+    def text_bytes(self) -> int:
+        """Of the file; private as a number of rows is."""
+        return self.path.stat().st_size
 
     def batches(self, rows: int) -> Iterator[pa.RecordBatch]:
         schema, lines = self.schema(), self._lines()
@@ -203,6 +236,21 @@ class Folder:
         for part in self.parts[1:]:
             check_same(first, part.schema(), f"data={str(part.path)!r}", self.parts[0].path.name)
         return first
+
+    def row_count(self) -> int | None:
+        """Of Parquet files; private where the table is."""
+        return sum(part.row_count() for part in self.parts) if isinstance(self.parts[0], Parquet) else None
+
+    def text_bytes(self) -> int:
+        """Of files of text."""
+        return 0 if isinstance(self.parts[0], Parquet) else sum(part.text_bytes() for part in self.parts)
+
+    def narrowed(self, columns: Sequence[str], where: Where | None) -> Source:
+        """See :class:`Narrowed`."""
+        self.schema()
+        if not all(isinstance(part, Narrowed) for part in self.parts):
+            return self
+        return replace(self, parts=tuple(part.narrowed(columns, where) for part in self.parts))
 
     def batches(self, rows: int) -> Iterator[pa.RecordBatch]:
         self.schema()
@@ -282,9 +330,10 @@ def read_csv(path: Path) -> pa.Table:
     return table
 
 
-def _csv_as_text(names: list[str]) -> pacsv.ConvertOptions:
+def _csv_as_text(names: list[str], columns: Sequence[str] | None = None) -> pacsv.ConvertOptions:
     return pacsv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), null_values=[""],
-                                strings_can_be_null=True, quoted_strings_can_be_null=True)
+                                strings_can_be_null=True, quoted_strings_can_be_null=True,
+                                include_columns=list(columns or ()))
 
 
 def _check_encoding(path: Path) -> None:

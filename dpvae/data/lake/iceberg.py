@@ -13,7 +13,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,13 @@ import pyarrow.parquet as pq
 from dpvae.data import place
 from dpvae.data.lake.arrow import first_line
 from dpvae.data.lake.files import Versioned
+from dpvae.data.lake.push import moment
+from dpvae.data.where import Joined, Where
 from dpvae.errors import ConfigError, DataError, DPVAEError
 
 try:
     import yaml
+    from pyiceberg import expressions
     from pyiceberg.catalog import Catalog, load_catalog
     from pyiceberg.exceptions import NoSuchTableError
     from pyiceberg.io.pyarrow import ArrowScan, schema_to_pyarrow
@@ -154,11 +157,18 @@ class Iceberg(Versioned):
     text: str
     table: IcebergTable
     snapshot: int | None = None
+    columns: tuple[str, ...] | None = None
+    where: Where | None = None
+
+    def narrowed(self, columns: Sequence[str], where: Where | None) -> Iceberg:
+        """See :class:`dpvae.data.lake.files.Narrowed`; files are left out by their statistics and partitions."""
+        return replace(self, columns=tuple(columns), where=where)
 
     @cached_property
     def _projection(self) -> Schema:
         asked = place.split(self.text).version is not None
-        return self.table.scan(snapshot_id=self.snapshot).projection() if asked else self.table.schema()
+        whole = self.table.scan(snapshot_id=self.snapshot).projection() if asked else self.table.schema()
+        return whole if self.columns is None else Schema(*(f for f in whole.fields if f.name in self.columns))
 
     def schema(self) -> pa.Schema:
         found = schema_to_pyarrow(self._projection, include_field_ids=False)
@@ -169,7 +179,9 @@ class Iceberg(Versioned):
         if self.snapshot is None:
             return []
         with _told(self.text):
-            return sorted(self.table.scan(snapshot_id=self.snapshot).plan_files(), key=lambda t: t.file.file_path)
+            scan = self.table.scan(_said(self.where, self.schema()) if self.where else expressions.AlwaysTrue(),
+                                   snapshot_id=self.snapshot)
+            return sorted(scan.plan_files(), key=lambda task: task.file.file_path)
 
     def parts(self) -> dict[str, str]:
         """The data files, each with the files of its deleted rows."""
@@ -220,10 +232,29 @@ class Iceberg(Versioned):
                 yield batch.select(list(wanted)).rename_columns(names)
 
     def _with_pyiceberg(self, task: FileScanTask) -> Iterator[pa.RecordBatch]:
-        from pyiceberg.expressions import AlwaysTrue
-
-        scan = ArrowScan(self.table.metadata, self.table.io, self._projection, AlwaysTrue())
+        scan = ArrowScan(self.table.metadata, self.table.io, self._projection, expressions.AlwaysTrue())
         return iter(scan.to_record_batches([task]))
+
+
+def _said(where: Where, schema: pa.Schema) -> Any:
+    """A bound condition for pyiceberg, or a wider one."""
+    if isinstance(where, Joined):
+        join = expressions.And if where.word == "and" else expressions.Or
+        return join(*(_said(part, schema) for part in where.parts))
+    kind, name = schema.field(where.column).type, where.column
+    if where.op.startswith("is"):
+        return expressions.NotNull(name) if where.op == "is not null" else (
+            expressions.Or(expressions.IsNull(name), expressions.IsNaN(name)))
+    if pa.types.is_decimal(kind):  # to which pyiceberg rounds
+        return expressions.AlwaysTrue()
+    values = [moment(value, kind) for value in where.values]
+    if not isinstance(values[0], (bool, int, float, str)):
+        values = [value.isoformat() for value in values]
+    if where.op.endswith("in"):
+        return (expressions.In if where.op == "in" else expressions.NotIn)(name, values)
+    return {"=": expressions.EqualTo, "!=": expressions.NotEqualTo, "<": expressions.LessThan,
+            "<=": expressions.LessThanOrEqual, ">": expressions.GreaterThan, ">=": expressions.GreaterThanOrEqual,
+            }[where.op](name, values[0])
 
 
 def local(location: str) -> Path | None:

@@ -63,13 +63,17 @@ class IcebergHome:
             self.catalog.create_namespace_if_not_exists(self.identifier.rpartition(".")[0])
             table = self.catalog.create_table_if_not_exists(self.identifier, schema)
             check_columns(self.text, iceberg.Iceberg(self.text, table, None).schema(), schema)
-            if table.metadata.name_mapping() is None:  # files that dpvae writes carry names, not Iceberg's numbers
+            if table.metadata.name_mapping() is None:  # for files that have names alone
                 with table.transaction() as change:
                     change.set_properties({TableProperties.DEFAULT_NAME_MAPPING:
                                            table.schema().name_mapping.model_dump_json()})
             if table.current_snapshot() is None:  # a branch needs a snapshot to stand on: one without rows
                 with table.transaction() as change, change.update_snapshot().fast_append():
                     pass
+
+    def ids(self) -> Mapping[str, int]:
+        table = self._table()
+        return {} if table is None else {field.name: field.field_id for field in table.schema().fields}
 
     def held(self, version: str | None = None) -> Held | None:
         table = self._table()

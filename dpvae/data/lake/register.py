@@ -50,6 +50,9 @@ class Home(Protocol):
     def create(self, schema: pa.Schema) -> None:
         """Make the table, or check that it has these columns: the error names one that differs."""
 
+    def ids(self) -> Mapping[str, int]:
+        """The numbers by which its files are to know the columns; none where they go by their names."""
+
     def held(self, version: str | None = None) -> Held | None:
         """What readers see now, or saw at ``version``; ``None`` where nothing was ever written, or there is no table.
         """

@@ -5,6 +5,7 @@ Columns get the SQL types that their Arrow types stand for: a ``smallint`` comes
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ import sqlalchemy as sa
 
 from dpvae.data import place
 from dpvae.data.lake.arrow import first_line
+from dpvae.data.lake.push import quoted
 from dpvae.data.lake.write import storable
 from dpvae.errors import ConfigError, DataError, DPVAEError
 
@@ -32,7 +34,7 @@ def write(to: str, batches: Iterable[pa.RecordBatch], *, table: str = "rows",
     batches = iter(batches)
     first = next(batches, None)
     if first is None:
-        raise DataError(f"to={to}: no rows to write")
+        raise DataError(f"to={place.shown(to)}: no rows to write")
     rows = itertools.chain([first], batches)
     try:
         if named.scheme == "duckdb":
@@ -41,7 +43,8 @@ def write(to: str, batches: Iterable[pa.RecordBatch], *, table: str = "rows",
     except DPVAEError:
         raise
     except Exception as problem:  # each driver raises classes of its own
-        raise DataError(f"to={to}: {type(problem).__name__}: {first_line(problem)}; nothing was written") from problem
+        raise DataError(f"to={place.shown(to)}: {type(problem).__name__}: {first_line(problem)}; nothing was "
+                        "written") from problem
 
 
 def _duckdb(file: str, table: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch],
@@ -56,14 +59,14 @@ def _duckdb(file: str, table: str, schema: pa.Schema, batches: Iterable[pa.Recor
         connection.execute("BEGIN")
         reader = pa.RecordBatchReader.from_batches(schema, (_cast(batch, schema) for batch in batches))
         connection.register("incoming", reader)
-        connection.execute(f"CREATE TABLE {_quoted(table)} AS SELECT * FROM incoming")
+        connection.execute(f"CREATE TABLE {quoted(table)} AS SELECT * FROM incoming")
         connection.unregister("incoming")
         connection.execute(f"CREATE TABLE IF NOT EXISTS {NOTES} (table_name VARCHAR, name VARCHAR, content VARCHAR)")
         connection.execute(f"DELETE FROM {NOTES} WHERE table_name = ?", [table])
         for name, content in notes.items():
             connection.execute(f"INSERT INTO {NOTES} VALUES (?, ?, ?)", [table, name, content])
         connection.execute("COMMIT")
-        found: int = connection.execute(f"SELECT count(*) FROM {_quoted(table)}").fetchall()[0][0]
+        found: int = connection.execute(f"SELECT count(*) FROM {quoted(table)}").fetchall()[0][0]
     return found
 
 
@@ -79,10 +82,6 @@ def _cast(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     return pa.Table.from_batches([batch]).cast(schema).combine_chunks().to_batches()[0]
 
 
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
 def _sqlalchemy(named: place.Place, table: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch],
                 notes: Mapping[str, str]) -> int:
     url = named.name if named.scheme == "postgresql" else f"sqlite:///{named.name}"
@@ -94,7 +93,9 @@ def _sqlalchemy(named: place.Place, table: str, schema: pa.Schema, batches: Iter
     made = sa.Table(table, metadata, *(sa.Column(field.name, sql_type(field.type)) for field in schema))
     noted = sa.Table(NOTES, metadata, *(sa.Column(name, sa.Text) for name in ("table_name", "name", "content")))
     stored = storable(schema)
-    with engine.begin() as connection:
+    with contextlib.ExitStack() as stack:
+        stack.callback(engine.dispose)
+        connection = stack.enter_context(engine.begin())
         if sa.inspect(connection).has_table(table):
             raise DataError(f"to={named.scheme}: table {table!r} is there already; name another with ?table=")
         metadata.create_all(connection)
@@ -105,7 +106,6 @@ def _sqlalchemy(named: place.Place, table: str, schema: pa.Schema, batches: Iter
         if notes:
             connection.execute(noted.insert(), [{"table_name": table, "name": name, "content": content}
                                                 for name, content in notes.items()])
-    engine.dispose()
     return rows
 
 

@@ -35,7 +35,7 @@ def act(config: LakeConfig) -> str:
     if not config.to:
         raise ConfigError("lake copy: expected to=TABLE, such as to=iceberg:shop.orders")
     rows = copy(config.table, config.to)
-    return f"copied {rows:,} rows of {config.table} to {config.to}"
+    return f"copied {rows:,} rows of {config.table} to {place.shown(config.to)}"
 
 
 def _init(config: LakeConfig) -> str:
@@ -78,10 +78,10 @@ def _into_lake(to: str, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) ->
         folder.mkdir()
         files: list[Path] = []
         rows = 0
-        held = home.held()
+        held, wanted = home.held(), storable(schema, home.ids())
         for block in _blocks(batches):
             files.append(folder / f"part-{len(files):05d}.parquet")
-            rows += _write(files[-1], storable(schema), block)
+            rows += _write(files[-1], wanted, block)
         home.write(files, {"dpvae.copied": "true"}, replace=False, expected=held.version if held else None)
     return rows
 

@@ -31,10 +31,10 @@ def write_parquet(columns: Mapping[str, Cells] | Table, path: str | os.PathLike[
 
 @contextmanager
 def appending(path: str | os.PathLike[str], format: str, *, marks: Mapping[str, str] | None = None,
-              stored: bool = False) -> Iterator[Append]:
+              stored: Mapping[str, int] | None = None) -> Iterator[Append]:
     """A function that appends columns to a Parquet (``parquet``) or CSV (``csv``) file; the file appears under ``path``
-    when all of it is written, or not at all. ``marks`` go into a Parquet file's footer; ``stored`` gives its columns
-    types that a lake table has (:func:`storable`)."""
+    when all of it is written, or not at all. ``marks`` go into a Parquet file's footer; ``stored`` makes it a file of
+    a lake table that knows its columns by these numbers (:func:`storable`)."""
     target = Path(path)
     partial = target.with_name(target.name + ".partial")
     opened: list[Any] = []
@@ -42,8 +42,8 @@ def appending(path: str | os.PathLike[str], format: str, *, marks: Mapping[str, 
     def append(columns: Mapping[str, Cells] | Table | pa.RecordBatch) -> None:
         table = pa.Table.from_batches([columns]) if isinstance(columns, pa.RecordBatch) else to_arrow(columns)
         if not opened and format == "parquet":
-            opened.append(pq.ParquetWriter(partial, storable(table.schema) if stored else table.schema,
-                                           compression="zstd"))
+            schema = table.schema if stored is None else storable(table.schema, stored)
+            opened.append(pq.ParquetWriter(partial, schema, compression="zstd"))
             opened[0].add_key_value_metadata(dict(marks or {}))
         elif not opened:
             opened.append(pacsv.CSVWriter(partial, table.schema,
@@ -63,14 +63,19 @@ def appending(path: str | os.PathLike[str], format: str, *, marks: Mapping[str, 
         partial.unlink(missing_ok=True)
 
 
-def storable(schema: pa.Schema) -> pa.Schema:
+def storable(schema: pa.Schema, ids: Mapping[str, int] | None = None) -> pa.Schema:
     """The nearest types that Iceberg and Delta have; :class:`DataError` where there is none.
+
+    ``ids`` are Iceberg's numbers of the columns: in a file that has them, a column that is dropped and made anew under
+    its old name is another column.
 
     >>> kinds = {"a": pa.int8(), "b": pa.dictionary(pa.int8(), pa.string()), "c": pa.timestamp("ns", tz="UTC")}
     >>> [str(kind) for kind in storable(pa.schema(kinds)).types]
     ['int32', 'string', 'timestamp[us, tz=UTC]']
     """
-    return pa.schema([(field.name, _storable(field.name, field.type)) for field in schema])
+    said = {name: {"PARQUET:field_id": str(number)} for name, number in (ids or {}).items()}
+    return pa.schema([pa.field(field.name, _storable(field.name, field.type), metadata=said.get(field.name))
+                      for field in schema])
 
 
 def _storable(name: str, kind: pa.DataType) -> pa.DataType:
