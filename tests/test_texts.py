@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -19,6 +22,7 @@ from dpvae.config import (
     EvaluateConfig,
     ImputeConfig,
     PrivacyConfig,
+    ReleaseConfig,
     ReportConfig,
     RunConfig,
     SampleConfig,
@@ -33,6 +37,7 @@ from dpvae.privacy.events import Threshold
 from dpvae.privacy.ledger import Ledger
 from dpvae.release import verbs
 from dpvae.release.texts import TextModel
+from dpvae.release.unlike import Unlike
 from dpvae.report.progress import Progress
 from dpvae.train import texts as training
 
@@ -116,6 +121,95 @@ def test_texts_follow_the_seed_and_the_first_of_many_are_those_of_few(tmp_path: 
     assert next(model.blocks(7, seed=4))[0] != few
     line = model.between("pay my card", "play a song", 4, label="bank", seed=0)
     assert len(line) == 4
+
+
+def test_a_text_has_the_same_elbo_and_score_to_the_last_bit_whoever_else_is_there(tmp_path: Path, public: str) -> None:
+    run = api.train(config_of(tmp_path, public), ROWS)
+    texts = [*ROWS["query"][:40], "", "zq!" * 12, "pay " * 9, *(f"pay {i} now" for i in range(60))]
+    records = {"query": texts, "domain": ["bank"] * len(texts)}
+    model = TextModel.load(run.path / "public")
+    order = np.random.default_rng(0).permutation(len(texts))
+    alone = modality.log_prob(run.path / "public", records)
+    scores = model.log_prob(texts, model.label_numbers(records["domain"]), samples=2, seed=0)
+    for kept in (order, order[:50], order[:1], order[-7:]):
+        some = {name: [values[i] for i in kept] for name, values in records.items()}
+        assert modality.log_prob(run.path / "public", some).tolist() == alone[kept].tolist()
+        assert model.log_prob(some["query"], model.label_numbers(some["domain"]), samples=2, seed=0
+                              ).tolist() == scores[kept].tolist()
+
+
+def test_what_comes_near_a_public_line_is_not_released_and_card_and_certificate_say_so(
+        tmp_path: Path, public: str) -> None:
+    run = api.train(config_of(tmp_path, public), ROWS)
+    plain = api.release(tmp_path / "plain", run, rows=400)
+    lines = pq.read_table(plain / "data").column("query").to_pylist()
+    line = max(set(lines), key=lines.count)
+    known = tmp_path / "known.txt"
+    known.write_text(f"{line.upper()}!\none that nobody says at all\n")
+    config = ReleaseConfig(run=str(run.path), rows=400, to=str(tmp_path / "kept"), unlike=str(known))
+    kept = Path(api.release(config))
+    drawn = pq.read_table(kept / "data").to_pydict()
+    unlike = Unlike.of(str(known))
+    assert sum(unlike.near(text) for text in lines) > 0
+    assert not any(unlike.near(text) for text in drawn["query"])
+    same = [a for a, b in zip(lines, drawn["query"], strict=True) if a == b]
+    assert len(same) == sum(not unlike.near(text) for text in lines)  # the others are what they were
+    assert drawn["domain"] == pq.read_table(plain / "data").column("domain").to_pylist()
+    digest = hashlib.sha256(known.read_bytes()).hexdigest()
+    certificate = json.loads((kept / "certificate.json").read_text())
+    assert digest in certificate["lineage"]["unlike"]
+    assert any(digest in line for line in certificate["scope"]["public_inputs"])
+    assert digest in (kept / "card.md").read_text()
+    assert json.loads((plain / "certificate.json").read_text())["lineage"]["unlike"] == "none"
+    assert verify(kept).ok
+
+
+def test_eight_words_in_a_row_of_a_public_line_come_near_it_and_seven_do_not(tmp_path: Path) -> None:
+    path = tmp_path / "public.txt"
+    path.write_text("It was the best of times, it was the worst of times\n")
+    unlike = Unlike.of(str(path))
+    assert unlike.near("they say IT WAS THE BEST OF TIMES it was ok")
+    assert not unlike.near("they say it was the best of times it is ok")
+    assert not unlike.near("")
+
+
+@pytest.mark.parametrize(("content", "message"), [(None, "cannot be read"), (b"\xff\xfe", "not UTF-8"), (b"\n", "no word")])
+def test_a_public_file_that_cannot_be_compared_with_is_refused(
+        content: bytes | None, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "public.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        Unlike.of(str(path))
+
+
+def test_a_card_of_texts_speaks_of_texts_and_its_model_folder_draws_them(tmp_path: Path, public: str) -> None:
+    run = api.train(config_of(tmp_path, public), ROWS)
+    to = Path(api.release(ReleaseConfig(run=str(run.path), rows=20, to=str(tmp_path / "out"), with_model=True)))
+    card = (to / "card.md").read_text()
+    assert "20 texts drawn from a variational autoencoder" in card
+    assert "on a set of 300 texts (declared)" in card
+    assert "synthetic rows" not in card + (to / "croissant.json").read_text()
+    assert next(TextModel.load(to / "model").blocks(5, seed=0)) == next(
+        TextModel.load(run.path / "public").blocks(5, seed=0))
+    assert "TextModel.load" in (to / "model" / "README.md").read_text()
+    lines = json.loads((run.path / "public" / "preview.json").read_text())["lines"]
+    assert [len(line["texts"]) for line in lines] == [modality.STOPS] * modality.LINES
+    assert "Along the latent" in (to / "report.html").read_text()
+
+
+def test_texts_between_two_are_drawn_from_the_command_line(tmp_path: Path, public: str) -> None:
+    run = api.train(config_of(tmp_path, public), ROWS)
+    to, given = tmp_path / "line.csv", '{"domain": "music"}'
+    told = verbs.sample(SampleConfig(run=str(run.path), between="play a song|pay my card", given=given, rows=5,
+                                     to=str(to), id="place"))
+    assert "as private as those" in told
+    rows = list(csv.DictReader(to.open()))
+    assert [row["place"] for row in rows] == ["1", "2", "3", "4", "5"]
+    assert {row["domain"] for row in rows} == {"music"}
+    for wrong in ("one", "a|b|c", "a|"):
+        with pytest.raises(ConfigError, match="expected two texts"):
+            verbs.sample(SampleConfig(run=str(run.path), between=wrong, to=str(to)))
 
 
 def test_one_more_text_changes_no_event_and_no_size(tmp_path: Path, public: str) -> None:

@@ -29,6 +29,7 @@ from dpvae.privacy.silence import secrets_of
 from dpvae.privacy.text_plan import NATS_PER_BYTE, TextRule
 
 SHOWN = 10  # texts on a run's own page
+LINES, STOPS = 2, 6  # of them that are joined through the latent, and the places where a text is drawn
 HASHED = 64  # groups of letter triples in which an attacker compares texts
 CAP = 256  # bytes
 ROOM = 32  # bytes: a text of at most that many is spelled, not told in words
@@ -55,11 +56,11 @@ def prepare(config: TrainConfig, source: Any = None) -> TextTask:
     return TextTask(config, planned, public, texts)
 
 
-def writer(public: Path, rows: int, *, seed: int) -> TableWriter:
-    """Parquet files of synthetic texts."""
+def writer(public: Path, rows: int, *, seed: int, unlike: Any = None) -> TableWriter:
+    """Parquet files of synthetic texts; none comes near what ``unlike`` holds, see :mod:`dpvae.release.unlike`."""
     from dpvae.release.texts import text_writer
 
-    return text_writer(public, rows, seed=seed)
+    return text_writer(public, rows, seed=seed, unlike=unlike)
 
 
 @dataclass(frozen=True)
@@ -274,8 +275,18 @@ class TextResult:
             "independent_elbo": independent_elbo(self.released), **shown, "unit": "nats per text"})
         write_json(public / "latent.json", {**found, "unit": "nats per text, of the model's own texts"})
         drawn = made_up(public, SHOWN, seed=seed)
-        write_json(public / "preview.json", {"sample": [dict(zip(drawn, row, strict=True))
-                                                        for row in zip(*drawn.values(), strict=True)]})
+        rows = [dict(zip(drawn, row, strict=True)) for row in zip(*drawn.values(), strict=True)]
+        write_json(public / "preview.json", {"sample": rows, "lines": self._lines(rows, seed)})
+
+    def _lines(self, rows: list[dict[str, str]], seed: int) -> list[dict[str, Any]]:
+        """Texts along the line between the latents of two drawn texts, once for each of a few pairs of them."""
+        model, found = self.model, []
+        for first, second in zip(rows[:2 * LINES:2], rows[1:2 * LINES:2], strict=True):
+            label = first[model.label] if model.label else None
+            told = f" ({model.label} {label})" if model.label else ""
+            found.append({"title": f"from \u201c{first[model.text]}\u201d to \u201c{second[model.text]}\u201d{told}",
+                          "texts": model.between(first[model.text], second[model.text], STOPS, label=label, seed=seed)})
+        return found
 
 
 def made_up(public: Path, rows: int, *, seed: int) -> dict[str, list[str]]:
