@@ -173,7 +173,8 @@ def test_eight_words_in_a_row_of_a_public_line_come_near_it_and_seven_do_not(tmp
     assert not unlike.near("")
 
 
-@pytest.mark.parametrize(("content", "message"), [(None, "cannot be read"), (b"\xff\xfe", "not UTF-8"), (b"\n", "no word")])
+@pytest.mark.parametrize(("content", "message"), [
+    (None, "cannot be read"), (b"\xff\xfe", "not UTF-8"), (b"\n", "no word")])
 def test_a_public_file_that_cannot_be_compared_with_is_refused(
         content: bytes | None, message: str, tmp_path: Path) -> None:
     path = tmp_path / "public.txt"

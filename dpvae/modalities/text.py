@@ -33,6 +33,7 @@ LINES, STOPS = 2, 6  # of them that are joined through the latent, and the place
 HASHED = 64  # groups of letter triples in which an attacker compares texts
 CAP = 256  # bytes
 ROOM = 32  # bytes: a text of at most that many is spelled, not told in words
+HIDDEN_WORDS, HIDDEN_BYTES = 32, 64  # of the network: many tokens cost time, few may know more of each other
 
 
 def plan(config: TrainConfig) -> Plan:
@@ -220,7 +221,7 @@ class TextTask:
         marks = np.isin(released.active, MARKS)
         model = config.model
         vae = TextVAE(training.known_of(released, grammar, marks), latent_dim=model.latent_dim or 16,
-                      hidden=min(model.hidden, 64),
+                      hidden=min(model.hidden, HIDDEN_WORDS if self.public.words else HIDDEN_BYTES),
                       generator=torch.Generator().manual_seed(seed_of(config.run.seed, "init")))
         training.calibrate(vae, released.shares, seed=config.run.seed)
         training.fit(vae, steps=self.plan.fit_steps, seed=config.run.seed,
