@@ -72,6 +72,17 @@ def config_of(folder: Path, public: str, *, privacy: dict[str, Any] | None = Non
                        report=ReportConfig(progress="quiet"), run=RunConfig(root=str(folder / "runs"), name="t"))
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> api.Run:
+    """A run that tests only read."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "public.txt").write_text(PUBLIC)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "POOL", 600)
+        patch.setattr(training, "CALIBRATIONS", 2)
+        return api.train(config_of(folder, str(folder / "public.txt")), ROWS)
+
+
 def test_a_run_on_texts_is_released_verified_sampled_scored_and_judged(tmp_path: Path, public: str) -> None:
     run = api.train(config_of(tmp_path, public), ROWS)
     assert run.epsilon.upper <= 5.0
@@ -113,9 +124,8 @@ def test_a_run_on_texts_is_released_verified_sampled_scored_and_judged(tmp_path:
     assert str(judged).startswith("SEALED")
 
 
-def test_texts_follow_the_seed_and_the_first_of_many_are_those_of_few(tmp_path: Path, public: str) -> None:
-    run = api.train(config_of(tmp_path, public), ROWS)
-    model = TextModel.load(run.path / "public")
+def test_texts_follow_the_seed_and_the_first_of_many_are_those_of_few(trained: api.Run) -> None:
+    model = TextModel.load(trained.path / "public")
     few, many = (next(model.blocks(rows, seed=3))[0] for rows in (7, 30))
     assert many[:7] == few
     assert next(model.blocks(7, seed=4))[0] != few
@@ -123,30 +133,28 @@ def test_texts_follow_the_seed_and_the_first_of_many_are_those_of_few(tmp_path: 
     assert len(line) == 4
 
 
-def test_a_text_has_the_same_elbo_and_score_to_the_last_bit_whoever_else_is_there(tmp_path: Path, public: str) -> None:
-    run = api.train(config_of(tmp_path, public), ROWS)
+def test_a_text_has_the_same_elbo_and_score_to_the_last_bit_whoever_else_is_there(trained: api.Run) -> None:
     texts = [*ROWS["query"][:40], "", "zq!" * 12, "pay " * 9, *(f"pay {i} now" for i in range(60))]
     records = {"query": texts, "domain": ["bank"] * len(texts)}
-    model = TextModel.load(run.path / "public")
+    model = TextModel.load(trained.path / "public")
     order = np.random.default_rng(0).permutation(len(texts))
-    alone = modality.log_prob(run.path / "public", records)
+    alone = modality.log_prob(trained.path / "public", records)
     scores = model.log_prob(texts, model.label_numbers(records["domain"]), samples=2, seed=0)
     for kept in (order, order[:50], order[:1], order[-7:]):
         some = {name: [values[i] for i in kept] for name, values in records.items()}
-        assert modality.log_prob(run.path / "public", some).tolist() == alone[kept].tolist()
+        assert modality.log_prob(trained.path / "public", some).tolist() == alone[kept].tolist()
         assert model.log_prob(some["query"], model.label_numbers(some["domain"]), samples=2, seed=0
                               ).tolist() == scores[kept].tolist()
 
 
 def test_what_comes_near_a_public_line_is_not_released_and_card_and_certificate_say_so(
-        tmp_path: Path, public: str) -> None:
-    run = api.train(config_of(tmp_path, public), ROWS)
-    plain = api.release(tmp_path / "plain", run, rows=400)
+        trained: api.Run, tmp_path: Path) -> None:
+    plain = api.release(tmp_path / "plain", trained, rows=400)
     lines = pq.read_table(plain / "data").column("query").to_pylist()
     line = max(set(lines), key=lines.count)
     known = tmp_path / "known.txt"
     known.write_text(f"{line.upper()}!\none that nobody says at all\n")
-    config = ReleaseConfig(run=str(run.path), rows=400, to=str(tmp_path / "kept"), unlike=str(known))
+    config = ReleaseConfig(run=str(trained.path), rows=400, to=str(tmp_path / "kept"), unlike=str(known))
     kept = Path(api.release(config))
     drawn = pq.read_table(kept / "data").to_pydict()
     unlike = Unlike.of(str(known))
@@ -184,25 +192,23 @@ def test_a_public_file_that_cannot_be_compared_with_is_refused(
         Unlike.of(str(path))
 
 
-def test_a_card_of_texts_speaks_of_texts_and_its_model_folder_draws_them(tmp_path: Path, public: str) -> None:
-    run = api.train(config_of(tmp_path, public), ROWS)
-    to = Path(api.release(ReleaseConfig(run=str(run.path), rows=20, to=str(tmp_path / "out"), with_model=True)))
+def test_a_card_of_texts_speaks_of_texts_and_its_model_folder_draws_them(trained: api.Run, tmp_path: Path) -> None:
+    to = Path(api.release(ReleaseConfig(run=str(trained.path), rows=20, to=str(tmp_path / "out"), with_model=True)))
     card = (to / "card.md").read_text()
     assert "20 texts drawn from a variational autoencoder" in card
     assert "on a set of 300 texts (declared)" in card
     assert "synthetic rows" not in card + (to / "croissant.json").read_text()
     assert next(TextModel.load(to / "model").blocks(5, seed=0)) == next(
-        TextModel.load(run.path / "public").blocks(5, seed=0))
+        TextModel.load(trained.path / "public").blocks(5, seed=0))
     assert "TextModel.load" in (to / "model" / "README.md").read_text()
-    lines = json.loads((run.path / "public" / "preview.json").read_text())["lines"]
+    lines = json.loads((trained.path / "public" / "preview.json").read_text())["lines"]
     assert [len(line["texts"]) for line in lines] == [modality.STOPS] * modality.LINES
     assert "Along the latent" in (to / "report.html").read_text()
 
 
-def test_texts_between_two_are_drawn_from_the_command_line(tmp_path: Path, public: str) -> None:
-    run = api.train(config_of(tmp_path, public), ROWS)
+def test_texts_between_two_are_drawn_from_the_command_line(trained: api.Run, tmp_path: Path) -> None:
     to, given = tmp_path / "line.csv", '{"domain": "music"}'
-    told = verbs.sample(SampleConfig(run=str(run.path), between="play a song|pay my card", given=given, rows=5,
+    told = verbs.sample(SampleConfig(run=str(trained.path), between="play a song|pay my card", given=given, rows=5,
                                      to=str(to), id="place"))
     assert "as private as those" in told
     rows = list(csv.DictReader(to.open()))
@@ -210,7 +216,7 @@ def test_texts_between_two_are_drawn_from_the_command_line(tmp_path: Path, publi
     assert {row["domain"] for row in rows} == {"music"}
     for wrong in ("one", "a|b|c", "a|"):
         with pytest.raises(ConfigError, match="expected two texts"):
-            verbs.sample(SampleConfig(run=str(run.path), between=wrong, to=str(to)))
+            verbs.sample(SampleConfig(run=str(trained.path), between=wrong, to=str(to)))
 
 
 def test_one_more_text_changes_no_event_and_no_size(tmp_path: Path, public: str) -> None:
