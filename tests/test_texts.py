@@ -110,9 +110,14 @@ def test_a_run_on_texts_is_released_verified_sampled_scored_and_judged(tmp_path:
 
     asked = tmp_path / "asked.tsv"
     asked.write_text("query\tdomain\npay my card\tbank\nqqq zzz xxx\tbank\n")
-    verbs.score(ScoreConfig(run=str(run.path), table=str(asked), to=str(tmp_path / "scores.parquet")))
-    scores = pq.read_table(tmp_path / "scores.parquet").column("score").to_pylist()
-    assert scores[1] > scores[0] + 5
+    told = verbs.score(ScoreConfig(run=str(run.path), table=str(asked), to=str(tmp_path / "scores.parquet"),
+                                   threshold="synthetic"))
+    assert "1.00% of the model's own texts" in told
+    scores = pq.read_table(tmp_path / "scores.parquet").to_pydict()
+    assert scores["score"][1] > scores["score"][0] + 5
+    assert scores["anomaly"] in ([False, False], [False, True], [True, True])  # never the usual one alone
+    with pytest.raises(ConfigError, match="threshold=synthetic or none"):
+        verbs.score(ScoreConfig(run=str(run.path), table=str(asked), threshold="private"))
 
     with pytest.raises(ConfigError, match="of texts, which have no cells to impute"):
         verbs.impute(ImputeConfig(run=str(run.path), table=str(asked)))

@@ -227,8 +227,8 @@ def _line(config: SampleConfig, model: TextModel, labels: Sequence[str]) -> str:
 
 def score(config: ScoreConfig, public: Path, to: Path) -> str:
     """``dpvae score`` for texts: nats per text and per byte, higher is stranger; returns what to tell the user."""
-    if config.threshold is not None or "," in config.run:
-        raise ConfigError("run: is of texts; expected one run, and no threshold=")
+    if config.threshold == "private" or "," in config.run:
+        raise ConfigError("run: is of texts; expected one run, and threshold=synthetic or none")
     if config.table is None:
         raise ConfigError("data=null: expected texts, such as data=texts.tsv")
     model = TextModel.load(public)
@@ -238,12 +238,29 @@ def score(config: ScoreConfig, public: Path, to: Path) -> str:
     scores = -_log_prob(model, held, seed=config.seed)
     size = np.array([max(len(text.encode()), 1) for text in held.texts])
     nothing = np.zeros(len(scores), dtype=bool)
-    rows = export.write([{"row": Cells(np.arange(len(scores)), nothing, "int64"),
-                          "score": Cells(scores, nothing, "double"),
-                          "per_byte": Cells(scores / size, nothing, "double")}],
-                        to, format=export.format_of(str(to), None), table="scores")
-    return (f"scored {rows:,} texts in nats (higher is stranger): {to}\n"
+    columns = {"row": Cells(np.arange(len(scores)), nothing, "int64"), "score": Cells(scores, nothing, "double"),
+               "per_byte": Cells(scores / size, nothing, "double")}
+    line = ""
+    if config.threshold is not None:
+        limits = _limits(model, size, config.false_alarm, labelled=label is not None, seed=config.seed)
+        columns["anomaly"] = Cells(scores > limits, nothing, "bool")
+        line = (f"threshold {np.median(limits):.3f} at the median length: {config.false_alarm:.2%} of the model's own "
+                "texts lie above that of theirs; nothing was spent\n")
+    rows = export.write([columns], to, format=export.format_of(str(to), None), table="scores")
+    return (f"scored {rows:,} texts in nats (higher is stranger): {to}\n{line}"
             "A score is about its text and as private as that text: the file is for you, not for publication.")
+
+
+def _limits(model: TextModel, sizes: np.ndarray, false_alarm: float, *, labelled: bool, seed: int) -> np.ndarray:
+    """For texts of so many bytes the nats that ``false_alarm`` of the model's own texts of like length exceed: costs
+    nothing. What a text costs grows with its length, and how far it strays with the root of that."""
+    texts, labels = next(model.blocks(BLOCK, seed=seed_of(seed, "calibration")))
+    told = tuple(model.labels[label] for label in labels) if labelled else None
+    own = -_log_prob(model, Texts(tuple(texts), told, np.arange(len(texts))), seed=seed)
+    size = np.array([max(len(text.encode()), 1) for text in texts])
+    slope, start = np.polyfit(size, own, 1) if len(np.unique(size)) > 1 else (0.0, own.mean())
+    far = np.quantile((own - start - slope * size) / np.sqrt(size), 1 - false_alarm)
+    return np.asarray(start + slope * sizes + far * np.sqrt(sizes))
 
 
 def _log_prob(model: TextModel, held: Texts, *, seed: int) -> np.ndarray:
