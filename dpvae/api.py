@@ -144,7 +144,7 @@ def release(config: ReleaseConfig | str | Path, model: Any = None, *, rows: int 
     how = _how(config) if isinstance(config, ReleaseConfig) else {}
     unlike = _unlike(config, run) if isinstance(config, ReleaseConfig) and config.unlike is not None else None
     scheme = scheme_of(str(to))
-    if (how or scheme) and not getattr(made, "IN_PARTS", False):
+    if (how and not getattr(made, "SHARED", False)) or (scheme and not getattr(made, "IN_PARTS", False)):
         raise ConfigError(f"to={to}, engine, workers: expected a run on a table; this one was trained on something "
                           "else, release it to a folder")
     if scheme is not None:

@@ -35,7 +35,7 @@ from dpvae.evaluate.judge import evaluate
 from dpvae.modalities import text as modality
 from dpvae.privacy.events import Threshold
 from dpvae.privacy.ledger import Ledger
-from dpvae.release import verbs
+from dpvae.release import text_parts, verbs
 from dpvae.release.texts import TextModel
 from dpvae.release.unlike import Unlike
 from dpvae.report.progress import Progress
@@ -150,6 +150,21 @@ def test_a_text_has_the_same_elbo_and_score_to_the_last_bit_whoever_else_is_ther
         assert modality.log_prob(trained.path / "public", some).tolist() == alone[kept].tolist()
         assert model.log_prob(some["query"], model.label_numbers(some["domain"]), samples=2, seed=0
                               ).tolist() == scores[kept].tolist()
+
+
+def test_a_release_has_the_same_bytes_however_many_workers_draw_it(
+        trained: api.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_parts, "PART", text_parts.BLOCK)
+    files = []
+    for workers in (1, 2):
+        (tmp_path / str(workers)).mkdir()
+        written = text_parts.text_writer(trained.path / "public", 2500, seed=3, workers=workers)(
+            tmp_path / str(workers), {})
+        assert written["rows"] == 2500 == sum(written["histograms"]["domain"])
+        files.append((tmp_path / str(workers) / "part-00000.parquet").read_bytes())
+    assert files[0] == files[1]
+    alone = next(TextModel.load(trained.path / "public").blocks(2500, seed=3))[0]
+    assert pq.read_table(tmp_path / "1").column("query").to_pylist()[:1024] == alone
 
 
 def test_what_comes_near_a_public_line_is_not_released_and_card_and_certificate_say_so(

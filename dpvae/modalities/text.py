@@ -28,6 +28,7 @@ from dpvae.privacy.plan import SURVEY_WHAT, Plan, PublicFacts, check_delta, make
 from dpvae.privacy.silence import secrets_of
 from dpvae.privacy.text_plan import NATS_PER_BYTE, TextRule
 
+SHARED = True  # releases may be drawn by several workers
 SHOWN = 10  # texts on a run's own page
 LINES, STOPS = 2, 6  # of them that are joined through the latent, and the places where a text is drawn
 HASHED = 64  # groups of letter triples in which an attacker compares texts
@@ -57,11 +58,12 @@ def prepare(config: TrainConfig, source: Any = None) -> TextTask:
     return TextTask(config, planned, public, texts)
 
 
-def writer(public: Path, rows: int, *, seed: int, unlike: Any = None) -> TableWriter:
-    """Parquet files of synthetic texts; none comes near what ``unlike`` holds, see :mod:`dpvae.release.unlike`."""
-    from dpvae.release.texts import text_writer
+def writer(public: Path, rows: int, *, seed: int, unlike: Any = None, engine: str = "local",
+           workers: int | None = None) -> TableWriter:
+    """A Parquet file of synthetic texts; none comes near what ``unlike`` holds, see :mod:`dpvae.release.unlike`."""
+    from dpvae.release.text_parts import text_writer
 
-    return text_writer(public, rows, seed=seed, unlike=unlike)
+    return text_writer(public, rows, seed=seed, unlike=unlike, engine=engine, workers=workers)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from safetensors.torch import load, save
 
 from dpvae.checks import did_you_mean
 from dpvae.config import SampleConfig, ScoreConfig
-from dpvae.data import lake
 from dpvae.data import text as reader
 from dpvae.data.lake import Cells
 from dpvae.data.text import Texts
@@ -91,13 +90,13 @@ class TextModel:
                                 f"there are {', '.join(self.labels[:8]) or 'none'}")
         return torch.tensor([known[label] for label in labels], dtype=torch.long)
 
-    def blocks(self, rows: int, *, seed: int, given: Sequence[str] = (), unlike: Unlike | None = None
+    def blocks(self, rows: int, *, seed: int, given: Sequence[str] = (), unlike: Unlike | None = None, start: int = 0
                ) -> Iterator[tuple[list[str], list[int]]]:
-        """(texts, label numbers) in blocks; ``given`` are the labels that they may have, ``unlike`` what none of them
-        comes near. :class:`DataError` where nothing else is drawn."""
+        """(texts, label numbers) from text ``start``, which begins a block, in blocks. ``given`` are the labels that
+        they may have, ``unlike`` what none of them comes near; :class:`DataError` where nothing else is drawn."""
         known = self.label_numbers(given) if given else None
         drawer = Drawer(self.vae)
-        for number, first in enumerate(range(0, rows, BLOCK)):
+        for number, first in enumerate(range(0, rows, BLOCK), start=start // BLOCK):
             generator = torch.Generator().manual_seed(seed_of(seed, "text", "block", number))
             label_B = draw_labels(self.vae, BLOCK, generator, among=known)
             texts = self._block(partial(drawer.draw, generator=generator), label_B, unlike,
@@ -158,31 +157,6 @@ class TextModel:
             names = np.array(self.labels, dtype=object)
             columns[self.label] = Cells(names[labels], present, "string")
         return columns
-
-
-def text_writer(public: Path, rows: int, *, seed: int, unlike: Unlike | None = None
-                ) -> Callable[[Path, Mapping[str, str]], Mapping[str, Any]]:
-    """What :func:`dpvae.release.bundle.write_release` calls to fill its data folder."""
-
-    def write(folder: Path, marks: Mapping[str, str]) -> Mapping[str, Any]:
-        model = TextModel.load(public)
-        reference = read_json(public / "reference.json")
-        edges = np.array([int(edge) for edge in reference[model.text]["labels"]])
-        lengths, about = np.zeros(len(edges), dtype=np.int64), np.zeros(max(len(model.labels), 1), dtype=np.int64)
-        sample: list[dict[str, Any]] = []
-        with lake.appending(folder / "part-00000.parquet", "parquet", marks=marks) as append:
-            for texts, labels in model.blocks(rows, seed=seed, unlike=unlike):
-                append(model.cells(texts, labels))
-                places = (model.code(texts) != 0).sum(1).numpy()
-                lengths += np.bincount(np.searchsorted(edges, places, side="right") - 1, minlength=len(edges))
-                about += np.bincount(labels, minlength=len(about))
-                for text, label in zip(texts[:10 - len(sample)], labels, strict=False):
-                    row = {model.text: text} | ({model.label: model.labels[label]} if model.label else {})
-                    sample.append(row)
-        histograms = {model.text: lengths.tolist()} | ({model.label: about.tolist()} if model.label else {})
-        return {"histograms": histograms, "rows": rows, "sample": sample}
-
-    return write
 
 
 def is_texts(public: Path) -> bool:
