@@ -158,8 +158,9 @@ def release(config: ReleaseConfig | str | Path, model: Any = None, *, rows: int 
         count = _public_rows(run)
     made = released(run / "public")
     how = _how(config) if isinstance(config, ReleaseConfig) else {}
+    unlike = _unlike(config, run) if isinstance(config, ReleaseConfig) and config.unlike is not None else None
     scheme = scheme_of(str(to))
-    if (how or scheme) and not getattr(made, "IN_PARTS", False):
+    if (how and not getattr(made, "SHARED", False)) or (scheme and not getattr(made, "IN_PARTS", False)):
         raise ConfigError(f"to={to}, engine, workers: expected a run on a table; this one was trained on something "
                           "else, release it to a folder")
     if scheme is not None:
@@ -170,9 +171,12 @@ def release(config: ReleaseConfig | str | Path, model: Any = None, *, rows: int 
         else:
             publish.into_database(run, str(to), rows=count, seed=seed, **how)
         return shown(str(to))
+    if unlike is not None:
+        how["unlike"] = unlike
     writer = made.writer(run / "public", count, seed=seed, **how)
     also = isinstance(config, ReleaseConfig) and config.with_model
-    folder = write_release(run, writer, rows=count, to=Path(to), seed=seed, model=also)
+    folder = write_release(run, writer, rows=count, to=Path(to), seed=seed, model=also,
+                           unlike=unlike.statement if unlike is not None else None)
     if isinstance(config, ReleaseConfig) and config.registry.curator is not None:
         about = config.registry
         schemas.export(folder, folder.with_name(f"{folder.name}.registry.json"), schemas.Deployment(
@@ -185,6 +189,16 @@ def _how(config: ReleaseConfig) -> dict[str, Any]:
     """Who draws the rows, where that was asked for; never which rows are drawn."""
     asked = {"engine": config.engine, "workers": config.workers}
     return {} if asked == {"engine": "local", "workers": None} else asked
+
+
+def _unlike(config: ReleaseConfig, run: Path) -> Any:
+    """What drawn texts are kept away from."""
+    from dpvae.release.texts import is_texts
+    from dpvae.release.unlike import Unlike
+
+    if not is_texts(run / "public"):
+        raise ConfigError(f"unlike={config.unlike}: expected a run on texts; this one was trained on something else")
+    return Unlike.of(str(config.unlike))
 
 
 def audit(config: AuditConfig | str | Path, *, quick: bool = False) -> Any:

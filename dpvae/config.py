@@ -332,6 +332,7 @@ class ReleaseConfig:
     engine: str = "local"
     workers: int | None = None  # that draw at once; never what is drawn. None: one for each processor
     with_model: bool = False  # also model/: the model in the Hugging Face layout, with its card
+    unlike: str | None = None  # texts: a file of public text, a line each; what comes near one is drawn again
     registry: RegistryConfig = field(default_factory=RegistryConfig)
 
     def __post_init__(self) -> None:
@@ -472,6 +473,7 @@ class SampleConfig:
     to: str = "rows.csv"
     format: str | None = None  # parquet | csv | sql; None: the file's ending
     given: str | None = None  # typed given.COLUMN=VALUE, or the file of a table of partial rows
+    between: str | None = None  # texts: first|second; drawn along the line between their latents
     balance: str | None = None  # even, or JSON: shares of the values of the label
     label: str | None = None  # the column that is balanced; None: the schema's target
     id: str | None = None  # name of a column that numbers the rows

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Texts: how close, how useful, how private, how fast. Writes reports/bench/text.json and text.md.
 
-    python scripts/bench_text.py data=../shared/data/text seeds=3
+    python scripts/bench_text.py data=../shared/data/text seeds=3    # resume=true: go on where it stopped
 
 Names at epsilon 1 and 3, queries with ten domains at 3, 8 and without noise, messages at 3; each beside a baseline: a
 bigram model without privacy, the majority, noisy words by label, a classifier trained on the real texts. Then secrets
@@ -33,6 +33,7 @@ from dpvae.privacy.events import Gaussian
 from dpvae.privacy.plan import default_delta
 
 Pairs = tuple[list[str], list[str]]
+PARTS = ("names", "queries", "messages", "secrets")
 SECRETS, COPIES, OUTSIDERS = 20, (1, 4, 16), 1000
 
 
@@ -119,12 +120,17 @@ def noisy_words(real: Pairs, words: Sequence[str], epsilon: float, delta: float,
     return texts, [labels[k] for k in about]
 
 
-def useful(real: Pairs, drawn: Pairs, test: Pairs, label: str, without: str | None = None) -> dict[str, Any]:
-    kept = [([t for t, k in zip(*part, strict=True) if k != without], [k for k in part[1] if k != without])
-            for part in (real, drawn, test)]
-    found = judges.text_utility(*kept, label, seed=0)
+def useful(real: Pairs, drawn: Pairs, test: Pairs, label: str) -> dict[str, Any]:
+    found = judges.text_utility(real, drawn, test, label, seed=0)
     return {"accuracy": found.accuracy, "ceiling": found.ceiling, "majority": found.majority, "auc": found.auc,
             "auc_ceiling": found.auc_ceiling}
+
+
+def accuracy(learnt: Pairs, test: Pairs, *, without: str) -> float:
+    """On real test texts, of a classifier that learnt from ``learnt``; one label is left out of both."""
+    (texts, labels), (asked, told) = (([t for t, k in zip(*part, strict=True) if k != without],
+                                       [k for k in part[1] if k != without]) for part in (learnt, test))
+    return float(np.mean(judges.classifier(texts, labels, seed=0).predict(asked) == np.array(told)))
 
 
 def names(folder: Path, data: Path, seed: int) -> dict[str, Any]:
@@ -145,16 +151,16 @@ def queries(folder: Path, data: Path, seed: int) -> dict[str, Any]:
     real, test = tuple(part[1:] for part in real), tuple(part[1:] for part in test)  # type: ignore[assignment]
     columns, rows = {"query": real[0], "domain": real[1]}, len(real[0])
     known = {"text": "query", "label": "domain", "rows": rows, "labels": "|".join(sorted(set(real[1])))}
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"real texts": {"accuracy": accuracy(real, test, without="oos")}}
     for epsilon in (3.0, 8.0, None):
         (_, drawn), cost = trained(columns, known, epsilon, seed, folder)
         name = f"epsilon {epsilon:g}" if epsilon else "no noise"
-        use = useful(real, (drawn["query"], drawn["domain"]), test, "domain", "oos")
-        found[name] = characters(real[0], drawn["query"]) | use | cost
+        found[name] = {"accuracy": accuracy((drawn["query"], drawn["domain"]), test, without="oos"),
+                       **characters(real[0], drawn["query"]), **cost}
         if epsilon:
             alone = noisy_words(real, Language.of(None).words, epsilon, default_delta(rows), rows,
                                 np.random.default_rng(seed))
-            found[name]["noisy_words_accuracy"] = useful(real, alone, test, "domain", "oos")["accuracy"]
+            found[name]["noisy_words_accuracy"] = accuracy(alone, test, without="oos")
     return found
 
 
@@ -213,10 +219,10 @@ def median(results: list[Any]) -> Any:
     return None if results[0] is None else statistics.median(results)
 
 
-def table(found: dict[str, Any]) -> str:
+def table(found: dict[str, Any], counted: dict[str, int]) -> str:
     lines = []
     for part, rows in found.items():
-        lines += ["", f"## {part}", ""]
+        lines += ["", f"## {part} ({counted[part]} seeds)", ""]
         for name, values in rows.items():
             shown = values.items() if isinstance(values, dict) else [("", values)]
             lines.append(f"- **{name}**: " + ", ".join(
@@ -228,15 +234,20 @@ def table(found: dict[str, Any]) -> str:
 def main() -> None:
     given = dict(argument.split("=", 1) for argument in sys.argv[1:])
     data, seeds = Path(given.get("data", "../shared/data/text")), int(given.get("seeds", 1))
-    wanted = given.get("parts", "names,queries,messages,secrets").split(",")
+    wanted = given["parts"].split(",") if "parts" in given else list(PARTS)
     out = Path(given.get("to", "reports/bench/text.json"))
-    command = "python scripts/bench_text.py " + " ".join(sys.argv[1:])
-    found: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for part in wanted:
-            found[part] = median([globals()[part](Path(folder), data, seed) for seed in range(seeds)])
-            out.write_text(json.dumps({"command": command, "seeds": seeds, **found}, indent=1) + "\n")
-            out.with_suffix(".md").write_text(f"`{command}`: median of {seeds} seed(s)\n{table(found)}\n")
+    command = f"python scripts/bench_text.py data={data} seeds={seeds}"
+    held = json.loads(out.read_text()) if out.exists() and given.get("resume") == "true" else {}
+    runs: dict[str, list[Any]] = held.get("runs", {})
+    for part in wanted:
+        for seed in range(len(runs.setdefault(part, [])), seeds):
+            with tempfile.TemporaryDirectory() as folder:
+                runs[part].append(globals()[part](Path(folder), data, seed))
+            found = {name: median(runs[name]) for name in PARTS if runs.get(name)}
+            counted = {name: len(runs[name]) for name in found}
+            out.write_text(json.dumps({"command": command, "seeds": counted, **found, "runs": runs}, indent=1) + "\n")
+            told = f"`{command}`: medians over the seeds of each part\n{table(found, counted)}\n"
+            out.with_suffix(".md").write_text(told)
 
 
 if __name__ == "__main__":

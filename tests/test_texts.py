@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -19,6 +22,7 @@ from dpvae.config import (
     EvaluateConfig,
     ImputeConfig,
     PrivacyConfig,
+    ReleaseConfig,
     ReportConfig,
     RunConfig,
     SampleConfig,
@@ -31,8 +35,9 @@ from dpvae.evaluate.judge import evaluate
 from dpvae.modalities import text as modality
 from dpvae.privacy.events import Threshold
 from dpvae.privacy.ledger import Ledger
-from dpvae.release import verbs
+from dpvae.release import text_parts, verbs
 from dpvae.release.texts import TextModel
+from dpvae.release.unlike import Unlike
 from dpvae.report.progress import Progress
 from dpvae.train import texts as training
 
@@ -67,6 +72,17 @@ def config_of(folder: Path, public: str, *, privacy: dict[str, Any] | None = Non
                        report=ReportConfig(progress="quiet"), run=RunConfig(root=str(folder / "runs"), name="t"))
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> api.Run:
+    """A run that tests only read."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "public.txt").write_text(PUBLIC)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "POOL", 600)
+        patch.setattr(training, "CALIBRATIONS", 2)
+        return api.train(config_of(folder, str(folder / "public.txt")), ROWS)
+
+
 def test_a_run_on_texts_is_released_verified_sampled_scored_and_judged(tmp_path: Path, public: str) -> None:
     run = api.train(config_of(tmp_path, public), ROWS)
     assert run.epsilon.upper <= 5.0
@@ -94,9 +110,14 @@ def test_a_run_on_texts_is_released_verified_sampled_scored_and_judged(tmp_path:
 
     asked = tmp_path / "asked.tsv"
     asked.write_text("query\tdomain\npay my card\tbank\nqqq zzz xxx\tbank\n")
-    verbs.score(ScoreConfig(run=str(run.path), table=str(asked), to=str(tmp_path / "scores.parquet")))
-    scores = pq.read_table(tmp_path / "scores.parquet").column("score").to_pylist()
-    assert scores[1] > scores[0] + 5
+    told = verbs.score(ScoreConfig(run=str(run.path), table=str(asked), to=str(tmp_path / "scores.parquet"),
+                                   threshold="synthetic"))
+    assert "1.00% of the model's own texts" in told
+    scores = pq.read_table(tmp_path / "scores.parquet").to_pydict()
+    assert scores["score"][1] > scores["score"][0] + 5
+    assert scores["anomaly"] in ([False, False], [False, True], [True, True])  # never the usual one alone
+    with pytest.raises(ConfigError, match="threshold=synthetic or none"):
+        verbs.score(ScoreConfig(run=str(run.path), table=str(asked), threshold="private"))
 
     with pytest.raises(ConfigError, match="of texts, which have no cells to impute"):
         verbs.impute(ImputeConfig(run=str(run.path), table=str(asked)))
@@ -108,14 +129,114 @@ def test_a_run_on_texts_is_released_verified_sampled_scored_and_judged(tmp_path:
     assert str(judged).startswith("SEALED")
 
 
-def test_texts_follow_the_seed_and_the_first_of_many_are_those_of_few(tmp_path: Path, public: str) -> None:
-    run = api.train(config_of(tmp_path, public), ROWS)
-    model = TextModel.load(run.path / "public")
+def test_texts_follow_the_seed_and_the_first_of_many_are_those_of_few(trained: api.Run) -> None:
+    model = TextModel.load(trained.path / "public")
     few, many = (next(model.blocks(rows, seed=3))[0] for rows in (7, 30))
     assert many[:7] == few
     assert next(model.blocks(7, seed=4))[0] != few
     line = model.between("pay my card", "play a song", 4, label="bank", seed=0)
     assert len(line) == 4
+
+
+def test_a_text_has_the_same_elbo_and_score_to_the_last_bit_whoever_else_is_there(trained: api.Run) -> None:
+    texts = [*ROWS["query"][:40], "", "zq!" * 12, "pay " * 9, *(f"pay {i} now" for i in range(60))]
+    records = {"query": texts, "domain": ["bank"] * len(texts)}
+    model = TextModel.load(trained.path / "public")
+    order = np.random.default_rng(0).permutation(len(texts))
+    alone = modality.log_prob(trained.path / "public", records)
+    scores = model.log_prob(texts, model.label_numbers(records["domain"]), samples=2, seed=0)
+    for kept in (order, order[:50], order[:1], order[-7:]):
+        some = {name: [values[i] for i in kept] for name, values in records.items()}
+        assert modality.log_prob(trained.path / "public", some).tolist() == alone[kept].tolist()
+        assert model.log_prob(some["query"], model.label_numbers(some["domain"]), samples=2, seed=0
+                              ).tolist() == scores[kept].tolist()
+
+
+def test_a_release_has_the_same_bytes_however_many_workers_draw_it(
+        trained: api.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_parts, "PART", text_parts.BLOCK)
+    files = []
+    for workers in (1, 2):
+        (tmp_path / str(workers)).mkdir()
+        written = text_parts.text_writer(trained.path / "public", 2500, seed=3, workers=workers)(
+            tmp_path / str(workers), {})
+        assert written["rows"] == 2500 == sum(written["histograms"]["domain"])
+        files.append((tmp_path / str(workers) / "part-00000.parquet").read_bytes())
+    assert files[0] == files[1]
+    alone = next(TextModel.load(trained.path / "public").blocks(2500, seed=3))[0]
+    assert pq.read_table(tmp_path / "1").column("query").to_pylist()[:1024] == alone
+
+
+def test_what_comes_near_a_public_line_is_not_released_and_card_and_certificate_say_so(
+        trained: api.Run, tmp_path: Path) -> None:
+    plain = api.release(tmp_path / "plain", trained, rows=400)
+    lines = pq.read_table(plain / "data").column("query").to_pylist()
+    line = max(set(lines), key=lines.count)
+    known = tmp_path / "known.txt"
+    known.write_text(f"{line.upper()}!\none that nobody says at all\n")
+    config = ReleaseConfig(run=str(trained.path), rows=400, to=str(tmp_path / "kept"), unlike=str(known))
+    kept = Path(api.release(config))
+    drawn = pq.read_table(kept / "data").to_pydict()
+    unlike = Unlike.of(str(known))
+    assert sum(unlike.near(text) for text in lines) > 0
+    assert not any(unlike.near(text) for text in drawn["query"])
+    same = [a for a, b in zip(lines, drawn["query"], strict=True) if a == b]
+    assert len(same) == sum(not unlike.near(text) for text in lines)  # the others are what they were
+    assert drawn["domain"] == pq.read_table(plain / "data").column("domain").to_pylist()
+    digest = hashlib.sha256(known.read_bytes()).hexdigest()
+    certificate = json.loads((kept / "certificate.json").read_text())
+    assert digest in certificate["lineage"]["unlike"]
+    assert any(digest in line for line in certificate["scope"]["public_inputs"])
+    assert digest in (kept / "card.md").read_text()
+    assert json.loads((plain / "certificate.json").read_text())["lineage"]["unlike"] == "none"
+    assert verify(kept).ok
+
+
+def test_eight_words_in_a_row_of_a_public_line_come_near_it_and_seven_do_not(tmp_path: Path) -> None:
+    path = tmp_path / "public.txt"
+    path.write_text("It was the best of times, it was the worst of times\n")
+    unlike = Unlike.of(str(path))
+    assert unlike.near("they say IT WAS THE BEST OF TIMES it was ok")
+    assert not unlike.near("they say it was the best of times it is ok")
+    assert not unlike.near("")
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (None, "cannot be read"), (b"\xff\xfe", "not UTF-8"), (b"\n", "no word")])
+def test_a_public_file_that_cannot_be_compared_with_is_refused(
+        content: bytes | None, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "public.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        Unlike.of(str(path))
+
+
+def test_a_card_of_texts_speaks_of_texts_and_its_model_folder_draws_them(trained: api.Run, tmp_path: Path) -> None:
+    to = Path(api.release(ReleaseConfig(run=str(trained.path), rows=20, to=str(tmp_path / "out"), with_model=True)))
+    card = (to / "card.md").read_text()
+    assert "20 texts drawn from a variational autoencoder" in card
+    assert "on a set of 300 texts (declared)" in card
+    assert "synthetic rows" not in card + (to / "croissant.json").read_text()
+    assert next(TextModel.load(to / "model").blocks(5, seed=0)) == next(
+        TextModel.load(trained.path / "public").blocks(5, seed=0))
+    assert "TextModel.load" in (to / "model" / "README.md").read_text()
+    lines = json.loads((trained.path / "public" / "preview.json").read_text())["lines"]
+    assert [len(line["texts"]) for line in lines] == [modality.STOPS] * modality.LINES
+    assert "Along the latent" in (to / "report.html").read_text()
+
+
+def test_texts_between_two_are_drawn_from_the_command_line(trained: api.Run, tmp_path: Path) -> None:
+    to, given = tmp_path / "line.csv", '{"domain": "music"}'
+    told = verbs.sample(SampleConfig(run=str(trained.path), between="play a song|pay my card", given=given, rows=5,
+                                     to=str(to), id="place"))
+    assert "as private as those" in told
+    rows = list(csv.DictReader(to.open()))
+    assert [row["place"] for row in rows] == ["1", "2", "3", "4", "5"]
+    assert {row["domain"] for row in rows} == {"music"}
+    for wrong in ("one", "a|b|c", "a|"):
+        with pytest.raises(ConfigError, match="expected two texts"):
+            verbs.sample(SampleConfig(run=str(trained.path), between=wrong, to=str(to)))
 
 
 def test_one_more_text_changes_no_event_and_no_size(tmp_path: Path, public: str) -> None:

@@ -1,8 +1,9 @@
 """What is publicly known of a language before any private text is read: its words, how frequent they are, which follow
 which.
 
-English ships with the package (see ``texts/LICENSE``); for anything else ``data.public`` names a file of public text, a
-line each, whose words are counted here. Its SHA-256 is among the public inputs of the certificate.
+English ships with the package (see ``texts/LICENSE``; ``scripts/make_language.py`` builds it anew); for anything else
+``data.public`` names a file of public text, a line each, whose words are counted here. Either way the SHA-256 of what
+was counted is among the public inputs of the certificate.
 
 >>> english = Language.of(None)
 >>> english.words[:3], len(english.words)
@@ -47,22 +48,26 @@ class Language:
         return _english() if path is None else _counted(path)
 
 
-def _lines(name: str) -> list[list[str]]:
-    text = gzip.decompress((FOLDER / name).read_bytes()).decode()
-    return [line.split(" ") for line in text.splitlines()]
+def _lines(name: str) -> tuple[list[list[str]], str]:
+    """A file that ships with the package as fields by line, and the SHA-256 of its content."""
+    raw = gzip.decompress((FOLDER / name).read_bytes())
+    return [line.split(" ") for line in raw.decode().splitlines()], hashlib.sha256(raw).hexdigest()
 
 
 @cache
 def _english() -> Language:
     words, shares = [], []
-    for step, *group in _lines("english_words.txt.gz"):
+    (groups, first_digest), (followed, second_digest) = _lines("english_words.txt.gz"), _lines("english_pairs.txt.gz")
+    for step, *group in groups:
         words += group
         shares += [10 ** (-int(step) / 100)] * len(group)
     number = {word: i for i, word in enumerate(words)}
     pairs = [(number[first], number[word], 10 ** (-int(step) / 100)) for first, *followers in
-             _lines("english_pairs.txt.gz") for word, _, step in (item.rpartition(":") for item in followers)]
+             followed for word, _, step in (item.rpartition(":") for item in followers)]
     return Language(tuple(words), np.array(shares) / sum(shares), np.array([pair[:2] for pair in pairs]),
-                    np.array([pair[2] for pair in pairs]), "28,511 English words and 60,000 pairs that ship with dpvae")
+                    np.array([pair[2] for pair in pairs]),
+                    f"{len(words):,} English words (wordfreq 3.1.1, sha256 {first_digest}) and {len(pairs):,} pairs "
+                    f"(symspellpy 6.10.1, sha256 {second_digest}) that ship with dpvae")
 
 
 def _counted(path: str) -> Language:

@@ -30,7 +30,8 @@ from dpvae.report.source import ORIGIN
 
 UNIQUE, FAR = "Ushuaia", 987_654_321  # values of an unusual row
 IN_MEMORY = 4e9  # bytes: a larger table is kept on disk (performance.stored=auto)
-IN_PARTS = True  # releases may be drawn by several workers, and may be lake tables
+SHARED = True  # releases may be drawn by several workers
+IN_PARTS = True  # and may be lake tables
 
 PREVIEW = 20_000  # most rows that a run's own page counts
 

@@ -28,10 +28,13 @@ from dpvae.privacy.plan import SURVEY_WHAT, Plan, PublicFacts, check_delta, make
 from dpvae.privacy.silence import secrets_of
 from dpvae.privacy.text_plan import NATS_PER_BYTE, TextRule
 
+SHARED = True  # releases may be drawn by several workers
 SHOWN = 10  # texts on a run's own page
+LINES, STOPS = 2, 6  # of them that are joined through the latent, and the places where a text is drawn
 HASHED = 64  # groups of letter triples in which an attacker compares texts
 CAP = 256  # bytes
 ROOM = 32  # bytes: a text of at most that many is spelled, not told in words
+HIDDEN_WORDS, HIDDEN_BYTES = 32, 64  # of the network: many tokens cost time, few may know more of each other
 
 
 def plan(config: TrainConfig) -> Plan:
@@ -55,11 +58,12 @@ def prepare(config: TrainConfig, source: Any = None) -> TextTask:
     return TextTask(config, planned, public, texts)
 
 
-def writer(public: Path, rows: int, *, seed: int) -> TableWriter:
-    """Parquet files of synthetic texts."""
-    from dpvae.release.texts import text_writer
+def writer(public: Path, rows: int, *, seed: int, unlike: Any = None, engine: str = "local",
+           workers: int | None = None) -> TableWriter:
+    """A Parquet file of synthetic texts; none comes near what ``unlike`` holds, see :mod:`dpvae.release.unlike`."""
+    from dpvae.release.text_parts import text_writer
 
-    return text_writer(public, rows, seed=seed)
+    return text_writer(public, rows, seed=seed, unlike=unlike, engine=engine, workers=workers)
 
 
 @dataclass(frozen=True)
@@ -219,7 +223,7 @@ class TextTask:
         marks = np.isin(released.active, MARKS)
         model = config.model
         vae = TextVAE(training.known_of(released, grammar, marks), latent_dim=model.latent_dim or 16,
-                      hidden=min(model.hidden, 64),
+                      hidden=min(model.hidden, HIDDEN_WORDS if self.public.words else HIDDEN_BYTES),
                       generator=torch.Generator().manual_seed(seed_of(config.run.seed, "init")))
         training.calibrate(vae, released.shares, seed=config.run.seed)
         training.fit(vae, steps=self.plan.fit_steps, seed=config.run.seed,
@@ -274,8 +278,18 @@ class TextResult:
             "independent_elbo": independent_elbo(self.released), **shown, "unit": "nats per text"})
         write_json(public / "latent.json", {**found, "unit": "nats per text, of the model's own texts"})
         drawn = made_up(public, SHOWN, seed=seed)
-        write_json(public / "preview.json", {"sample": [dict(zip(drawn, row, strict=True))
-                                                        for row in zip(*drawn.values(), strict=True)]})
+        rows = [dict(zip(drawn, row, strict=True)) for row in zip(*drawn.values(), strict=True)]
+        write_json(public / "preview.json", {"sample": rows, "lines": self._lines(rows, seed)})
+
+    def _lines(self, rows: list[dict[str, str]], seed: int) -> list[dict[str, Any]]:
+        """Texts along the line between the latents of two drawn texts, once for each of a few pairs of them."""
+        model, found = self.model, []
+        for first, second in zip(rows[:2 * LINES:2], rows[1:2 * LINES:2], strict=True):
+            label = first[model.label] if model.label else None
+            told = f" ({model.label} {label})" if model.label else ""
+            found.append({"title": f"from \u201c{first[model.text]}\u201d to \u201c{second[model.text]}\u201d{told}",
+                          "texts": model.between(first[model.text], second[model.text], STOPS, label=label, seed=seed)})
+        return found
 
 
 def made_up(public: Path, rows: int, *, seed: int) -> dict[str, list[str]]:

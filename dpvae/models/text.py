@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from dpvae.models.elbo import Elbo, kl_to_standard_normal
+from dpvae.models.text_draws import DEEP, Drawer
 
 RARE = 1
 FAR = 31  # places left that the network tells apart
-DEEP = 3  # tokens that a started character, or a mark, may need to be complete
 SMALL = 300  # active tokens up to which the end of a text is looked up by state, not by last token
 _NEVER = -1e9
 
@@ -223,37 +223,4 @@ class TextVAE(nn.Module):
     def sample(self, label_B: Tensor, *, generator: torch.Generator, z_BZ: Tensor | None = None,
                use_network: bool = True) -> Tensor:
         """Texts with these labels as active tokens, (B, T), T the longest drawn. Post-processing: costs nothing."""
-        count = len(label_B)
-        if z_BZ is None:
-            z_BZ = torch.randn(count, self.shape["latent_dim"], generator=generator)
-        length_B = _draw(self.spans[label_B], torch.rand(count, generator=generator))
-        order = length_B.argsort(descending=True, stable=True)
-        label_B, z_BZ, length_B = label_B[order], z_BZ[order], length_B[order]
-        tokens_BT = torch.zeros(count, max(int(length_B.max()), 1), dtype=torch.long)
-        state, grammar, before = (torch.zeros(count, dtype=torch.long) for _ in range(3))
-        rows, leaning, ahead = self.log_rows.exp(), self.leaning.exp(), self.ahead.exp()
-        hidden, topic = None, self.network.topic(z_BZ) if use_network else None
-        for place in range(int(length_B.max())):
-            alive = int((length_B > place).sum())
-            state, grammar, before = state[:alive], grammar[:alive], before[:alive]
-            left, label = length_B[:alive] - 1 - place, label_B[:alive]
-            weights = rows[state].mul_(leaning[label]).mul_(self.fits[grammar * (DEEP + 1) + left.clamp_max(DEEP)])
-            weights.mul_(ahead[left] if self.ending is None else torch.where(
-                (left == 0)[:, None], self.ending[state].exp(), ahead[left]))
-            if topic is not None:
-                inputs = self.network.inputs(before[:, None], left[:, None], z_BZ[:alive], label)
-                seen, hidden = self.network.cell(inputs, None if hidden is None else hidden[:, :alive].contiguous())
-                logits = self.network.out(seen[:, 0]).add_(topic[:alive])
-                weights.mul_(logits.sub_(logits.amax(1, keepdim=True)).exp_())
-            token = _draw(weights, torch.rand(alive, generator=generator))
-            tokens_BT[:alive, place] = token
-            state, grammar, before = self.successor[state, token], self.after[grammar, token], token
-        return torch.zeros_like(tokens_BT).index_copy(0, order, tokens_BT)
-
-
-def _draw(weights_BX: Tensor, uniform_B: Tensor) -> Tensor:
-    """One index per row by weight, (B,)."""
-    edges = weights_BX.cumsum(1)
-    index = torch.searchsorted(edges, (uniform_B * edges[:, -1])[:, None], right=True)[:, 0]
-    return index.clamp_max(weights_BX.shape[1] - 1)
-
+        return Drawer(self, use_network=use_network).draw(label_B, generator=generator, z_BZ=z_BZ)

@@ -50,14 +50,14 @@ PROGRAMS = ("dpvae", "numpy", "torch", "opacus", "dp-accounting", "cryptography"
 
 
 def write_release(run: Path, table_writer: TableWriter, *, rows: int, to: Path, seed: int,
-                  model: bool = False) -> Path:
+                  model: bool = False, unlike: str | None = None) -> Path:
     """The release folder ``to`` with ``rows`` synthetic rows of ``run``; costs no privacy, every input is released.
 
     ``table_writer(folder, marks)`` writes ``part-*.parquet`` into a data folder, with the marks in their footers, and
     returns ``histograms`` (counts per column in the order of the reference's labels), ``rows`` and ``sample`` (ten rows
     as mappings). ``seed`` is the public seed it decodes with. ``model`` adds the model itself, in the Hugging Face
-    layout. A run with a fixed secret seed, or whose events cost more than its target, is a :class:`ReleaseError`; a
-    folder that is no finished run a :class:`RunError`.
+    layout; ``unlike`` says what public text the rows were kept away from. A run with a fixed secret seed, or whose
+    events cost more than its target, is a :class:`ReleaseError`; a folder that is no finished run a :class:`RunError`.
     """
     checks.whole(1, rows=rows)
     checks.whole(0, seed=seed)
@@ -70,7 +70,7 @@ def write_release(run: Path, table_writer: TableWriter, *, rows: int, to: Path, 
     _refuse_target(to, source)
     key = SigningKey.at(run.resolve().parent)
     audit = read_audit(run / "public", source.model_sha256)
-    certificate = certify(_facts(source, key, rows, seed, audit), events=source.events, schema=source.schema,
+    certificate = certify(_facts(source, key, rows, seed, audit, unlike), events=source.events, schema=source.schema,
                           check=check, found=found)
     with _beside(to) as folder:
         _fill(folder, source, check, certificate, key, table_writer, run / "public" if model else None)
@@ -116,7 +116,7 @@ def _refuse_target(to: Path, source: Source) -> None:
     raise ReleaseError(f"to={to}: is not empty; pick another folder")
 
 
-def _facts(source: Source, key: SigningKey, rows: int, seed: int, audit: Audit | None) -> Facts:
+def _facts(source: Source, key: SigningKey, rows: int, seed: int, audit: Audit | None, unlike: str | None) -> Facts:
     claim = source.claim
     clip = source.config.get("trainer", {}).get("clip_norm") if isinstance(source.config.get("trainer"), dict) else None
     trained = any(type(event).__name__ == "SampledGaussian" for event in source.events)
@@ -131,6 +131,7 @@ def _facts(source: Source, key: SigningKey, rows: int, seed: int, audit: Audit |
                           versions=_versions()),
         lineage=Lineage(run=source.name, run_created=source.created, dataset=claim.dataset, dataset_digest=NONE,
                         prior_certificates=NONE, cumulative_epsilon=claim.cumulative_epsilon, decoding_seed=seed,
+                        unlike=unlike or NONE,
                         issued=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")),
     )
 
@@ -192,6 +193,7 @@ def _reproduce(certificate: Certificate) -> list[str]:
         "dpvae verify .                 # prices the events again, checks every digest and the signature",
         f"dpvae verify . key={PUBLIC_NAME}   # ... against a key that the issuer gave you",
         f"dpvae release run={lineage.run} rows={certificate.scope.rows_released} seed={lineage.decoding_seed} to=FOLDER"
+        + (" unlike=PUBLIC.txt" if lineage.unlike != NONE else "") +
         "   # the same rows, for whoever holds the run",
         f"# made with {versions}", f"# noise: {mechanism.noise}", f"# resume: {mechanism.replay}",
     ]

@@ -18,13 +18,21 @@ SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_
          (10_000_000, "1M<n<10M"))
 TASKS = {"table": ("tabular-classification", "tabular"), "images": ("image-classification", "image"),
          "text": ("text-classification", "text")}  # the hub's task where there is a target, and its tag
+NOUNS = {"table": ("table of {} rows", "row", "the table's shape"),
+         "images": ("set of {} images", "image", "the pictures"),
+         "text": ("set of {} texts", "text", "what the texts are like")}  # the data, one of it, what one looks at
 
 
 def card(certificate: Certificate, schema: Mapping[str, Any]) -> str:
     """The card as Markdown with the hub's YAML block on top."""
     parts = [_metadata(certificate, schema), _guarantee(certificate, schema), _columns(schema), _accesses(certificate),
-             _use(certificate), _gaps(certificate), _check()]
+             _use(certificate, nouns(schema)), _gaps(certificate), _check()]
     return "\n\n".join(parts) + "\n"
+
+
+def nouns(schema: Mapping[str, Any]) -> tuple[str, str, str]:
+    """What to call the data, one record of it, and what is explored, by its kind."""
+    return NOUNS.get(str(schema.get("kind", "table")), NOUNS["table"])
 
 
 def _metadata(certificate: Certificate, schema: Mapping[str, Any]) -> str:
@@ -46,7 +54,7 @@ def _size(rows: int) -> str:
 
 
 def _guarantee(certificate: Certificate, schema: Mapping[str, Any]) -> str:
-    claim, where = certificate.claim, schema.get("where")
+    claim, scope, unlike, where = certificate.claim, certificate.scope, certificate.lineage.unlike, schema.get("where")
     some = f" Only rows where {escape(where)} took part." if isinstance(where, str) else ""
     risk = claim.risk
     table = _table(("An attacker who knows every other record", "can reach at most"), [
@@ -57,10 +65,12 @@ def _guarantee(certificate: Certificate, schema: Mapping[str, Any]) -> str:
         ("belief that began at 0.1", percent(risk.posterior_from_prior_0_1, 2)),
         ("belief that began at 0.01", percent(risk.posterior_from_prior_0_01, 2)),
     ])
-    return (f"# {escape(certificate.lineage.run)}: synthetic rows\n\n**{escape(certificate.sentence)}**\n\n"
-            f"{certificate.scope.rows_released} rows drawn from a variational autoencoder trained under differential "
-            f"privacy on a table of {certificate.scope.rows:.15g} rows ({certificate.scope.rows_source}).{some} "
-            f"Each row is drawn from the model; none is copied from the data.\n\n{table}")
+    source, one, _ = nouns(schema)
+    kept = "" if unlike == NONE else f" Kept away from public text, at no cost: {escape(unlike)}."
+    return (f"# {escape(certificate.lineage.run)}: synthetic {one}s\n\n**{escape(certificate.sentence)}**\n\n"
+            f"{scope.rows_released} {one}s drawn from a variational autoencoder trained under differential "
+            f"privacy on a {source.format(f'{scope.rows:.15g}')} ({scope.rows_source}).{some} "
+            f"Each {one} is drawn from the model; none is copied from the data.{kept}\n\n{table}")
 
 
 def _columns(schema: Mapping[str, Any]) -> str:
@@ -76,11 +86,12 @@ def _accesses(certificate: Certificate) -> str:
             + f"\n\nNoise: {escape(certificate.mechanism.noise)}. Resume: {escape(certificate.mechanism.replay)}.")
 
 
-def _use(certificate: Certificate) -> str:
-    return ("## Use\n\nFit for: exploring the table's shape, developing and testing code and queries, training models "
+def _use(certificate: Certificate, words: tuple[str, str, str]) -> str:
+    _, one, shape = words
+    return (f"## Use\n\nFit for: exploring {shape}, developing and testing code and queries, training models "
             "whose results are confirmed on real data. Not fit for: decisions about single people, statements about "
             "rare groups, and as the only evidence for a finding. Accuracy is not guaranteed: "
-            "report.html compares the rows with the noisy counts they were made from.\n\n"
+            f"report.html compares the {one}s with the noisy counts they were made from.\n\n"
             f"Audit: {escape(_audit(certificate))} Data set: {escape(certificate.lineage.dataset)}. "
             "Licence: whoever owns the data decides.")
 

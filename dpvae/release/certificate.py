@@ -177,6 +177,7 @@ class Lineage:
     prior_certificates: tuple[str, ...] | Absent
     cumulative_epsilon: float | Absent
     decoding_seed: int
+    unlike: str | Absent  # what drawn texts were kept away from
     issued: str
 
 

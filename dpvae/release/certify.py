@@ -143,4 +143,6 @@ def public_inputs(schema: Mapping[str, Any], facts: Facts) -> tuple[str, ...]:
         declared = column.get("declared")
         if isinstance(declared, (list, tuple)) and declared:
             lines.append(f"{name}: {', '.join(map(str, declared))}")
+    if facts.lineage.unlike != NONE:
+        lines.append(f"what the release was kept away from: {facts.lineage.unlike}")
     return tuple(lines)

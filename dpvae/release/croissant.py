@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from dpvae.release.card import nouns
 from dpvae.release.certificate import Certificate
 from dpvae.report.source import schema_columns
 
@@ -44,7 +45,7 @@ def croissant(certificate: Certificate, schema: Mapping[str, Any], data: Mapping
                           "contentSize": f"{size} B", "encodingFormat": _encoding(name), "sha256": digest}
                          for name, (digest, size) in sorted(data.items())],
         "recordSet": [] if _encoding(first) != PARQUET else [{"@type": "cr:RecordSet", "@id": "rows", "name": "rows",
-                       "description": f"{certificate.scope.rows_released} synthetic rows",
+                       "description": f"{certificate.scope.rows_released} synthetic {nouns(schema)[1]}s",
                        "field": [_field(i, name, column, first)
                                  for i, (name, column) in enumerate(schema_columns(schema))]}],
     }

@@ -1,12 +1,13 @@
 """From a released text model to texts: the files of a release, texts under a label, scores. Costs no privacy.
 
 Texts are drawn in blocks of their own seeds: text i is the same however many are asked for, and no more than a block
-is in memory.
+is in memory. What comes near a public text is drawn again, where that is asked for (:mod:`dpvae.release.unlike`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +18,21 @@ from safetensors.torch import load, save
 
 from dpvae.checks import did_you_mean
 from dpvae.config import SampleConfig, ScoreConfig
-from dpvae.data import lake
 from dpvae.data import text as reader
 from dpvae.data.lake import Cells
 from dpvae.data.text import Texts
 from dpvae.data.tokens import WORDS, Vocabulary, cut
 from dpvae.errors import ConfigError, DataError, RunError
 from dpvae.models.text import RARE, Known, TextVAE
+from dpvae.models.text_draws import Drawer
 from dpvae.release import export
 from dpvae.release.sample import parse_given
+from dpvae.release.unlike import TRIES, Unlike
 from dpvae.rng import seed_of, stream
 from dpvae.train.checkpoint import DAMAGED, read_json, write_bytes, write_json
-from dpvae.train.texts import draw_labels, trimmed
+from dpvae.train.texts import Coded, draw_labels, one_by_one, trimmed
 
-BLOCK = 4096  # texts
+BLOCK = 1024  # texts
 SAMPLES = 4  # latents for the score of a text
 
 
@@ -88,25 +90,41 @@ class TextModel:
                                 f"there are {', '.join(self.labels[:8]) or 'none'}")
         return torch.tensor([known[label] for label in labels], dtype=torch.long)
 
-    def blocks(self, rows: int, *, seed: int, given: Sequence[str] = ()) -> Iterator[tuple[list[str], list[int]]]:
-        """(texts, label numbers) in blocks; ``given`` are the labels that they may have."""
+    def blocks(self, rows: int, *, seed: int, given: Sequence[str] = (), unlike: Unlike | None = None, start: int = 0
+               ) -> Iterator[tuple[list[str], list[int]]]:
+        """(texts, label numbers) from text ``start``, which begins a block, in blocks. ``given`` are the labels that
+        they may have, ``unlike`` what none of them comes near; :class:`DataError` where nothing else is drawn."""
         known = self.label_numbers(given) if given else None
-        for number, first in enumerate(range(0, rows, BLOCK)):
+        drawer = Drawer(self.vae)
+        for number, first in enumerate(range(0, rows, BLOCK), start=start // BLOCK):
             generator = torch.Generator().manual_seed(seed_of(seed, "text", "block", number))
             label_B = draw_labels(self.vae, BLOCK, generator, among=known)
-            tokens = self.vae.sample(label_B, generator=generator).numpy()
-            texts = self.spell(tokens, label_B.numpy(), stream(seed, "text", "rare", number))
+            texts = self._block(partial(drawer.draw, generator=generator), label_B, unlike,
+                                stream(seed, "text", "rare", number))
             yield texts[:rows - first], label_B.tolist()[:rows - first]
+
+    def _block(self, draw: Callable[[torch.Tensor], torch.Tensor], label_B: torch.Tensor, unlike: Unlike | None,
+               rng: np.random.Generator) -> list[str]:
+        """One text for each label; what comes near a public one is drawn again."""
+        texts, wanted = [""] * len(label_B), list(range(len(label_B)))
+        for _ in range(TRIES):
+            again_B = label_B[wanted]
+            for place, text in zip(wanted, self.spell(draw(again_B).numpy(), again_B.numpy(), rng), strict=True):
+                texts[place] = text
+            wanted = [place for place in wanted if unlike is not None and unlike.near(texts[place])]
+            if not wanted:
+                return texts
+        raise DataError(f"unlike: {len(wanted)} of {BLOCK} texts still come near a public line after {TRIES} draws; "
+                        "the file holds nearly all that the model says, expected one of longer texts")
 
     @torch.no_grad()
     def log_prob(self, texts: Sequence[str], label_B: torch.Tensor, *, samples: int, seed: int) -> np.ndarray:
-        """log p(text, label), (texts,) nats: importance-weighted over ``samples`` latents, the same for every text."""
+        """log p(text, label), (texts,) nats: importance-weighted over ``samples`` latents, the same for every text; who
+        else is scored moves no digit."""
         noise_KZ = torch.randn(samples, self.vae.shape["latent_dim"],
                                generator=torch.Generator().manual_seed(seed_of(seed, "text", "score")))
-        tokens = self.code(texts)
-        parts = [self.vae.importance(trimmed(tokens[part]), label_B[part], noise_KZ)
-                 for part in torch.arange(len(tokens)).split(256)]
-        return torch.cat(parts).double().numpy()
+        return one_by_one(Coded(self.code(texts), label_B), lambda tokens_BT, label_B: self.vae.importance(
+            tokens_BT, label_B, noise_KZ))
 
     @torch.no_grad()
     def between(self, first: str, second: str, steps: int, *, label: str | None = None, seed: int) -> list[str]:
@@ -141,30 +159,6 @@ class TextModel:
         return columns
 
 
-def text_writer(public: Path, rows: int, *, seed: int) -> Callable[[Path, Mapping[str, str]], Mapping[str, Any]]:
-    """What :func:`dpvae.release.bundle.write_release` calls to fill its data folder."""
-
-    def write(folder: Path, marks: Mapping[str, str]) -> Mapping[str, Any]:
-        model = TextModel.load(public)
-        reference = read_json(public / "reference.json")
-        edges = np.array([int(edge) for edge in reference[model.text]["labels"]])
-        lengths, about = np.zeros(len(edges), dtype=np.int64), np.zeros(max(len(model.labels), 1), dtype=np.int64)
-        sample: list[dict[str, Any]] = []
-        with lake.appending(folder / "part-00000.parquet", "parquet", marks=marks) as append:
-            for texts, labels in model.blocks(rows, seed=seed):
-                append(model.cells(texts, labels))
-                places = (model.code(texts) != 0).sum(1).numpy()
-                lengths += np.bincount(np.searchsorted(edges, places, side="right") - 1, minlength=len(edges))
-                about += np.bincount(labels, minlength=len(about))
-                for text, label in zip(texts[:10 - len(sample)], labels, strict=False):
-                    row = {model.text: text} | ({model.label: model.labels[label]} if model.label else {})
-                    sample.append(row)
-        histograms = {model.text: lengths.tolist()} | ({model.label: about.tolist()} if model.label else {})
-        return {"histograms": histograms, "rows": rows, "sample": sample}
-
-    return write
-
-
 def is_texts(public: Path) -> bool:
     """Whether a run's public folder holds a model of texts."""
     return bool(read_json(public / "schema.json").get("kind") == "text")
@@ -180,17 +174,35 @@ def sample(config: SampleConfig, public: Path) -> str:
         raise DataError(f"given.{unknown[0]}: expected given.{model.label or 'LABEL'}=VALUE"
                         + ("" if model.label else "; these texts have no label"))
     values = given.get(model.label, []) if model.label is not None else []
-    blocks = model.blocks(config.rows or 1000, seed=config.seed, given=[values] if isinstance(values, str) else values)
+    values = [values] if isinstance(values, str) else values
+    if config.between is not None:
+        return _line(config, model, values)
+    blocks = model.blocks(config.rows or 1000, seed=config.seed, given=values)
     format = export.format_of(config.to, config.format)
     cells = export.numbered((model.cells(*block) for block in blocks), config.id)
     rows = export.write(cells, config.to, format=format, table=Path(config.to).stem, key=config.id)
     return f"drew {rows:,} synthetic texts: {config.to}; nothing was spent"
 
 
+def _line(config: SampleConfig, model: TextModel, labels: Sequence[str]) -> str:
+    """Texts along the line between the latents of two: ``between="first|second"``."""
+    ends = str(config.between).split("|")
+    if len(ends) != 2 or len(labels) > 1 or not all(ends):
+        raise ConfigError(f"between={config.between!r}: expected two texts, first|second, and at most one label, "
+                          f"given.{model.label or 'LABEL'}=VALUE")
+    texts = model.between(*ends, config.rows or 8, label=labels[0] if labels else None, seed=config.seed)
+    numbers = model.label_numbers(labels or model.labels[:1]).tolist() * len(texts)
+    cells = export.numbered(iter([model.cells(texts, numbers)]), config.id)
+    rows = export.write(cells, config.to, format=export.format_of(config.to, config.format),
+                        table=Path(config.to).stem, key=config.id)
+    return (f"drew {rows:,} texts between yours: {config.to}\n"
+            "They are about the two texts, and as private as those; nothing was spent.")
+
+
 def score(config: ScoreConfig, public: Path, to: Path) -> str:
     """``dpvae score`` for texts: nats per text and per byte, higher is stranger; returns what to tell the user."""
-    if config.threshold is not None or "," in config.run:
-        raise ConfigError("run: is of texts; expected one run, and no threshold=")
+    if config.threshold == "private" or "," in config.run:
+        raise ConfigError("run: is of texts; expected one run, and threshold=synthetic or none")
     if config.table is None:
         raise ConfigError("data=null: expected texts, such as data=texts.tsv")
     model = TextModel.load(public)
@@ -200,12 +212,29 @@ def score(config: ScoreConfig, public: Path, to: Path) -> str:
     scores = -_log_prob(model, held, seed=config.seed)
     size = np.array([max(len(text.encode()), 1) for text in held.texts])
     nothing = np.zeros(len(scores), dtype=bool)
-    rows = export.write([{"row": Cells(np.arange(len(scores)), nothing, "int64"),
-                          "score": Cells(scores, nothing, "double"),
-                          "per_byte": Cells(scores / size, nothing, "double")}],
-                        to, format=export.format_of(str(to), None), table="scores")
-    return (f"scored {rows:,} texts in nats (higher is stranger): {to}\n"
+    columns = {"row": Cells(np.arange(len(scores)), nothing, "int64"), "score": Cells(scores, nothing, "double"),
+               "per_byte": Cells(scores / size, nothing, "double")}
+    line = ""
+    if config.threshold is not None:
+        limits = _limits(model, size, config.false_alarm, labelled=label is not None, seed=config.seed)
+        columns["anomaly"] = Cells(scores > limits, nothing, "bool")
+        line = (f"threshold {np.median(limits):.3f} at the median length: {config.false_alarm:.2%} of the model's own "
+                "texts lie above that of theirs; nothing was spent\n")
+    rows = export.write([columns], to, format=export.format_of(str(to), None), table="scores")
+    return (f"scored {rows:,} texts in nats (higher is stranger): {to}\n{line}"
             "A score is about its text and as private as that text: the file is for you, not for publication.")
+
+
+def _limits(model: TextModel, sizes: np.ndarray, false_alarm: float, *, labelled: bool, seed: int) -> np.ndarray:
+    """For texts of so many bytes the nats that ``false_alarm`` of the model's own texts of like length exceed: costs
+    nothing. What a text costs grows with its length, and how far it strays with the root of that."""
+    texts, labels = next(model.blocks(BLOCK, seed=seed_of(seed, "calibration")))
+    told = tuple(model.labels[label] for label in labels) if labelled else None
+    own = -_log_prob(model, Texts(tuple(texts), told, np.arange(len(texts))), seed=seed)
+    size = np.array([max(len(text.encode()), 1) for text in texts])
+    slope, start = np.polyfit(size, own, 1) if len(np.unique(size)) > 1 else (0.0, own.mean())
+    far = np.quantile((own - start - slope * size) / np.sqrt(size), 1 - false_alarm)
+    return np.asarray(start + slope * sizes + far * np.sqrt(sizes))
 
 
 def _log_prob(model: TextModel, held: Texts, *, seed: int) -> np.ndarray:

@@ -115,6 +115,8 @@ def sample(config: SampleConfig) -> str:
     run = find_run(config.run, config.root)
     if _of_texts(run):
         return texts.sample(config, run.public)
+    if config.between is not None:
+        raise ConfigError(f"between={config.between!r}: expected a run on texts; {run.path.name} is none")
     vae, schema = _released(run)
     format = export.format_of(config.to, config.format)
     name = Path(config.to).stem

@@ -55,6 +55,8 @@ def gather(source: Source, check: CrossCheck, *, subject: str, sentence: str | N
                    for row in list(sample or shown.get("sample") or ())[:SAMPLE_ROWS]],
         "gallery": [dict(item) for item in gallery or shown.get("gallery") or ()],
         "texts": list(texts or shown.get("texts") or ())[:SAMPLE_ROWS],
+        "lines": [{"title": str(item["title"]), "texts": list(map(str, item["texts"]))}
+                  for item in shown.get("lines") or ()],
         "not_covered": records.plain(meaning.NOT_COVERED),
         "reproduce": list(reproduce),
     }

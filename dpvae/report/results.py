@@ -153,7 +153,7 @@ def pairs(numbers: dict[str, Any]) -> str:
 
 def samples(numbers: dict[str, Any]) -> str:
     """What comes out: pictures, texts, rows, whichever a kind of data has."""
-    body = _pictures(numbers) + _texts(numbers) + _rows(numbers)
+    body = _pictures(numbers) + _texts(numbers) + _rows(numbers) + _lines(numbers)
     return heading("What comes out") + body if body else ""
 
 
@@ -171,6 +171,14 @@ def _texts(numbers: dict[str, Any]) -> str:
     texts = numbers.get("texts") or ()
     quoted = "".join(f"<blockquote>{escape(text)}</blockquote>" for text in texts)
     return f"<h3>Synthetic texts</h3><p>Drawn from the model, not copied from the data.</p>{quoted}" if texts else ""
+
+
+def _lines(numbers: dict[str, Any]) -> str:
+    """Texts drawn at places between two latents, with the same random numbers."""
+    items = [f"<p>{escape(item['title'])}</p><ol>{''.join(f'<li>{escape(text)}</li>' for text in item['texts'])}</ol>"
+             for item in numbers.get("lines") or ()]
+    return (f"<h3>Along the latent</h3><p>From the latent of one synthetic text to that of another: only the latent "
+            f"changes from line to line.</p>{''.join(items)}" if items else "")
 
 
 def _rows(numbers: dict[str, Any]) -> str:

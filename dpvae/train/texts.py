@@ -25,6 +25,7 @@ from dpvae.train.ngrams import Released
 
 FREE_NATS = 2.0  # a text's rate below which nothing is gained by lowering it
 BATCH, POOL = 256, 16_384
+PLACES = 256  # of the texts that are looked at together
 LEARNING_RATE = 3e-3
 CALIBRATIONS, STEP = 6, 0.7
 Listener = Callable[[int, int], None]
@@ -32,7 +33,7 @@ Listener = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Coded:
-    """Private texts as active tokens (texts, T), labels (texts,) and weights (texts,); see :func:`noisy_elbos`."""
+    """Texts as active tokens (texts, T) and numbers of labels (texts,)."""
 
     tokens: Tensor
     labels: Tensor
@@ -104,14 +105,29 @@ def trimmed(tokens_BT: Tensor) -> Tensor:
 
 @torch.no_grad()
 def elbos(vae: TextVAE, coded: Coded, *, generator: torch.Generator) -> np.ndarray:
-    """One ELBO per text, (texts,), in nats; private where the texts are."""
+    """One ELBO per text, (texts,), in nats, to the last bit a function of that text; private where the texts are."""
     # the same numbers for every text: were they dealt out by position, one record would move the others'
     noise_1Z = torch.randn(1, vae.shape["latent_dim"], generator=generator)
+    return one_by_one(coded, lambda tokens_BT, label_B: vae.elbo(
+        tokens_BT, label_B, noise_1Z.expand(len(label_B), -1)).value)
+
+
+def one_by_one(coded: Coded, value: Callable[[Tensor, Tensor], Tensor]) -> np.ndarray:
+    """``value(tokens, labels)`` of every text, (texts,), whoever else is there.
+
+    How a sum is rounded depends on the shape of a batch. So a text is always among equally many of its own length, that
+    follow from this length alone; where there are fewer, they are repeated.
+    """
     found = np.zeros(len(coded.tokens))
-    order = (coded.tokens != 0).sum(1).argsort(stable=True)
-    for part in order.split(512):
-        value_B = vae.elbo(trimmed(coded.tokens[part]), coded.labels[part], noise_1Z.expand(len(part), -1)).value
-        found[part.numpy()] = value_B.double().numpy()
+    length = (coded.tokens != 0).sum(1)
+    order = length.argsort(stable=True)
+    for alike in order.split(torch.bincount(length).tolist()):
+        size = max(int(length[alike[0]]), 1) if len(alike) else 1
+        together = max(PLACES // size, 4)
+        for part in alike.split(together) if len(alike) else ():
+            filled = part[torch.arange(together) % len(part)]
+            answer = value(coded.tokens[filled, :size], coded.labels[filled])
+            found[part.numpy()] = answer[:len(part)].double().numpy()
     return found
 
 
@@ -136,7 +152,7 @@ def diagnose(vae: TextVAE, *, seed: int, count: int = 2048) -> dict[str, float]:
     labels = draw_labels(vae, count, generator)
     tokens = vae.sample(labels, generator=generator)
     rates, alone, told, means = [], [], [], []
-    for part in torch.arange(count).split(512):
+    for part in (tokens != 0).sum(1).argsort(stable=True).split(32):
         x, label = trimmed(tokens[part]), labels[part]
         mean_BZ, log_std_BZ = vae.encoder(x, label)
         base_BTA, before_BT, left_BT = vae.base(x, label)
