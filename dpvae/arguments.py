@@ -199,6 +199,26 @@ def rewrite(arguments: Iterable[str], cls: type[Config], *, groups: Collection[s
     return overrides
 
 
+def literal(arguments: Iterable[str], cls: type[Config]) -> dict[str, str | None] | None:
+    """What was typed, where it needs no grammar to be read: every knob is text, and every word names one and means
+    itself. ``None`` where Hydra has to read it; loading Hydra costs more than verifying a release.
+
+    >>> literal(["folder=out/eps=1", "key=null"], VerifyConfig)
+    {'folder': 'out/eps=1', 'key': None}
+    >>> literal(["folder=${oc.env:HOME}"], VerifyConfig), literal(["rows=9"], SampleConfig)
+    (None, None)
+    """
+    known, found = keys_of(cls), dict[str, str | None]()
+    if set(known.values()) != {str}:
+        return None
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key not in known or "${" in value or (value != "null" and value == _text(value, sweep=False)):
+            return None
+        found[key] = None if value == "null" else os.path.expanduser(value) if value.startswith("~/") else value
+    return found
+
+
 def unnamed(arguments: Sequence[str], cls: type[Config], keys: Sequence[str], verb: str) -> list[str]:
     """Values that stand without their key: ``verify FOLDER`` as ``verify folder=FOLDER``, ``compare A B``.
 

@@ -272,6 +272,9 @@ def _compose(word: str, arguments: Sequence[str]) -> int:
     words = typed.given_gathered(words) if verb.config is SampleConfig else words
     words = typed.action_first(words) if verb.config is LedgerVerbConfig else words
     words = typed.lake_first(words) if verb.config is LakeConfig else words
+    plain = None if flags or sweep else typed.literal(words, verb.config)
+    if plain is not None:
+        return _tell(run(build(verb.config, plain)), output)
     overrides = typed.rewrite(words, verb.config, groups=groups_of(verb), sweep=sweep)
     if not sweep or any(text.lstrip("+").startswith("hydra.sweep.dir=") for text in overrides):
         return _hand_over(word, overrides, flags, run, output)

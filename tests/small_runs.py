@@ -68,8 +68,8 @@ class _ScriptedStream:
         self.script, self.names, self.real = script, names, real
 
     def __getattr__(self, kind: str) -> Any:
-        def draw(*args: Any) -> Any:
-            drawn = getattr(self.real, kind)(*args)
+        def draw(*args: Any, **kwargs: Any) -> Any:
+            drawn = getattr(self.real, kind)(*args, **kwargs)
             return self._logged("normal" if kind == "summed_normal" else kind, drawn)
 
         return draw

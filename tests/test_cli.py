@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from dpvae import arguments, cli
 from dpvae.complete import candidates
-from dpvae.config import ENGINES, ReleaseConfig, TrainConfig
+from dpvae.config import ENGINES, ReleaseConfig, TrainConfig, VerifyConfig
 from dpvae.errors import BudgetError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -250,6 +250,23 @@ def test_a_quoted_text_is_read_back_by_hydra_as_it_was(text: str) -> None:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     assert OverridesParser.create().parse_override(f"to={arguments.quote(text)}").value() == text
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1))
+@example("null")
+@example("'quoted'")
+@example("a=b, c")
+@example("~/release")
+@example("x${oc.env:HOME}")
+@settings(max_examples=60, deadline=None)
+def test_what_is_read_without_hydra_is_what_hydra_reads(text: str) -> None:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    read = arguments.literal([f"folder={text}"], VerifyConfig)
+    if read is not None:
+        override, = arguments.rewrite([f"folder={text}"], VerifyConfig, groups=())
+        assert read == {"folder": OverridesParser.create().parse_override(override).value()}
+    assert (read is None) == ("${" in text or (text[0] == text[-1] and text[0] in "'\"" and len(text) > 1))
 
 
 def test_flags_may_stand_anywhere(verbs: Verbs, capsys: pytest.CaptureFixture[str]) -> None:

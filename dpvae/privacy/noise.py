@@ -22,6 +22,7 @@ import hashlib
 import hmac
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -39,7 +40,11 @@ from dpvae.errors import ConfigError, RunError
 KEY_BYTES = 32
 _CHUNK = 1 << 16  # normals per pass: stays in the cache
 _PAIRS = 1 << 11  # at once: arrays small enough that the allocator keeps them
+_BLOCKS = 1 << 7  # of pairs, whose random words are drawn together
+_ZEROS = bytes(1 << 16)  # what the cipher turns into its keystream
+_ROOM = 15  # bytes that the cipher wants behind its output
 Shape = int | tuple[int, ...]
+HalfSums = Callable[[NDArray[np.uint64], NDArray[np.int32]], NDArray[np.float32]]
 
 
 def _encode(names: tuple[str | int, ...]) -> bytes:
@@ -142,6 +147,28 @@ class SecretKey:
         raise TypeError("a SecretKey is not pickled or copied; use save and load")
 
 
+def half_sums(words: NDArray[np.uint64], turns: NDArray[np.int32]) -> NDArray[np.float32]:
+    """Standard normals, each half the sum of four, from random words and angles, (blocks, 2, pairs) each.
+
+    The two normals of one Box-Muller pair add up to sqrt(2) R sin(angle + pi/4), so two radii and two angles make the
+    sum of four. Radii are worked out in double precision (64 random bits, tails to 9.4 sd), the sine of an angle (32
+    bits) in single: its error, 1e-7 of the draw, is below what rounding the sum to single does.
+    """
+    out = np.empty((len(words), words.shape[-1]), np.float32)
+    radius = np.empty(words.shape[1:])
+    for block, word, turn in zip(out, words, turns, strict=True):
+        np.copyto(radius, word, casting="unsafe")
+        radius += 0.5
+        np.log(radius, out=radius)
+        np.subtract(64 * math.log(2), radius, out=radius)
+        np.sqrt(radius, out=radius)
+        angle = turn.astype(np.float32)
+        angle *= np.float32(2 * np.pi * 2.0**-32)
+        radius *= np.sin(angle, out=angle)
+        np.add(radius[0], radius[1], out=block, casting="same_kind")
+    return out.reshape(-1)
+
+
 class SecretStream:
     """An endless keystream, read from the front; every draw advances it."""
 
@@ -152,10 +179,19 @@ class SecretStream:
 
     def bytes(self, n: int) -> bytes:
         """The next ``n`` bytes."""
-        return self._cipher.update(bytes(n))
+        return self._keystream(n).tobytes()
+
+    def _keystream(self, n: int) -> NDArray[np.uint8]:
+        """The next ``n`` bytes, where they may be written over."""
+        out = np.empty(n + _ROOM, np.uint8)
+        room = out.data
+        for start in range(0, n, len(_ZEROS)):
+            size = min(n - start, len(_ZEROS))
+            self._cipher.update_into(_ZEROS[:size], room[start:start + size + _ROOM])
+        return out[:n]
 
     def _words(self, n: int) -> NDArray[np.uint64]:
-        return np.frombuffer(self.bytes(8 * n), dtype="<u8")
+        return self._keystream(8 * n).view("<u8")
 
     def uniform(self, shape: Shape) -> NDArray[np.float64]:
         """53-bit uniforms strictly between 0 and 1."""
@@ -176,32 +212,28 @@ class SecretStream:
             np.multiply(radius, np.sin(angle), out=block[half:])
         return out[:size].reshape(shape)
 
-    def summed_normal(self, size: int) -> NDArray[np.float64]:
-        """Standard normals, each half the sum of four: for noise that is added in floating point.
+    def summed_normal(self, size: int, *, by: HalfSums = half_sums) -> NDArray[np.float32]:
+        """Standard normals in single precision, each half the sum of four: for noise that is added in floating point.
 
         Which floating-point numbers one draw can reach betrays what it was added to; a sum of four reaches nearly all
         of them, so guessing takes more work than there is (Holohan and Braghin 2021, arXiv 2107.10138, section 5.2).
-        The two normals of one Box-Muller pair add up to sqrt(2) R sin(angle + pi/4), so two radii and two angles make
-        the sum of four. Radii are worked out in double precision (64 random bits, tails to 9.4 sd), the sine of an
-        angle (32 bits) in single: its error, 1e-7 of the draw, is below what rounding the sum to single does.
+        ``by`` works them out from the random words: :func:`half_sums`, or a faster program for the same.
         """
-        out = np.empty(size)
-        radius = np.empty(2 * _PAIRS)
-        for start in range(0, size, _PAIRS):
-            block = out[start : start + _PAIRS]
-            pairs = 2 * block.size
-            raw = self.bytes(12 * pairs)
-            part = radius[:pairs]
-            np.copyto(part, np.frombuffer(raw, dtype="<u8", count=pairs), casting="unsafe")
-            part += 0.5
-            np.log(part, out=part)
-            np.subtract(64 * math.log(2), part, out=part)
-            np.sqrt(part, out=part)
-            angle = np.frombuffer(raw, dtype="<i4", offset=8 * pairs).astype(np.float32)
-            angle *= np.float32(2 * np.pi * 2.0**-32)
-            part *= np.sin(angle, out=angle)
-            np.add(part[: block.size], part[block.size :], out=block)
+        out, pairs = np.empty(size, np.float32), _PAIRS
+        for start in range(0, size, _BLOCKS * pairs):
+            whole, rest = divmod(min(size - start, _BLOCKS * pairs), pairs)
+            end = start + whole * pairs
+            if whole:
+                out[start:end] = by(*self._pairs(whole, pairs))
+            if rest:
+                out[end:] = half_sums(*self._pairs(1, rest))
         return out
+
+    def _pairs(self, blocks: int, pairs: int) -> tuple[NDArray[np.uint64], NDArray[np.int32]]:
+        """Radii and angles as random words, (blocks, 2, pairs) each."""
+        raw = self._keystream(24 * blocks * pairs).reshape(blocks, 24 * pairs)
+        words, turns = raw[:, :16 * pairs].view("<u8"), raw[:, 16 * pairs:].view("<i4")
+        return words.reshape(blocks, 2, pairs), turns.reshape(blocks, 2, pairs)
 
     def mask(self, n: int, rate: float) -> NDArray[np.bool_]:
         """``n`` independent coins of probability ``floor(rate * 2**64) / 2**64``: exact, or below by under 2**-64."""

@@ -21,16 +21,17 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from opacus import GradSampleModule
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
 from dpvae.errors import ConfigError
-from dpvae.privacy.noise import SecretKey
+from dpvae.privacy.noise import SecretKey, half_sums
 from dpvae.privacy.plan import SgdPlan
 from dpvae.rng import seed_of
-from dpvae.train.clipping.compiled import Part, compiled, part_of
+from dpvae.train.clipping.compiled import Part, compiled, compiled_half_sums, part_of
 from dpvae.train.clipping.ghost import Ghost
 from dpvae.train.clipping.memory import Footprint, keep_pages, records_at_once
 from dpvae.train.clipping.recorder import Recorder
@@ -99,14 +100,16 @@ class SecretOptimizer(DPOptimizer):
                 parameter.summed_grad = total
         noise = self.draw(sum(p.numel() for p in self.params)) * (self.noise_multiplier * self.max_grad_norm)
         self.draw = None  # a stream serves one step
-        for parameter, part in zip(self.params, noise.split([p.numel() for p in self.params]), strict=True):
+        parts = noise.split([p.numel() for p in self.params])
+        shaped = [part.view_as(p) for p, part in zip(self.params, parts, strict=True)]
+        noisy = torch._foreach_add([p.summed_grad.view_as(p) for p in self.params], shaped)
+        for parameter, total in zip(self.params, noisy, strict=True):
             # contiguous: torch's fused Adam reads a gradient of another memory order as if it had the parameter's
-            parameter.grad = (parameter.summed_grad + part.view_as(parameter)).view_as(parameter).contiguous()
+            parameter.grad = total.contiguous()
 
     def scale_grad(self) -> None:
         """Divide by the public expected batch, whatever the batch and however many parts it came in."""
-        for parameter in self.params:
-            parameter.grad /= self.expected_batch_size
+        torch._foreach_div_([parameter.grad for parameter in self.params], self.expected_batch_size)
 
     @property
     def grad_samples(self) -> list[Tensor]:
@@ -177,6 +180,7 @@ class PrivateSteps:
             own = rows if processes is None else math.ceil(rows / processes.size)
             self.padding = Padding.of(plan.sampling_rate, own, at_most=self.microbatch)
         self._programs: dict[int, Part] = {}
+        self._half_sums = compiled_half_sums() if compile else half_sums
 
     def _check(self, example: Example, *, measure: bool) -> None:
         generator = torch.Generator().manual_seed(seed_of(0, "independence"))
@@ -288,17 +292,17 @@ class PrivateSteps:
         return [group.setdefault("initial_lr", group["lr"]) for group in self.optimizer.param_groups]
 
     def _noise(self, number: int, size: int) -> Tensor:
-        normal = self.key.stream("dpsgd", number, "noise").summed_normal(size)
+        normal = self.key.stream("dpsgd", number, "noise").summed_normal(size, by=self._half_sums)
         return torch.as_tensor(normal, dtype=torch.float32, device=self.device)
 
     def _latents(self, number: int, records: int) -> Tensor:
         """Fresh standard normal numbers for every record, (B, *latents): independent, secret, and drawn on the CPU for
         the whole batch, so that neither the device nor the size of its parts changes a result."""
         size = records * math.prod(self.latents)
-        words = torch.frombuffer(bytearray(self.key.stream("dpsgd", number, "latent").bytes(4 * size) or b"\0" * 4),
-                                 dtype=torch.int32)[:size]
-        inside = ((words + 0.5) * 2.0**-31).clamp_(-1 + 2.0**-24, 1 - 2.0**-24)  # up to 5.3 standard deviations
-        return (torch.erfinv(inside) * math.sqrt(2)).view(records, *self.latents).to(self.device)
+        words = np.frombuffer(self.key.stream("dpsgd", number, "latent").bytes(4 * size), dtype="<i4")
+        inside = torch.from_numpy(words.astype(np.float32)).add_(0.5).mul_(2.0**-31)
+        inside.clamp_(-1 + 2.0**-24, 1 - 2.0**-24)  # up to 5.3 standard deviations
+        return inside.erfinv_().mul_(math.sqrt(2)).view(records, *self.latents).to(self.device)
 
     def close(self) -> None:
         """Give the module back as it was, and the memory that was held."""

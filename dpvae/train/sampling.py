@@ -22,6 +22,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain, repeat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,27 +114,27 @@ def _distinct(values: NDArray[np.signedinteger]) -> NDArray[np.signedinteger]:
 
 @dataclass(frozen=True)
 class Padding:
-    """How a batch is cut: one chunk of ``first`` rows, and as many of ``further`` rows as it takes. Public."""
+    """How a batch is cut: ``parts`` chunks of ``first`` rows, and as many of ``further`` rows as it takes. Public."""
 
     first: int
     further: int
+    parts: int = 1
 
     @classmethod
     def of(cls, rate: float, public_rows: int, *, at_most: int) -> Padding:
         """One standard deviation above the expected batch, then one standard deviation at a time; multiples of 8, and
         never more than ``at_most`` rows at once (memory)."""
         mean, sd = rate * public_rows, math.sqrt(max(rate * (1 - rate) * public_rows, 1.0))
-        first, further = (min(8 * math.ceil(size / 8), max(at_most, 1)) for size in (mean + sd, sd))
-        return cls(first, max(further, 1) if mean + sd <= at_most else first)
+        parts = max(math.ceil((mean + sd) / at_most), 1)
+        first, further = (min(8 * math.ceil(size / 8), at_most) for size in ((mean + sd) / parts, sd))
+        return cls(first, further, parts)
 
     def chunks(self, batch: Indices) -> Iterator[tuple[Indices, int]]:
         """(rows to take, how many of them count): filled up with row 0, which counts nothing."""
-        start, size = 0, self.first
-        while start == 0 or start < len(batch):
+        start = 0
+        for size in chain(repeat(self.first, self.parts), repeat(self.further)):
             part = batch[start:start + size]
             yield np.concatenate([part, np.zeros(size - len(part), dtype=np.int64)]), len(part)
-            start, size = start + size, self.further
-
-    def __str__(self) -> str:
-        return (f"batches filled up to {self.first} rows with rows of weight zero, what does not fit in further parts "
-                f"of {self.further} rows; none dropped")
+            start += size
+            if start >= len(batch):
+                return

@@ -330,7 +330,7 @@ def test_where_the_fast_price_differs_dp_accounting_decides(folder: Path, monkey
 
 def test_verify_takes_little_more_than_a_second_in_a_fresh_process_without_torch(folder: Path) -> None:
     code = ("import sys\nfrom dpvae import cli\nassert cli.main(['verify', sys.argv[1]]) == 0\n"
-            "heavy = {'torch', 'opacus', 'pyarrow', 'pandas', 'sqlalchemy', 'scipy', 'dp_accounting'}\n"
+            "heavy = {'torch', 'opacus', 'pyarrow', 'pandas', 'sqlalchemy', 'scipy', 'dp_accounting', 'hydra'}\n"
             "assert not heavy & set(sys.modules), heavy & set(sys.modules)")
     seconds = []
     for _ in range(3):

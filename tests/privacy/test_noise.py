@@ -166,8 +166,8 @@ class _Words(SecretStream):
         super().__init__(bytes(32))
         self._given = itertools.chain(words, itertools.repeat(0))
 
-    def bytes(self, n: int) -> bytes:  # type: ignore[valid-type]
-        return np.array([next(self._given) for _ in range(n // 8)], dtype="<u8").tobytes()
+    def _keystream(self, n: int) -> np.ndarray:
+        return np.array([next(self._given) for _ in range(n // 8)], dtype="<u8").view(np.uint8)
 
 
 @pytest.mark.parametrize("word", [0, 1, 2**11 - 1, 2**63, 2**64 - 2**11, 2**64 - 1])

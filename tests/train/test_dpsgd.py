@@ -13,7 +13,9 @@ from small_runs import SIZES, TRAINERS, ScriptedKey, silent, small_trainer, smal
 from torch import Tensor, nn
 
 from dpvae.errors import ConfigError
+from dpvae.privacy.noise import SecretKey, half_sums
 from dpvae.privacy.plan import SgdPlan
+from dpvae.train.clipping import compiled
 from dpvae.train.dpsgd import STABILISER, PrivateSteps, autos
 
 pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing:UserWarning")
@@ -119,6 +121,25 @@ def released(*, compile: bool, bad: bool = False) -> Tensor:
 @pytest.mark.parametrize("bad", [False, True])
 def test_the_compiled_step_on_padded_batches_releases_what_the_plain_step_does(bad: bool) -> None:
     torch.testing.assert_close(released(compile=True, bad=bad), released(compile=False, bad=bad), atol=1e-5, rtol=0)
+
+
+SOURCE = SecretKey.from_seed(5)
+WORDS = SOURCE.stream("words").integers(2**63, (3, 2, 500)).view(np.uint64) * np.uint64(2)
+WORDS[0, :, :3] = 0, 1, 2**64 - 1  # the largest radius, and the smallest
+TURNS = SOURCE.stream("turns").integers(2**32, (3, 2, 500)).astype(np.uint32).view(np.int32)
+
+
+def test_noise_is_worked_out_by_torch_as_by_numpy_from_the_same_words() -> None:
+    by_torch = compiled._half_sums(torch.from_numpy(WORDS.view(np.int64)), torch.from_numpy(TURNS)).numpy()
+    np.testing.assert_allclose(by_torch, half_sums(WORDS, TURNS), rtol=0, atol=2e-6)
+
+
+@pytest.mark.slow
+def test_the_noise_of_a_compiled_step_is_that_of_a_plain_one() -> None:
+    np.testing.assert_allclose(compiled.compiled_half_sums()(WORDS, TURNS), half_sums(WORDS, TURNS), rtol=0, atol=2e-6)
+    plain, fast = (SOURCE.stream("noise").summed_normal(700_000, by=by)
+                   for by in (half_sums, compiled.compiled_half_sums()))
+    np.testing.assert_allclose(fast, plain, rtol=0, atol=2e-6)
 
 
 def test_without_a_working_compiler_a_booked_run_goes_on_and_releases_the_same(

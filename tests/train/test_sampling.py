@@ -80,11 +80,11 @@ def test_the_way_of_drawing_follows_from_public_facts_and_a_step_draws_the_same_
 # -- padding -----------------------------------------------------------------------------------------------------------
 
 
-@given(size=st.integers(0, 500), first=st.integers(1, 100), further=st.integers(1, 50))
-def test_padding_drops_nobody_and_counts_nobody_twice(size: int, first: int, further: int) -> None:
+@given(size=st.integers(0, 500), first=st.integers(1, 100), further=st.integers(1, 50), parts=st.integers(1, 3))
+def test_padding_drops_nobody_and_counts_nobody_twice(size: int, first: int, further: int, parts: int) -> None:
     batch = np.arange(1000, 1000 + size)
-    chunks = list(Padding(first, further).chunks(batch))
-    assert [len(rows) for rows, _ in chunks] == [first, *[further] * (len(chunks) - 1)]
+    chunks = list(Padding(first, further, parts).chunks(batch))
+    assert [len(rows) for rows, _ in chunks] == ([first] * parts + [further] * len(chunks))[:len(chunks)]
     counted = np.concatenate([rows[:count] for rows, count in chunks])
     assert np.array_equal(counted, batch)
     assert all((rows[count:] == 0).all() for rows, count in chunks)
@@ -92,5 +92,5 @@ def test_padding_drops_nobody_and_counts_nobody_twice(size: int, first: int, fur
 
 def test_padding_follows_from_public_facts_and_from_the_memory_there_is() -> None:
     assert Padding.of(0.25, 4096, at_most=10**6) == Padding(1056, 32)
-    assert Padding.of(0.25, 4096, at_most=256) == Padding(256, 256)
-    assert "1056 rows" in str(Padding(1056, 32))
+    assert Padding.of(0.25, 4096, at_most=256) == Padding(216, 32, 5)
+    assert Padding.of(0.5, 8192, at_most=4096) == Padding(2072, 48, 2)  # not two of 4096 for a batch a little larger

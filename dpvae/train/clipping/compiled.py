@@ -3,7 +3,7 @@
 The step is traced once with the recorder as it is (nothing depends on values while it is traced), and the trace is
 compiled by torch's inductor. Shapes must stay what they were: batches are padded with rows of weight zero. What comes
 back is one flat vector, ready for one draw of noise, and whether every record was finite: where one was not, its
-zeroing is left to the same part without compiler.
+zeroing is left to the same part without compiler. The arithmetic of the noise is the second program.
 
 Shapes: N rows of a chunk, P parameters in all.
 """
@@ -11,15 +11,18 @@ Shapes: N rows of a chunk, P parameters in all.
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from dpvae.errors import DPVAEError
+from dpvae.privacy.noise import HalfSums, half_sums
 from dpvae.train.clipping.recorder import Recorder
 
 Part = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -40,18 +43,49 @@ def part_of(recorder: Recorder, loss: Loss, factors: Callable[[Tensor], Tensor])
 
 
 def compiled(part: Part, example: tuple[Tensor, Tensor, Tensor]) -> Part:
-    """``part`` for tensors like ``example``; where there is no working compiler ``part`` itself, and a line on the log.
+    """``part`` for tensors like ``example``; ``part`` itself where there is no working compiler."""
 
-    By then the budget is booked, and both give the same numbers: a slower run is better than none.
+    def program() -> Part:
+        with torch.enable_grad():
+            graph = make_fx(part)(*example)
+        fast: Part = torch.compile(graph, mode="reduce-overhead" if example[0].is_cuda else None, dynamic=False)
+        fast(*example)
+        return fast
+
+    return _made(program) or part
+
+
+def compiled_half_sums() -> HalfSums:
+    """:func:`~dpvae.privacy.noise.half_sums` as one pass over the random words; itself where nothing compiles."""
+
+    def program() -> Callable[[Tensor, Tensor], Tensor]:
+        fast = torch.compile(_half_sums, dynamic=True)
+        fast(torch.zeros(3, 2, 8, dtype=torch.int64), torch.zeros(3, 2, 8, dtype=torch.int32))
+        return fast
+
+    made = _made(program)
+    if made is None:
+        return half_sums
+    return lambda words, turns: made(torch.from_numpy(words.view(np.int64)), torch.from_numpy(turns)).numpy()
+
+
+def _half_sums(words_N2P: Tensor, turns_N2P: Tensor) -> Tensor:
+    signed = words_N2P.double()  # torch reads 64 bits as signed
+    unsigned = torch.where(signed < 0, signed + 2.0**64, signed) + 0.5
+    radius = (64 * math.log(2) - unsigned.log()).clamp_min(0).sqrt()
+    draws = radius * (turns_N2P.float() * (2 * math.pi * 2.0**-32)).sin()
+    return draws.sum(1).float().flatten()
+
+
+def _made(program: Callable[[], Callable[..., Any]]) -> Callable[..., Any] | None:
+    """What ``program`` compiles; where there is no working compiler ``None``, and a line on the log.
+
+    By then the budget is booked, and both ways give the same numbers: a slower run is better than none.
     """
-    mode = "reduce-overhead" if example[0].is_cuda else None
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the compiler's own, about itself
-            with torch.enable_grad():
-                graph = make_fx(part)(*example)
-            fast: nn.Module = torch.compile(graph, mode=mode, dynamic=False)
-            fast(*example)
+            fast = program()
     except DPVAEError:
         raise
     except Exception as error:  # whatever a compiler, a linker or a driver may raise
@@ -59,10 +93,10 @@ def compiled(part: Part, example: tuple[Tensor, Tensor, Tensor]) -> Part:
         logging.getLogger(__name__).warning(
             "performance.compile=true: this machine cannot compile the step (%s); going on without. Install a C++ "
             "compiler (g++) to have it faster", reason[:120])
-        return part
+        return None
 
-    def run(*arguments: Tensor) -> tuple[Tensor, Tensor]:
+    def run(*arguments: Tensor) -> Any:
         with torch.no_grad():
-            return fast(*arguments)  # type: ignore[no-any-return]
+            return fast(*arguments)
 
     return run

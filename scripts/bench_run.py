@@ -1,0 +1,71 @@
+#!/usr/bin/env python3
+"""What a whole training costs with book-keeping and with Opacus' hooks: the same settings, the same known noise.
+
+    python scripts/bench_run.py out=reports/bench/run.json
+
+``anchored`` is the default on Adult, where DP-SGD is a small share of the work; ``joint`` is the textbook DP-SGD VAE,
+where it is nearly all, cut to 40 of its 400 steps. Both ways must release the same: the largest difference of any
+weight is reported. CPU seconds are of the whole command, one thread. The known seed makes these runs NOT PRIVATE.
+
+Options: cases=anchored,joint  ways=hooks,fast  out=FILE.json
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+CASES = {"anchored": ["data=adult", "privacy.epsilon=1"],
+         "joint": ["data=adult", "trainer=joint", "privacy.epsilon=1", "trainer.steps=40"]}
+COMMON = ["privacy.secret_seed=5", "report=quiet", "performance.device=cpu", "performance.threads=1"]
+
+
+def trained(case: str, way: str, root: Path) -> dict[str, Any]:
+    """CPU seconds and public folder of one run."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-m", "dpvae", "train", *CASES[case], *COMMON, f"performance.clipping={way}",
+                    f"run.root={root / way}", f"run.name={case}"], check=True, stdout=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"cpu_seconds": round(seconds, 1), "public": root / way / case / "public"}
+
+
+def difference(one: Path, other: Path) -> float:
+    """The largest difference between any weight of two models."""
+    weights, others = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
+    return max(float((value - others[name]).abs().max()) for name, value in weights.items())
+
+
+def compared(case: str, ways: list[str], root: Path) -> dict[str, Any]:
+    """Every way's cost, and how far its model is from the first way's."""
+    runs = {way: trained(case, way, root) for way in ways}
+    first = runs[ways[0]]
+    events = {(run["public"] / "events.jsonl").read_bytes() for run in runs.values()}
+    return {"settings": CASES[case], "same_events": len(events) == 1, "load": round(os.getloadavg()[0], 1), **{
+        way: {"cpu_seconds": run["cpu_seconds"], "times_faster": round(first["cpu_seconds"] / run["cpu_seconds"], 2),
+              "largest_difference_of_a_weight": difference(first["public"], run["public"])}
+        for way, run in runs.items()}}
+
+
+def main() -> None:
+    options = {"cases": ",".join(CASES), "ways": "hooks,fast", "out": ""}
+    options |= dict(argument.split("=", 1) for argument in sys.argv[1:])
+    results: dict[str, Any] = {"command": "python scripts/bench_run.py " + " ".join(sys.argv[1:])}
+    for case in options["cases"].split(","):
+        with tempfile.TemporaryDirectory() as scratch:
+            results[case] = compared(case, options["ways"].split(","), Path(scratch))
+        print(case, json.dumps(results[case]), flush=True)
+    if options["out"]:
+        Path(options["out"]).write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
