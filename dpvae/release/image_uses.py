@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,7 +73,7 @@ def log_prob(vae: ImageVAE, classes: tuple[str, ...], held: reader.ImageSet, sco
     known = np.array([number.get(label, -1) for label in held.labels.tolist()], dtype=np.int64)
     pixels = held.pixels.reshape(held.rows, -1)
     found = np.full(held.rows, -np.inf)
-    for c in range(len(classes)):
+    for c in np.unique(known[known >= 0]).tolist():
         mine = np.flatnonzero(known == c)
         found[mine] = _of_class(vae, pixels[mine], c, score, noise_KZ)
     if (strangers := np.flatnonzero(known < 0)).size:
@@ -80,8 +81,8 @@ def log_prob(vae: ImageVAE, classes: tuple[str, ...], held: reader.ImageSet, sco
         each = np.stack([_of_class(vae, pixels[strangers], c, among, noise_KZ) for c in range(len(classes))])
         if score == "reconstruction":
             best = each.argmax(0)
-            for c in np.unique(best):
-                found[strangers[best == c]] = _of_class(vae, pixels[strangers[best == c]], int(c), score, noise_KZ)
+            for c in np.unique(best).tolist():
+                found[strangers[best == c]] = _of_class(vae, pixels[strangers[best == c]], c, score, noise_KZ)
         else:
             found[strangers] = np.logaddexp.reduce(each, 0)
         found[strangers] += np.where(held.labels[strangers] == "", 0.0, UNKNOWN)
@@ -91,7 +92,7 @@ def log_prob(vae: ImageVAE, classes: tuple[str, ...], held: reader.ImageSet, sco
 def _of_class(vae: ImageVAE, pixels: NDArray[np.uint8], c: int, score: str,
               noise_KZ: Tensor) -> NDArray[np.float64]:
     """The score of images (N, D) as pictures of class ``c``, (N,) nats."""
-    done = [torch.zeros(0)]
+    done = []
     for (x_ND,) in parts(torch.as_tensor(pixels)):
         label_N = torch.full((len(x_ND),), c)
         bounds = [vae.elbo(x_ND.float() / 255, label_N, noise_Z.expand(len(x_ND), -1)) for noise_Z in noise_KZ]
@@ -139,7 +140,7 @@ def _shares(config: SampleConfig, classes: tuple[str, ...], shares_C: Tensor) ->
     return shares_C / shares_C.sum()
 
 
-def _of_names(asked: Mapping[object, object], classes: tuple[str, ...], knob: str) -> Tensor:
+def _of_names(asked: Mapping[str, Any], classes: tuple[str, ...], knob: str) -> Tensor:
     """(C,) shares by name; 0 for the classes that are not named."""
     shares_C = torch.zeros(len(classes), dtype=torch.float64)
     for name, share in asked.items():

@@ -66,6 +66,9 @@ def test_a_picture_without_a_class_is_summed_over_all_and_an_unknown_class_costs
     assert alone == pytest.approx(np.logaddexp.reduce(each, 0), rel=1e-6)
     assert pd.read_parquet("scores.parquet")["label"].isna().all()
     assert -scored(public, images=images, labels=np.full(5, 7)) == pytest.approx(alone + UNKNOWN, rel=1e-6)
+    recalled = np.stack([-scored(public, "reconstruction", images=images, labels=np.full(5, int(n))) for n in CLASSES])
+    likeliest = -scored(public, "reconstruction", images=images)
+    assert np.abs(recalled - likeliest).min(0) == pytest.approx(0, abs=1e-3)
 
 
 def test_a_score_does_not_depend_on_the_pictures_beside_it(public: Path) -> None:
