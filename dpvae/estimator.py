@@ -186,7 +186,7 @@ class DPVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, Bas
         return self._density().score(self._table(X), score)
 
     def explain(self, X: Any) -> np.ndarray:
-        """Nats that each cell costs its row, (rows, columns): what its likeliest value, given the rest, would save."""
+        """The evidence that each cell alone is a mistake, (rows, columns) nats: the largest is its likeliest place."""
         return self._density().explain(self._table(X))
 
     def threshold(self, false_alarm: float, score: str = "iwae") -> float:

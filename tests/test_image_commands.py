@@ -89,12 +89,17 @@ def test_a_mistake_ends_in_one_line_with_nothing_spent(arguments: list[str], say
     assert not Path("runs").exists()
 
 
-def test_verbs_of_tables_say_that_a_run_is_of_images(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_of_images_is_scored_and_sampled_and_has_no_cells_to_impute(capsys: pytest.CaptureFixture[str]) -> None:
     shown = pictures(200)
     np.savez("bars.npz", **shown)
     assert run("train", "data=images", "data.path=bars.npz", "data.rows=200", "data.labels=across|down",
                "privacy.epsilon=8", "run.name=m", *QUICK) == 0
+    np.savez("one.npz", images=shown["images"][:1])
+    assert run("score", "run=m", "data=one.npz", "score=elbo") == 0
+    assert Path("runs/m/private/scores.parquet").is_file()
+    assert run("sample", "run=m", "rows=5", "given.label=down", "to=down.npz") == 0
+    with np.load("down.npz") as file:
+        assert file["labels"].tolist() == ["down"] * 5
     capsys.readouterr()
-    for verb, *more in (["score", "data=adult"], ["sample"], ["impute", "data=adult"]):
-        assert run(verb, "run=m", *more) == 2, verb
-        assert "run=m: is a run on images" in capsys.readouterr().err
+    assert run("impute", "run=m", "data=adult") == 2
+    assert "run=m: is of images, which have no cells to impute" in capsys.readouterr().err

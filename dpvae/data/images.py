@@ -77,21 +77,25 @@ def natural(label: str) -> tuple[int, int, str]:
     return (0, int(label), label) if label.isdecimal() else (1, 0, label)
 
 
-def read(source: Any, label: str | None = None) -> ImageSet:
-    """All images of ``source``: a path, the name of a built-in set, or a mapping with images and labels."""
+def read(source: Any, label: str | None = None, *, least: int = 2) -> ImageSet:
+    """All images of ``source``: a path, the name of a built-in set, or a mapping with images and labels.
+
+    ``least`` of each class: two to be learned from. One is enough to be looked at, and arrays may then come without
+    labels, which are empty words here.
+    """
     if isinstance(source, ImageSet):
         return source
     if isinstance(source, Mapping):
-        return _checked("images", *_arrays(source, "images"))
+        return _checked("images", *_arrays(source, "images", least), least)
     if str(source) in BUILTIN:
         return _digits()
     path = _existing(source)
     if path.is_dir():
-        return _folder(path)
+        return _folder(path, least)
     if path.suffix.lower() == ".npz":
         with _opened(path) as file:
-            return _checked(str(path), *_arrays(file, str(path)))
-    return _parquet(path, label)
+            return _checked(str(path), *_arrays(file, str(path), least), least)
+    return _parquet(path, label, least)
 
 
 def size_of(source: Any, label: str | None = None) -> tuple[int, int, int]:
@@ -103,7 +107,7 @@ def size_of(source: Any, label: str | None = None) -> tuple[int, int, int]:
         return 1, 8, 8
     path = _existing(source)
     if path.is_dir():
-        return _decode(_files(path)[0][0]).shape
+        return _decode(_files(path, 2)[0][0]).shape
     if path.suffix.lower() == ".npz":
         return _npz_size(path)
     from dpvae.data import lake
@@ -142,11 +146,13 @@ def _keys(names: Any, where: str) -> tuple[str, str]:
                     "train_images and train_labels")
 
 
-def _arrays(held: Any, where: str) -> tuple[Any, Any]:
+def _arrays(held: Any, where: str, least: int) -> tuple[Any, Any]:
+    """(images, labels); labels are ``None`` where there are none and need be none."""
     names = held.files if hasattr(held, "files") else list(held)
-    images, labels = _keys(names, where)
+    alone = least == 1 and "images" in names and "labels" not in names
+    images, labels = ("images", "") if alone else _keys(names, where)
     try:
-        return np.asarray(held[images]), np.asarray(held[labels])
+        return np.asarray(held[images]), None if alone else np.asarray(held[labels])
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile) as error:
         raise DataError(f"{where}: {images} or {labels} cannot be read ({type(error).__name__})") from None
 
@@ -181,11 +187,13 @@ def _size(shape: Sequence[int], dtype: Any, where: str) -> tuple[int, int, int]:
     return channels, shape[1], shape[2]
 
 
-def _checked(where: str, images: NDArray[Any], labels: NDArray[Any]) -> ImageSet:
+def _checked(where: str, images: NDArray[Any], labels: NDArray[Any] | None, least: int) -> ImageSet:
     """Arrays as an :class:`ImageSet`."""
     _size(images.shape, images.dtype, f"{where}: images" if where != "images" else where)
     if images.ndim == 3:
         images = images[..., None]
+    if labels is None:
+        return ImageSet(np.ascontiguousarray(images.transpose(0, 3, 1, 2)), np.full(len(images), ""))
     flat = labels.reshape(-1) if labels.ndim == 2 and labels.shape[1] == 1 else labels
     if flat.ndim != 1 or len(flat) != len(images):
         raise DataError(f"{where}: {len(images)} images, but labels of shape {labels.shape}; expected one for each")
@@ -196,7 +204,7 @@ def _checked(where: str, images: NDArray[Any], labels: NDArray[Any]) -> ImageSet
     if flat.dtype.kind not in "biuUSO":
         raise DataError(f"{where}: labels are {flat.dtype}; expected whole numbers or words")
     words = np.array([_word(value, where) for value in flat.tolist()], dtype=str)
-    return _whole(ImageSet(np.ascontiguousarray(images.transpose(0, 3, 1, 2)), words), where)
+    return _whole(ImageSet(np.ascontiguousarray(images.transpose(0, 3, 1, 2)), words), where, least)
 
 
 def _word(value: Any, where: str) -> str:
@@ -206,14 +214,14 @@ def _word(value: Any, where: str) -> str:
     return text
 
 
-def _whole(images: ImageSet, where: str) -> ImageSet:
+def _whole(images: ImageSet, where: str, least: int) -> ImageSet:
     """Refuse what no class can be learned from."""
-    if images.rows < 2:
-        raise DataError(f"{where}: {images.rows} images; expected at least 2")
+    if images.rows < least:
+        raise DataError(f"{where}: {images.rows} images; expected at least {least}")
     names, counts = np.unique(images.labels, return_counts=True)
     if len(names) > MOST_CLASSES:
         raise DataError(f"{where}: {len(names)} classes; expected at most {MOST_CLASSES}")
-    if counts.min() < 2:
+    if counts.min() < least:
         raise DataError(f"{where}: class {str(names[counts.argmin()])!r} has one image; expected at least 2 of each")
     return images
 
@@ -222,13 +230,13 @@ def _digits() -> ImageSet:
     from sklearn.datasets import load_digits
 
     found = load_digits()
-    return _checked("digits", np.rint(found.images * (255 / 16)).astype(np.uint8), found.target)
+    return _checked("digits", np.rint(found.images * (255 / 16)).astype(np.uint8), found.target, 2)
 
 
 # -- encoded images --------------------------------------------------------------------------------------------------
 
 
-def _files(path: Path) -> list[tuple[Path, str]]:
+def _files(path: Path, least: int) -> list[tuple[Path, str]]:
     """(file, class) of a folder, in the order of their names."""
     classes = sorted((p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")), key=lambda p: p.name)
     found = []
@@ -239,7 +247,7 @@ def _files(path: Path) -> list[tuple[Path, str]]:
                 raise DataError(f"{file}: is no image; expected {', '.join(FILES)}")
         if not own:
             raise DataError(f"{folder}: is empty; expected images, or remove the folder")
-        if len(own) == 1:
+        if len(own) < least:
             raise DataError(f"{own[0]}: is the only image of class {folder.name!r}; expected at least 2 of each")
         found += [(file, folder.name) for file in own]
     if not found:
@@ -248,23 +256,33 @@ def _files(path: Path) -> list[tuple[Path, str]]:
     return found
 
 
-def _folder(path: Path) -> ImageSet:
-    files = _files(path)
-    return _joined([(_decode(file), str(file)) for file, _ in files], np.array([name for _, name in files]), str(path))
+def _folder(path: Path, least: int) -> ImageSet:
+    files = _files(path, least)
+    labels = np.array([name for _, name in files])
+    return _joined([(_decode(file), str(file)) for file, _ in files], labels, str(path), least)
 
 
-def _joined(images: list[tuple[NDArray[np.uint8], str]], labels: NDArray[Any], where: str) -> ImageSet:
+def _joined(images: list[tuple[NDArray[np.uint8], str]], labels: NDArray[Any], where: str, least: int) -> ImageSet:
     first, name = images[0]
     for pixels, other in images:
         if pixels.shape != first.shape:
             raise DataError(f"{other}: {_described(pixels)}, but {name} is {_described(first)}; expected one size for "
                             "all: resize them first")
     stacked = np.stack([pixels for pixels, _ in images]).transpose(0, 2, 3, 1)
-    return _checked(where, stacked, labels)
+    return _checked(where, stacked, labels, least)
 
 
 def _described(pixels: NDArray[np.uint8]) -> str:
-    channels, height, width = pixels.shape
+    return described(pixels.shape)
+
+
+def described(size: Sequence[int]) -> str:
+    """(channels, height, width) in words.
+
+    >>> described((3, 32, 32))
+    '32 x 32 RGB'
+    """
+    channels, height, width = size
     return f"{height} x {width} {CHANNELS[channels]}"
 
 
@@ -312,11 +330,11 @@ def _columns(table: Any, path: Path, label: str | None) -> tuple[list[Any], NDAr
     return values, np.array(columns[name].to_pylist(), dtype=object)
 
 
-def _parquet(path: Path, label: str | None) -> ImageSet:
+def _parquet(path: Path, label: str | None, least: int) -> ImageSet:
     from dpvae.data import lake
 
     images, labels = _columns(lake.stored(path), path, label)
     if not images:
         raise DataError(f"{path}: holds no row; expected images")
     return _joined([(_decode_bytes(data, f"{path} row {i + 1}"), f"{path} row {i + 1}") for i, data in
-                    enumerate(images)], labels, str(path))
+                    enumerate(images)], labels, str(path), least)

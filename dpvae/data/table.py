@@ -133,6 +133,11 @@ class TableCodec:
         """Per column, the width of each code: 1 for categories, heaps and missing; grid points or length of a bin."""
         return tuple(coder.widths for coder in self._coders)
 
+    @property
+    def atoms(self) -> tuple[np.ndarray, ...]:
+        """Per column and code, whether its values can be counted: all but the bins of a continuous column."""
+        return tuple(coder.atoms for coder in self._coders)
+
     def encode(self, table: Table, outside: str = "error") -> np.ndarray:
         """Codes, shape (rows, columns), int16 (int32 where a column has more than 32,767 codes)."""
         one_of(OUTSIDE, outside=outside)
@@ -171,6 +176,15 @@ class TableCodec:
                     start=np.zeros(len(codes)))
 
 
+    def log_within(self, table: Table, codes: np.ndarray) -> np.ndarray:
+        """How much denser a bin is at each of these values than where it is flat, (rows, columns) nats; 0 for the rest.
+
+        Half of a bin counts as flat and half as the finest released histogram, which is empty where it saw only noise.
+        """
+        return np.stack([coder.log_within(cells, codes[:, j]) if isinstance(coder, _Numeric) else np.zeros(len(codes))
+                         for j, (coder, cells) in enumerate(zip(self._coders, table.cells, strict=True))], 1)
+
+
 class _Discrete:
     def __init__(self, column: Column) -> None:
         self.column = column
@@ -178,7 +192,7 @@ class _Discrete:
         self.known = [*(column.categories or ()), *(column.rare[0] if column.rare else ())]
         self.missing_code = column.cardinality - 1 if column.nullable else None
         self.other_code = column.values if column.other else None
-        self.widths = np.ones(column.cardinality)
+        self.widths, self.atoms = np.ones(column.cardinality), np.ones(column.cardinality, dtype=bool)
         if column.rare is not None:
             self.widths[column.values] = len(column.rare[0])
 
@@ -221,13 +235,16 @@ class _Numeric:
         self.heaps = np.array(column.heaps or (), dtype=np.float64)
         self.missing_code = column.cardinality - 1 if column.nullable else None
         self.leaf_edges, self.leaf_weights = _leaves(column, self.edges, self.heaps)
-        self.widths = self._widths()
+        self.unit = column.step if column.kind != "continuous" and column.step else 1.0
+        self.widths, self.atoms = self._widths(), np.ones(column.cardinality, dtype=bool)
+        if column.kind == "continuous" or not column.step:
+            self.atoms[len(self.heaps):column.values] = False
         self._cumulate()
 
     def _widths(self) -> np.ndarray:
         widths = np.ones(self.column.cardinality)
         if self.column.bins:
-            unit = self.column.step if self.column.kind != "continuous" and self.column.step else 1.0
+            unit = self.unit
             inside = np.diff(self.edges) / unit
             if self.column.step:  # a heap is no point of the bin it lies in
                 which = np.searchsorted(self.edges, self.heaps, side="right") - 1
@@ -278,6 +295,15 @@ class _Numeric:
         """The part of that line between two points of the axis, both included."""
         half = self.column.step / 2
         return self._place(low - half), self._place(high + half)
+
+    def log_within(self, cells: Cells, codes: np.ndarray) -> np.ndarray:
+        bins = codes - len(self.heaps)
+        inside = (bins >= 0) & (bins < self.column.bins)
+        out, axis = np.zeros(len(codes)), to_axis(self.column, cells)[inside]
+        leaf = np.clip(np.searchsorted(self.leaf_edges, axis, side="right") - 1, 0, max(len(self.leaf_weights) - 1, 0))
+        share = np.diff(self.cumulative) / np.diff(self.leaf_edges) if inside.any() else np.zeros(1)
+        out[inside] = np.log(0.5 + 0.5 * share[leaf] * self.unit * self.widths[codes[inside]])
+        return out
 
     def shares(self, low: float, high: float) -> np.ndarray:
         out = np.zeros(self.column.cardinality)

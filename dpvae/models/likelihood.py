@@ -22,7 +22,9 @@ import torch
 from torch import Tensor
 
 from dpvae import checks
+from dpvae.models.prior import strata
 
+ROWS_AT_ONCE = 4096  # bounds memory where an output is copied for every row
 _SMALLEST = 2.0**-25  # half a step of a single-precision uniform: the normal quantile of zero is not finite
 
 
@@ -46,6 +48,15 @@ class _Product(ABC):
         """One row per row of the decoder's output, (B, D)."""
         shape, device = (len(outputs_BW), len(self.sizes)), outputs_BW.device
         return self.quantile(outputs_BW, torch.rand(shape, generator=generator, device=device))
+
+    def stratified(self, outputs_KW: Tensor, index_B: Tensor, *, generator: torch.Generator,
+                   shift: Tensor | float = 0.0) -> Tensor:
+        """One row for each entry of the sorted ``index_B``, from that one of K outputs plus ``shift``, (B, D); rows of
+        the same output are drawn by :func:`~dpvae.models.prior.strata`: the same law row by row, with less error
+        together."""
+        uniform_BD = strata(index_B, len(self.sizes), generator=generator)
+        parts = zip(index_B.split(ROWS_AT_ONCE), uniform_BD.split(ROWS_AT_ONCE), strict=True)
+        return torch.cat([self.quantile(outputs_KW[k] + shift, u) for k, u in parts])
 
 
 class Columns(_Product):

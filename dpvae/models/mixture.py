@@ -117,13 +117,14 @@ class Mixture:
         return torch.cat(parts, 1)
 
     def sample(self, rows: int, *, generator: torch.Generator, masks: dict[int, Tensor] | None = None) -> Tensor:
-        """Rows of codes, (rows, D); where there are ``masks`` the mixture must be :meth:`reweighted` by them."""
-        index_B = systematic(self.log_weights, rows, generator=generator)
+        """Rows of codes, (rows, D), those of a point by strata; where there are ``masks`` the mixture must be
+        :meth:`reweighted` by them."""
+        order = torch.randperm(rows, generator=generator)
+        index_B = systematic(self.log_weights, rows, generator=generator).sort().values
         shift_W = torch.zeros(self.columns.width, dtype=self.log_probs.dtype)
         for j, share_C in (masks or {}).items():
             shift_W[self.columns.slice(j)] = share_C.to(shift_W).log()
-        return torch.cat([self.columns.sample(self.log_probs[part] + shift_W, generator=generator)
-                          for part in index_B.split(4096)])
+        return self.columns.stratified(self.log_probs, index_B, generator=generator, shift=shift_W)[order]
 
     def complete(self, codes_BD: Tensor, observed_BD: Tensor, *, generator: torch.Generator,
                  forbidden: Sequence[int] = ()) -> Tensor:

@@ -21,7 +21,7 @@ from dpvae import checks
 from dpvae.models.elbo import Elbo, kl_categorical, kl_to_standard_normal
 from dpvae.models.likelihood import Columns
 from dpvae.models.nets import mlp
-from dpvae.models.prior import Codebook, StandardNormal, strata
+from dpvae.models.prior import Codebook, StandardNormal
 
 _ROWS_AT_ONCE = 4096  # bounds memory where a (rows, points) or (rows, samples) table is made
 
@@ -135,7 +135,7 @@ class VAE(nn.Module):
     def sample(self, rows: int, *, generator: torch.Generator) -> Tensor:
         """Rows of codes, (rows, D): z from the prior, x from the decoder. Post-processing: costs nothing.
 
-        From a codebook, rows of the same point are drawn by :func:`~dpvae.models.prior.strata`.
+        From a codebook, rows of the same point are drawn by strata.
         """
         if self.codebook is not None:
             return self._stratified(self.codebook, rows, generator)
@@ -145,7 +145,4 @@ class VAE(nn.Module):
     def _stratified(self, codebook: Codebook, rows: int, generator: torch.Generator) -> Tensor:
         order = torch.randperm(rows, generator=generator, device=generator.device)
         index_B = codebook.sample_index(rows, generator=generator).sort().values
-        uniform_BD = strata(index_B, len(self.likelihood.sizes), generator=generator)
-        logits_KW = self.decode(codebook.points)
-        parts = zip(index_B.split(_ROWS_AT_ONCE), uniform_BD.split(_ROWS_AT_ONCE), strict=True)
-        return torch.cat([self.likelihood.quantile(logits_KW[k], u) for k, u in parts])[order]
+        return self.likelihood.stratified(self.decode(codebook.points), index_B, generator=generator)[order]

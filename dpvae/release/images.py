@@ -7,7 +7,7 @@ a block in memory.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from dpvae.train.checkpoint import DAMAGED, read_json, write_bytes, write_json
 
 BLOCK = 4096  # images
 FILE = "images.npz"
+
+Drawn = tuple[NDArray[np.uint8], NDArray[np.int64]]  # images as files hold them, and their class numbers
 
 
 def save_images(vae: ImageVAE, public: Path) -> None:
@@ -47,7 +49,7 @@ def load_images(public: Path) -> tuple[ImageVAE, tuple[str, ...]]:
     return vae.eval(), tuple(columns["label"]["categories"])
 
 
-def blocks(vae: ImageVAE, rows: int, *, seed: int) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
+def blocks(vae: ImageVAE, rows: int, *, seed: int) -> Iterator[Drawn]:
     """(images (N, H, W) or (N, H, W, C), class numbers (N,)) in blocks; classes by their noisy shares."""
     labels = vae.draw_labels(rows, generator=torch.Generator().manual_seed(seed_of(seed, "images", "labels")))
     for number, part in enumerate(labels.split(BLOCK)):
@@ -65,24 +67,31 @@ def image_writer(public: Path, rows: int, *, seed: int) -> Callable[[Path, Mappi
 
     def write(folder: Path, marks: Mapping[str, str]) -> Mapping[str, Any]:
         vae, classes = load_images(public)
-        channels, height, width = vae.size
-        shape = (rows, height, width) if channels == 1 else (rows, height, width, channels)
-        values = np.array([int(name) for name in classes]) if _numbers(classes) else np.array(classes)
-        drawn: list[NDArray[np.int64]] = []
-        with zipfile.ZipFile(folder / FILE, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-            with _member(archive, "images") as member:
-                _header(member, shape, np.dtype(np.uint8))
-                for images, labels in blocks(vae, rows, seed=seed):
-                    member.write(images.tobytes())
-                    drawn.append(labels)
-            number = np.concatenate(drawn)
-            with _member(archive, "labels") as member:
-                np.lib.format.write_array(member, values[number], allow_pickle=False)
+        number = write_images(folder / FILE, blocks(vae, rows, seed=seed), rows, vae.size, classes)
         counts = np.bincount(number, minlength=len(classes))
         sample = [{"row": i, "label": classes[k]} for i, k in enumerate(number[:10].tolist())]
         return {"histograms": {"label": counts.tolist()}, "rows": rows, "sample": sample}
 
     return write
+
+
+def write_images(path: Path, drawn: Iterable[Drawn], rows: int, size: tuple[int, int, int],
+                 classes: tuple[str, ...]) -> NDArray[np.int64]:
+    """Write ``rows`` images in blocks, and their labels, into one NPZ file; returns the class numbers, (rows,)."""
+    channels, height, width = size
+    shape = (rows, height, width) if channels == 1 else (rows, height, width, channels)
+    values = np.array([int(name) for name in classes]) if _numbers(classes) else np.array(classes)
+    labels: list[NDArray[np.int64]] = []
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        with _member(archive, "images") as member:
+            _header(member, shape, np.dtype(np.uint8))
+            for images, label_N in drawn:
+                member.write(images.tobytes())
+                labels.append(label_N)
+        number = np.concatenate(labels)
+        with _member(archive, "labels") as member:
+            np.lib.format.write_array(member, values[number], allow_pickle=False)
+    return number
 
 
 def _numbers(classes: tuple[str, ...]) -> bool:

@@ -43,6 +43,7 @@ SCORES = ("iwae", "elbo", "reconstruction", "regret")
 IMPORTANCE_SAMPLES = 64
 UNKNOWN = math.log(1e-5)  # nats: a category that the model never heard of counts as one in 100,000
 REGRET_STEPS = 50
+CERTAIN = 1e-7  # single precision does not tell a larger probability from one
 CALIBRATION_ROWS = 20_000
 
 
@@ -72,20 +73,28 @@ class Density:
         return values + self.codec.log_density_offset(codes) - beyond(self.schema, table).sum(1)
 
     def explain(self, table: Table, *, codes: np.ndarray | None = None) -> np.ndarray:
-        """How strange each cell is beside the rest of its row, (rows, D) nats: log u(x_j) - log p(x_j | x_-j), where u
-        is flat over the column. It is the evidence that the cell is an arbitrary value rather than the model's, so the
-        largest is the likeliest place of a single mistake (by Bayes' rule, before any mistake: each cell as likely).
+        """The evidence that each cell, and no other, is a mistake, (rows, D) nats: how much likelier the row is where
+        the column's value was replaced by one of its others, each as likely, than as the model's own (Bayes' rule),
+
+            log [(1 - p(x_j | x_-j)) / (values of column j - 1)] - log p(x_j | x_-j).
+
+        The largest is the likeliest place of a single mistake, each cell being as likely before. A continuous column
+        has its length in the place of other values. Numbers are looked at more finely than a bin.
         """
         codes = self.encode(table) if codes is None else codes
         mixture, x_BD = self._mixture(double=False), as_codes(codes)
-        width_W = torch.as_tensor(np.concatenate(self.codec.widths)).float().log()
-        flat_D = -torch.as_tensor([math.log(width.sum()) for width in self.codec.widths])
-        costs = []
-        for part in mixture.chunks(x_BD):
-            log_BW = mixture.conditionals(x_BD[part]) - width_W
-            costs.append(flat_D - log_BW.gather(1, self.vae.likelihood.flat(x_BD[part])))
-        found = torch.cat(costs).double().numpy() if costs else np.zeros((0, len(self.schema.columns)))
-        return found + beyond(self.schema, table)
+        places_BD = self.vae.likelihood.flat(x_BD)
+        parts = [mixture.conditionals(x_BD[part]).gather(1, places_BD[part]) for part in mixture.chunks(x_BD)]
+        if not parts:
+            return np.zeros((0, len(self.schema.columns)))
+        places, width_W = places_BD.numpy(), np.concatenate(self.codec.widths)
+        log_BD = torch.cat(parts).double().numpy() - np.log(width_W)[places]
+        log_BD += self.codec.log_within(table, codes) - beyond(self.schema, table)
+        countable_BD = np.concatenate(self.codec.atoms)[places]
+        other_BD = np.where(countable_BD, np.clip(-np.expm1(log_BD), CERTAIN, None), 1.0)
+        many_D = [max(width.sum() - 1.0, 1.0) if atoms.all() else width.sum()
+                  for width, atoms in zip(self.codec.widths, self.codec.atoms, strict=True)]
+        return np.log(other_BD) - np.log(many_D) - log_BD
 
     def _mixture(self, *, double: bool) -> Mixture:
         name = f"mixture{double}"

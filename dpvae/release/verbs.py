@@ -22,7 +22,7 @@ from dpvae.errors import ConfigError, DataError, ReleaseError
 from dpvae.privacy.ledger import Ledger
 from dpvae.privacy.noise import SecretKey
 from dpvae.privacy.plan import default_delta
-from dpvae.release import export, texts, threshold
+from dpvae.release import export, image_uses, texts, threshold
 from dpvae.release.impute import Imputer, complete
 from dpvae.release.sample import Sampler, load_public, parse_given, readable, sample_cells
 from dpvae.release.score import Density, Ensemble
@@ -33,15 +33,16 @@ from dpvae.train.checkpoint import read_json
 from dpvae.train.run import RunFolder, find_run
 
 ROWS_AT_ONCE = 65_536
+_KINDS = {"text": "texts", "images": "images"}
 _KEEP = "A score is about its row and as private as that row: the file is for you, not for publication."
 
 
 def score(config: ScoreConfig) -> str:
     """Write one score per row of a table, with the cells that explain it; returns what to tell the user."""
     runs = [find_run(name.strip(), config.root) for name in config.run.split(",")]
-    if _of_texts(runs[0]):
-        return texts.score(config, runs[0].public, Path(config.to) if config.to is not None else
-                           runs[0].private / "scores.parquet")
+    if (other := _other(runs[0])) is not None:
+        return str(other.score(config, runs[0].public, Path(config.to) if config.to is not None else
+                               runs[0].private / "scores.parquet"))
     judge = Ensemble([Density(*_released(run), seed=config.seed) for run in runs])
     if len({member.schema.names for member in judge.members}) > 1:
         raise ConfigError(f"run={config.run}: expected runs on the same columns, to be one ensemble")
@@ -113,10 +114,10 @@ def _limit(config: ScoreConfig, judge: Ensemble, run: RunFolder, source: Any) ->
 def sample(config: SampleConfig) -> str:
     """Write synthetic rows; returns what to tell the user."""
     run = find_run(config.run, config.root)
-    if _of_texts(run):
-        return texts.sample(config, run.public)
-    if config.between is not None:
+    if config.between is not None and _kind(run) != "text":
         raise ConfigError(f"between={config.between!r}: expected a run on texts; {run.path.name} is none")
+    if (other := _other(run)) is not None:
+        return str(other.sample(config, run.public))
     vae, schema = _released(run)
     format = export.format_of(config.to, config.format)
     name = Path(config.to).stem
@@ -156,8 +157,9 @@ def _partial(table: Table, schema: Schema) -> Table:
 def impute(config: ImputeConfig) -> str:
     """Write ``draws`` completed copies of a table; returns what to tell the user."""
     run = find_run(config.run, config.root)
-    if _of_texts(run):
-        raise ConfigError(f"run={run.path.name}: is of texts, which have no cells to impute; expected a run of a table")
+    if _other(run) is not None:
+        raise ConfigError(f"run={run.path.name}: is of {_KINDS[_kind(run)]}, which have no cells to impute; expected a "
+                          "run of a table")
     vae, schema = _released(run)
     source = _source(config.table)
     to = Path(config.to) if config.to is not None else run.private / "imputed"
@@ -185,16 +187,20 @@ def impute(config: ImputeConfig) -> str:
             "yours, unchanged, and as private as before.")
 
 
-def _of_texts(run: RunFolder) -> bool:
-    return run.finished and texts.is_texts(run.public)
+def _kind(run: RunFolder) -> str:
+    if not run.finished:
+        raise DataError(f"run={run.path.name}: is not finished; give its train command again")
+    return str(read_json(run.public / "schema.json").get("kind", "table"))
+
+
+def _other(run: RunFolder) -> Any:
+    """The module that answers for a kind of data that is no table; ``None`` for a table."""
+    return {"text": texts, "images": image_uses}.get(_kind(run))
 
 
 def _released(run: RunFolder) -> tuple[Any, Schema]:
-    if not run.finished:
-        raise DataError(f"run={run.path.name}: is not finished; give its train command again")
-    kind = read_json(run.public / "schema.json").get("kind", "table")
-    if kind != "table":
-        raise DataError(f"run={run.path.name}: is a run on {kind}; this verb is for tables, dpvae release draws {kind}")
+    if (kind := _kind(run)) != "table":
+        raise DataError(f"run={run.path.name}: is of {_KINDS[kind]}; expected runs of tables, to be one ensemble")
     return load_public(run.public)
 
 

@@ -100,3 +100,15 @@ def test_the_mixture_of_a_codebook_is_the_model() -> None:
 def test_equal_weights_count_in_full_and_one_weight_counts_once() -> None:
     assert effective_size(torch.zeros(50)) == pytest.approx(50)
     assert effective_size(torch.tensor([0.0, -1e9])) == pytest.approx(1)
+
+
+def test_rows_under_a_condition_are_spread_more_evenly_than_chance_would(mixture: Mixture, law: torch.Tensor) -> None:
+    masks = {2: torch.tensor([1.0, 0.5, 0.0, 0.0])}
+    given = mixture.reweighted(mixture.log_evidence(masks))
+    rows = given.sample(4000, generator=torch.Generator().manual_seed(3), masks=masks)
+    held = law * masks[2][ROWS[:, 2]]
+    for j, size in enumerate(SIZES):
+        wanted = torch.stack([held[ROWS[:, j] == v].sum() for v in range(size)]) / held.sum()
+        drawn = torch.bincount(rows[:, j], minlength=size)
+        assert (drawn - 4000 * wanted).abs().max() <= 2 * given.points  # independent draws: about 30 off, often more
+        assert not drawn[wanted == 0].any()

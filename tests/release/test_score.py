@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -75,15 +76,25 @@ def test_an_ensemble_of_densities_is_a_density(schema: Schema, everything: Table
     assert judge.explain(everything).shape == (60, 3)
 
 
-def test_explanations_are_the_ratio_of_an_arbitrary_value_to_the_conditional(schema: Schema, everything: Table) -> None:
+def test_an_explanation_is_how_much_likelier_the_row_is_with_that_cell_put_in_place_of_another(
+        schema: Schema, everything: Table) -> None:
     density = Density(model(schema, 8), schema)
-    law, found = np.exp(density.score(everything)), density.explain(everything)
-    a = np.repeat([0, 1, 2], 20)
-    for i in range(60):
-        same = np.arange(60) % 20 == i % 20  # b and n as in row i
-        assert found[i, 0] == pytest.approx(-np.log(3) - np.log(law[i] / law[same].sum()), abs=1e-3)
-    assert found[:, 0].reshape(3, 20).shape == (3, 20)
-    assert len(a) == 60
+    law, found = np.exp(density.score(everything)).reshape(3, 2, 10), density.explain(everything).reshape(3, 2, 10, 3)
+    for axis, others in enumerate((2, 1, 9)):  # of a, b and n
+        mistaken = (law.sum(axis, keepdims=True) - law) / others  # by enumeration: another value, replaced by this one
+        assert found[..., axis] == pytest.approx(np.log(mistaken / law), abs=1e-3)
+
+
+def test_numbers_are_explained_more_finely_than_a_bin() -> None:
+    fine = {**COLUMNS, "n": {**COLUMNS["n"], "heaps": [], "edges": [0, 99], "max": 99}}
+    schema = declare({"columns": fine}).bind([("a", "string"), ("b", "string"), ("n", "int64")])
+    (*rest, n) = schema.columns
+    inside = replace(n, edges=(-0.5, 99.5), within=((-0.5, 9.5, 99.5), (90.0, 0.0)))
+    schema = replace(schema, columns=(*rest, inside))
+    rows = lake.read({"a": ["x"] * 100, "b": ["p"] * 100, "n": list(range(100))})
+    found = Density(model(schema, 8), schema).explain(rows)[:, 2]
+    share = np.where(np.arange(100) < 10, 0.5 / 100 + 0.5 / 10, 0.5 / 100)  # half flat, half the released histogram
+    assert found == pytest.approx(np.log((1 - share) / 99 / share), abs=1e-3)
 
 
 def test_the_wrong_cell_is_named_first(schema: Schema) -> None:
