@@ -24,12 +24,14 @@ if TYPE_CHECKING:
 DEEP = 3  # tokens that a started character, or a mark, may need to be complete
 TOGETHER = 400_000  # weights at once: fewer waste the matrices that must be read for each place, more leave the cache
 MOST = 1024  # texts at once
+LEAST = 1e-15  # factor of the network: a token that must come, to complete a character, never vanishes
 GROUPS = 32  # in which many weights are added up, before one is looked for
 
 
 class Drawer:
     """Draws from ``vae`` as it is now; ``use_network`` false: from the automaton alone."""
 
+    @torch.no_grad()
     def __init__(self, vae: TextVAE, *, use_network: bool = True) -> None:
         self.vae = vae
         self.rows, self.ahead, self.leaning = (_wide(table.exp()) for table in (vae.log_rows, vae.ahead, vae.leaning))
@@ -116,7 +118,7 @@ class _Recurrence:
         fresh = given[:, 2 * size:].addcmul_(gates[:, :size], past[:, 2 * size:]).tanh_()
         hidden.copy_(torch.lerp(fresh, hidden, gates[:, size:]))
         torch.mm(self.seen_BK[:alive], self.last_KA, out=out)
-        return torch.softmax(out, 1, out=out)
+        return torch.softmax(out, 1, out=out).clamp_min_(LEAST)
 
 
 def _wide(table_XA: Tensor) -> Tensor:

@@ -87,10 +87,13 @@ def test_a_weight_of_zero_is_never_drawn_whatever_the_random_number(wide: int) -
         assert bool((weights.gather(1, drawn[:, None]) > 0).all())
 
 
+@pytest.mark.parametrize("sure", [1.0, 300.0])
 @pytest.mark.parametrize("words", [False, True])
-def test_whatever_is_drawn_is_utf8_of_the_length_that_was_drawn(words: bool) -> None:
+def test_whatever_is_drawn_is_utf8_of_the_length_that_was_drawn(words: bool, sure: float) -> None:
     tokens = [*BROKEN, *([GLUE, *range(WORDS, WORDS + 400)] if words else [])]
     vae = model(sorted(tokens), most=9, words=words)
+    with torch.no_grad():
+        vae.network.out.weight.mul_(sure)  # a network that is as good as certain of one token
     drawn = Drawer(vae).draw(torch.zeros(3000, dtype=torch.long), generator=torch.Generator().manual_seed(0))
     vocabulary = Vocabulary(tuple(f"w{chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(400)))
     active = np.array([0, WORDS, *sorted(tokens)])
