@@ -121,6 +121,13 @@ def test_numbers_of_a_text_file_are_compared_as_numbers(
     assert found(place, where) == by_hand(CONDITIONS[where], str)
 
 
+def test_a_quote_that_never_closes_is_found_in_a_part_of_a_table_too(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text('a,b\n1,x\n2,"y\n3,z\n4,z\n')
+    for columns in ("a", "b"):
+        with pytest.raises(DataError, match="a quoted cell is never closed"):
+            found(tmp_path / "t.csv", None, columns)
+
+
 @pytest.mark.parametrize("place", [*PLACES, *TEXTS])
 def test_columns_come_in_the_order_that_was_asked_for(there: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     monkeypatch.chdir(there)
