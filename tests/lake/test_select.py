@@ -28,6 +28,7 @@ from dpvae.data import lake
 from dpvae.data.lake import duck, files, iceberg
 from dpvae.data.where import parse
 from dpvae.errors import ConfigError, DataError
+from dpvae.estimator import DPVAE
 from dpvae.privacy.ledger import Ledger
 from dpvae.report import records
 
@@ -119,6 +120,13 @@ def test_numbers_of_a_text_file_are_compared_as_numbers(
         there: Path, monkeypatch: pytest.MonkeyPatch, place: str, where: str) -> None:
     monkeypatch.chdir(there)
     assert found(place, where) == by_hand(CONDITIONS[where], str)
+
+
+def test_a_quote_that_never_closes_is_found_in_a_part_of_a_table_too(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text('a,b\n1,x\n2,"y\n3,z\n4,z\n')
+    for columns in ("a", "b"):
+        with pytest.raises(DataError, match="a quoted cell is never closed"):
+            found(tmp_path / "t.csv", None, columns)
 
 
 @pytest.mark.parametrize("place", [*PLACES, *TEXTS])
@@ -278,3 +286,17 @@ def test_a_part_is_the_same_run_from_disk_and_from_a_frame(
               for folder in ("runs/memory", "runs/disk", "hand/hand")]
     assert models[0] == models[1] == models[2]
     assert not list(Path("runs").glob(".stored-*"))
+
+
+def test_an_estimator_lets_only_rows_of_a_condition_take_part(tmp_path: Path) -> None:
+    table = people().select(["age", "city", "pay"])
+    small = {"model.components": 8, "model.latent_dim": 2, "trainer.fit_steps": 2, "trainer.steps": 2,
+             "trainer.sleep_steps": 2, "privacy.secret_seed": 3}
+    by_hand = table.filter(pc.greater(table["pay"], 10))
+    models = [DPVAE(epsilon=20, rows=300, runs=tmp_path / name, progress="quiet", options=small | more).fit(rows)
+              for name, rows, more in (("where", table, {"data.where": "pay > 10"}), ("hand", by_hand, {}))]
+    assert json.loads((models[0].run_.path / "public" / "schema.json").read_text())["where"] == "pay > 10"
+    first, second = ((m.run_.path / "public" / "model.safetensors").read_bytes() for m in models)
+    assert first == second
+    with pytest.raises(ConfigError, match=r"data\.columns.*argument of fit"):
+        DPVAE(options={"data.columns": "age"}).fit(table)

@@ -151,28 +151,25 @@ class Csv:
     """One CSV file, its cells as text."""
 
     path: Path
-    columns: tuple[str, ...] | None = None
     dtype = CSV
 
     def schema(self) -> pa.Schema:
-        return _as_text(list(self.columns or _csv_header(self.path)[0]))
+        return _as_text(_csv_header(self.path)[0])
 
     def text_bytes(self) -> int:
         """Of the file; private as a number of rows is."""
         return self.path.stat().st_size
 
-    def narrowed(self, columns: Sequence[str], where: Where | None) -> Csv:
-        """See :class:`Narrowed`; every line is read all the same."""
-        return replace(self, columns=tuple(columns))
-
     def batches(self, rows: int) -> Iterator[pa.RecordBatch]:
-        names, separator = _csv_header(self.path)
+        (names, separator), batch = _csv_header(self.path), None
         _check_encoding(self.path)
         try:
             with pacsv.open_csv(self.path, pacsv.ReadOptions(use_threads=False, column_names=names, skip_rows=1),
                                 pacsv.ParseOptions(delimiter=separator, newlines_in_values=True),
-                                _csv_as_text(names, self.columns)) as reader:
-                yield from reader
+                                _csv_as_text(names)) as reader:
+                for batch in reader:
+                    yield batch
+            _check_last_quote(self.path, pa.Table.from_batches([batch] if batch is not None else [], self.schema()))
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"data={str(self.path)!r}: {first_line(error)}; repair the file") from error
 
@@ -248,9 +245,8 @@ class Folder:
     def narrowed(self, columns: Sequence[str], where: Where | None) -> Source:
         """See :class:`Narrowed`."""
         self.schema()
-        if not all(isinstance(part, Narrowed) for part in self.parts):
-            return self
-        return replace(self, parts=tuple(part.narrowed(columns, where) for part in self.parts))
+        parts = [part.narrowed(columns, where) for part in self.parts if isinstance(part, Narrowed)]
+        return replace(self, parts=tuple(parts)) if parts else self
 
     def batches(self, rows: int) -> Iterator[pa.RecordBatch]:
         self.schema()
@@ -330,10 +326,9 @@ def read_csv(path: Path) -> pa.Table:
     return table
 
 
-def _csv_as_text(names: list[str], columns: Sequence[str] | None = None) -> pacsv.ConvertOptions:
+def _csv_as_text(names: list[str]) -> pacsv.ConvertOptions:
     return pacsv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), null_values=[""],
-                                strings_can_be_null=True, quoted_strings_can_be_null=True,
-                                include_columns=list(columns or ()))
+                                strings_can_be_null=True, quoted_strings_can_be_null=True)
 
 
 def _check_encoding(path: Path) -> None:
