@@ -61,7 +61,8 @@ def _collapse(metrics: Sequence[dict[str, Any]], found: dict[str, Any] | None) -
         good, name, verdict = _learned(gain, 2 * last["sd"], found["active_units"], parts(unit))
         said = (f'<p>{light(good, name)}Independent {parts(unit)} would reach {found["independent_elbo"]:.2f} '
                 f'{escape(unit)}; the last noisy ELBO is {abs(gain):.2f} {"better" if gain > 0 else "worse"}: '
-                f'{verdict}. {found["rate"]:.2f} {escape(unit)} pass through the latent, and {found["active_units"]:.0f} of its {found["latent_dim"]:.0f} units are '
+                f'{verdict}. {found["rate"]:.2f} {escape(unit)} pass through '
+                f'the latent, and {found["active_units"]:.0f} of its {found["latent_dim"]:.0f} units are '
                 "active.</p>")
     return said + facts(named)
 
