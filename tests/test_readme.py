@@ -32,7 +32,8 @@ def commands() -> list[tuple[str, str]]:
            if not (block["mark"] or "").startswith("<!-- not run: ")]
     lines = [(document, line) for document, code in run for line in code.splitlines() if line.startswith("dpvae ")]
     inline = [(document, text) for document in DOCUMENTS for text in INLINE.findall((ROOT / document).read_text())]
-    return [(document, line) for document, line in lines + inline if "key=value" not in line]
+    once = {" ".join(line.partition("#")[0].split()): (document, line) for document, line in reversed(lines + inline)}
+    return [each for each in reversed(once.values()) if "key=value" not in each[1]]
 
 
 @pytest.mark.parametrize(("document", "line"), commands())

@@ -230,7 +230,7 @@ def panel(data: Marginal, width: float, height: float) -> Canvas:
     if data.kind in NOMINAL:
         _lying(canvas, largest(data, max(2, int((height - 40) // 17))))
     else:
-        _standing(canvas, grouped(data, MOST_BARS))
+        _standing(canvas, grouped(ordered(data), MOST_BARS))
     return canvas
 
 
@@ -296,6 +296,17 @@ def largest(data: Marginal, rows: int) -> Marginal:
         kept, rest = order[: rows - 1], order[rows - 1:]
         return _merge(data, [[i] for i in kept] + [rest], last=f"{len(rest)} others")
     return _merge(data, [[i] for i in order])
+
+
+def ordered(data: Marginal) -> Marginal:
+    """A number's bins and single values (``20..29``, ``40``) by where they begin; what is no number stays last."""
+    def begins(i: int) -> float:
+        try:
+            return float(data.labels[i].partition("..")[0])
+        except ValueError:
+            return math.inf
+
+    return _merge(data, [[i] for i in sorted(range(len(data.labels)), key=begins)])
 
 
 def grouped(data: Marginal, bars: int) -> Marginal:

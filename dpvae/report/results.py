@@ -58,14 +58,23 @@ def _collapse(metrics: Sequence[dict[str, Any]], found: dict[str, Any] | None) -
         gain = last["noisy_elbo"] - found["independent_elbo"]
         named += [("distortion, about", f'{-last["noisy_elbo"] - found["rate"]:.2f} nats'),
                   ("last noisy ELBO", f'{last["noisy_elbo"]:.2f} ± {2 * last["sd"]:.2f} nats')]
-        verdict = f"the model has learned how {parts(unit)} go together" if gain > 2 * last["sd"] else (
-            f"the latent has collapsed: the model is no better than independent {parts(unit)}")
-        said = (f'<p>{light(gain > 2 * last["sd"], "learned" if gain > 2 * last["sd"] else "collapsed")}Independent '
-                f'{parts(unit)} would reach {found["independent_elbo"]:.2f} {escape(unit)}; the last noisy ELBO is '
-                f'{abs(gain):.2f} {"better" if gain > 0 else "worse"}: {verdict}. {found["rate"]:.2f} {escape(unit)} '
-                f'pass through the latent, and {found["active_units"]:.0f} of its {found["latent_dim"]:.0f} units are '
+        good, name, verdict = _learned(gain, 2 * last["sd"], found["active_units"], parts(unit))
+        said = (f'<p>{light(good, name)}Independent {parts(unit)} would reach {found["independent_elbo"]:.2f} '
+                f'{escape(unit)}; the last noisy ELBO is {abs(gain):.2f} {"better" if gain > 0 else "worse"}: '
+                f'{verdict}. {found["rate"]:.2f} {escape(unit)} pass through '
+                f'the latent, and {found["active_units"]:.0f} of its {found["latent_dim"]:.0f} units are '
                 "active.</p>")
     return said + facts(named)
+
+
+def _learned(gain: float, noise: float, units: float, what: str) -> tuple[bool | None, str, str]:
+    """Whether a model that is ``gain`` nats better than independence has learned any: yes, no, or hidden by noise."""
+    if gain > noise:
+        return True, "learned", f"the model has learned how {what} go together"
+    if gain > 0 and units >= 1:
+        return None, "not known", (f"less than the noise of {noise:.2f}, so this number cannot tell whether the model "
+                                   f"has learned how {what} go together")
+    return False, "collapsed", f"the latent has collapsed: the model is no better than independent {what}"
 
 
 def parts(unit: str) -> str:
@@ -117,9 +126,9 @@ def _map(numbers: dict[str, Any]) -> str:
     if not found:
         return ""
     chart = charts.scatter(found["x"], found["y"], found["label"], found["labels"])
+    coloured = ", coloured by the column to be predicted" if found["label"] is not None else ""
     return "<h3>The latent, from above</h3>" + figure(
-        chart, "Synthetic rows on the two strongest axes of the latent, coloured by the column to be predicted. No "
-        "real row is drawn.")
+        chart, f"Synthetic rows on the two strongest axes of the latent{coloured}. No real row is drawn.")
 
 
 def _marginal(item: dict[str, Any], ident: str) -> str:
@@ -145,7 +154,7 @@ def pairs(numbers: dict[str, Any]) -> str:
         "alone would show (line). The part beyond the line is the model's own error.",
         table(("pair", "distance", "of noise alone"), [(a, f"{b:.4f}", f"{c:.4f}") for a, b, c in rows]))
     return (f'{heading("The worst pairs of columns")}<p>Of {found["measured"]:,} pairs whose tables were released with '
-            f"noise, these are furthest off, beyond what noise explains.</p>{chart}")
+            f"noise; first those that are furthest off beyond what noise explains.</p>{chart}")
 
 
 # -- what came of it -------------------------------------------------------------------------------------------------

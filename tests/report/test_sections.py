@@ -14,9 +14,10 @@ from fake_run import make_audit, make_preview, make_run
 
 from dpvae.config import PageConfig
 from dpvae.errors import ReleaseError, RunError
-from dpvae.report.charts import NAME, Marginal, marginal
+from dpvae.report.charts import NAME, Marginal, marginal, ordered
 from dpvae.report.html import render
 from dpvae.report.page import document, picture, table
+from dpvae.report.results import training
 from dpvae.report.run import numbers_of, report, report_run
 
 PNG = "data:image/png;base64," + base64.b64encode(b"\x89PNG fake").decode()
@@ -112,6 +113,27 @@ def test_columns_without_synthetic_rows_are_not_called_a_comparison(run: Path) -
 
 def test_the_audit_that_is_missing_is_named_with_its_run(run: Path) -> None:
     assert f"<code>dpvae audit run={numbers_of(run)['title'].partition(':')[0]}</code>" in report_run(run).read_text()
+
+
+@pytest.mark.parametrize(("gain", "units", "light", "says"), [
+    (0.6, 5, "good", "has learned how columns go together"), (0.3, 5, "open", "less than the noise of 0.50"),
+    (0.3, 0, "poor", "has collapsed"), (-0.1, 5, "poor", "has collapsed"), (-0.9, 0, "poor", "has collapsed")])
+def test_a_model_has_learned_has_collapsed_or_noise_hides_which(
+        gain: float, units: int, light: str, says: str, run: Path) -> None:
+    numbers = numbers_of(run)
+    last = {**numbers["metrics"][-1], "noisy_elbo": -10 + gain, "sd": 0.25}
+    found = {"independent_elbo": -10.0, "rate": 0.7, "active_units": units, "latent_dim": 8, "unit": "nats per row"}
+    text = training({**numbers, "metrics": [last], "diagnostics": found})
+    assert f'class="light {light}"' in text
+    assert says in text
+
+
+def test_a_number_s_values_and_bins_stand_in_one_order() -> None:
+    data = Marginal(column="x", kind="integer", labels=("8", "-2", "3..7", "missing"), noisy=(0.1, 0.2, 0.3, 0.4),
+                    sd=(0.01,) * 4, synthetic=(0.4, 0.3, 0.2, 0.1))
+    found = ordered(data)
+    assert found.labels == ("-2", "3..7", "8", "missing")
+    assert (found.noisy, found.synthetic) == ((0.2, 0.3, 0.1, 0.4), (0.3, 0.2, 0.4, 0.1))
 
 
 def test_the_name_of_a_value_begins_within_its_picture() -> None:
