@@ -38,6 +38,7 @@ TARGET_VALUES = 4  # pairs are split by the target's value up to this many value
 LEARNING_RATE = 0.03
 WEIGHT_SD = 0.35  # prior scale of a decoder weight: a point at distance one moves a logit by about a third
 RECORDS_AT_ONCE = 2**18
+BANDS = 4  # of rows, in which the tables of all pairs are computed: five eighths of the whole square
 WIDTH_AT_ONCE = 1200  # wider tables are fitted on random subsets of columns
 
 
@@ -245,6 +246,13 @@ class _Targets:
             if chosen is not None:
                 goal_WW = goal_WW[chosen][:, chosen]
             weight_K = w_K * given_KL[:, level] if levels > 1 and given_KL is not None else w_K
-            model_WW = part_KW.T @ (weight_K[:, None] * part_KW) / self.anchors.sd["pairs"]
-            chi2 = chi2 + ((model_WW - goal_WW).square() * kept_WW).sum()
+            weighted_KW = weight_K[:, None] * part_KW / self.anchors.sd["pairs"]
+            for top in _bands(part_KW.shape[1]):  # each pair once: nothing to the left of a band
+                model_WW = part_KW[:, top].T @ weighted_KW[:, top.start:]
+                chi2 = chi2 + ((model_WW - goal_WW[top, top.start:]).square() * kept_WW[top, top.start:]).sum()
         return chi2, int(kept_WW.sum()) * levels
+
+
+def _bands(width: int) -> list[slice]:
+    size = math.ceil(width / BANDS)
+    return [slice(start, min(start + size, width)) for start in range(0, width, size)]
