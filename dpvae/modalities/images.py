@@ -193,13 +193,21 @@ class ImageTask:
         if noise:
             released, events = image_anchors.measure(
                 held, np.maximum(counts, LEAST_COUNT), self.public.size, noise=noise, epsilon=self.plan.target_epsilon,
-                key=key, rng=stream(config.run.seed, "images", "anchor"))
+                key=key, rng=stream(config.run.seed, "images", "anchor"), most=self._most(len(classes)))
         progress.phase("anchor", 1)
         vae, metrics = self._train(held, released, counts, rows, key, run, progress, processes,
                                    seed_of(config.run.seed, "init"))
         drawn = (event, *events)
         return ImageResult(vae.cpu(), self.public.schema(classes), rows, (*drawn, *self.plan.events()[len(drawn):]),
                            metrics, classes, counts, sd)
+
+    def _most(self, classes: int) -> tuple[int, int]:
+        """Directions, and clusters of a class, that the configuration allows."""
+        from dpvae.train.image_anchors import MOST_CLUSTERS, MOST_DIRECTIONS
+
+        model = self.config.model
+        clusters = MOST_CLUSTERS if model.components is None else max(model.components // classes, 1)
+        return model.latent_dim or MOST_DIRECTIONS, clusters
 
     def _count(self, key: Any) -> tuple[tuple[str, ...], np.ndarray, float, Event]:
         """The classes, their noisy counts, the noise of one, and what that cost."""

@@ -96,7 +96,7 @@ class ImageVAE(nn.Module):
 
     Args:
         size: (channels, height, width).
-        classes, clusters, directions: C, K, Z.
+        classes, clusters, directions, axes: C, K, Z, F.
         hidden: channels of the decoder's hidden layers.
     """
 
@@ -105,22 +105,24 @@ class ImageVAE(nn.Module):
     log_labels: Tensor  # (C,)
     log_weights: Tensor  # (C, K); -inf where a class has fewer clusters
     centres: Tensor  # (C, K, Z)
-    factors: Tensor  # (C, Z, Z), lower: a cluster's covariance is factors @ factors.T
+    factors: Tensor  # (C, Z, Z): axes of a class's spread as columns
+    shapes: Tensor  # (C, K, F, F), lower: what a cluster makes of the first F of its class's axes
     gain: Tensor  # (Z,) of the encoder
     log_std: Tensor  # (Z,) of the encoder
 
     def __init__(self, size: tuple[int, int, int], *, classes: int, clusters: int, directions: int, hidden: int,
-                 generator: torch.Generator) -> None:
+                 axes: int = 1, generator: torch.Generator) -> None:
         super().__init__()
         self.size = (size[0], size[1], size[2])
         self.shape: dict[str, Any] = {"size": list(size), "classes": classes, "clusters": clusters,
-                                      "directions": directions, "hidden": hidden}
+                                      "directions": directions, "axes": axes, "hidden": hidden}
         pixels = size[0] * size[1] * size[2]
         for name, value in {
                 "means": torch.zeros(classes, pixels), "basis": torch.zeros(directions, pixels),
                 "log_labels": torch.zeros(classes), "log_weights": torch.zeros(classes, clusters),
                 "centres": torch.zeros(classes, clusters, directions),
-                "factors": torch.eye(directions).repeat(classes, 1, 1), "gain": torch.ones(directions),
+                "factors": torch.eye(directions).repeat(classes, 1, 1),
+                "shapes": torch.eye(axes).repeat(classes, clusters, 1, 1), "gain": torch.ones(directions),
                 "log_std": torch.full((directions,), math.log(0.1))}.items():
             self.register_buffer(name, value)
         self.decoder = Refiner(*size, hidden, generator)
@@ -140,18 +142,23 @@ class ImageVAE(nn.Module):
         """z | y, (N, Z)."""
         cluster_N = torch.multinomial(self.log_weights.exp()[label_N], 1, generator=generator)[:, 0]
         noise_NZ = torch.randn(len(label_N), self.basis.shape[0], generator=generator, device=generator.device)
-        return self.centres[label_N, cluster_N] + (self.factors[label_N] @ noise_NZ[..., None])[..., 0]
+        axes = self.shapes.shape[2]
+        shaped_NF1 = self.shapes[label_N, cluster_N] @ noise_NZ[:, :axes, None]
+        shaped_NZ1 = torch.cat([shaped_NF1, noise_NZ[:, axes:, None]], 1)
+        return self.centres[label_N, cluster_N] + (self.factors[label_N] @ shaped_NZ1)[..., 0]
 
     def log_prior(self, z_NZ: Tensor, label_N: Tensor) -> Tensor:
         """log p(z | y), (N,) nats."""
-        found = torch.empty(len(z_NZ), dtype=z_NZ.dtype, device=z_NZ.device)
+        found, axes = torch.empty(len(z_NZ), dtype=z_NZ.dtype, device=z_NZ.device), self.shapes.shape[2]
         for c in label_N.unique().tolist():
             of_c = label_N == c
-            white_KZ = torch.linalg.solve_triangular(self.factors[c], self.centres[c].T, upper=False).T
-            z_MZ = torch.linalg.solve_triangular(self.factors[c], z_NZ[of_c].T, upper=False).T
-            log_MK = self.log_weights[c] - 0.5 * torch.cdist(z_MZ, white_KZ).square()
-            constant = self.factors[c].diagonal().log().sum() + 0.5 * z_NZ.shape[1] * math.log(2 * math.pi)
-            found[of_c] = log_MK.logsumexp(1) - constant
+            z_KMZ = torch.linalg.solve(self.factors[c], (z_NZ[of_c] - self.centres[c][:, None]).mT).mT
+            white_KFM = torch.linalg.solve_triangular(self.shapes[c], z_KMZ[..., :axes].mT, upper=False)
+            square_KM = white_KFM.square().sum(1) + z_KMZ[..., axes:].square().sum(2)
+            volume_K = self.shapes[c].diagonal(dim1=1, dim2=2).log().sum(1)
+            log_KM = (self.log_weights[c] - volume_K)[:, None] - 0.5 * square_KM
+            constant = torch.linalg.slogdet(self.factors[c])[1] + 0.5 * z_NZ.shape[1] * math.log(2 * math.pi)
+            found[of_c] = log_KM.logsumexp(0) - constant
         return found
 
     # -- the decoder -------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Noisy moments of labelled images, and the prior and linear decoder that follow from them.
 
-Everything here is five kinds of Gaussian release (:mod:`dpvae.privacy.image_plan` splits the budget), each a sum over
+Everything here is six kinds of Gaussian release (:mod:`dpvae.privacy.image_plan` splits the budget), each a sum over
 images of an outer product of two bounded vectors (:func:`~dpvae.privacy.mechanisms.noisy_products`): one image moves it
 by at most the product of the bounds. What an image adds depends on it and on earlier releases alone: the mean of its
 class, the released directions, the centre nearest to it.
@@ -9,9 +9,11 @@ class, the released directions, the centre nearest to it.
     moments     residual x residual                                       bound  R x R
     clusters    one-hot (class, nearest centre) x (coordinates, R / 2)    bound  1 x R sqrt(5) / 2
     spread      one-hot class (x) rest x rest                             bound  R x R
+    shape       one-hot (class, nearest centre) x (white rest, squared)   bound  1 x S S
 
-How many directions and clusters are kept follows from what was released and its known noise. Afterwards the data is not
-looked at again. Shapes: n images, C classes, K clusters, Z directions, Q frequencies, D pixels.
+The white rest is what an image adds to its centre, along the first F principal axes of its class's spread and in units
+of it. How many directions, clusters and axes are kept follows from what was released and its known noise. Afterwards
+the data is not looked at again. Shapes: n images, C classes, K clusters, Z directions, F axes, Q frequencies, D pixels.
 """
 
 from __future__ import annotations
@@ -36,6 +38,9 @@ MOST_DIRECTIONS, MOST_CLUSTERS = 100, 40
 MOST_FREQUENCIES = 800  # of all channels together: the second moments are a square table of them
 RECORDS_PER_CLUSTER = 8.0  # in units of the noise of a cluster's sum
 BORN = 0.7  # of the spread of a class: where centres start, and what a cluster's mean may be away from it
+TAIL = 1.5  # squared norm of a white rest, in units of its expectation: longer ones are cut
+AXES_NOISE, MOST_AXES = 0.35, 40  # noise of a cluster's shape that is borne for one axis more
+LEAST_SHAPE = 0.05
 CELLS = 2**22  # numbers of a block of vectors: bounds memory
 
 
@@ -75,41 +80,46 @@ class Released:
     basis: Array  # (Z, D)
     weights: Array  # (C, K)
     centres: Array  # (C, K, Z)
-    covariances: Array  # (C, Z, Z)
+    factors: Array  # (C, Z, Z): principal axes of a class's spread as columns, longest first
+    shapes: Array  # (C, K, F, F), lower: what a cluster makes of the first F axes
 
     def model(self, counts: Array, size: tuple[int, int, int], hidden: int, generator: torch.Generator) -> ImageVAE:
         """The VAE that these moments are, with a decoder that has learned nothing yet."""
         classes, clusters, directions = self.centres.shape
-        vae = ImageVAE(size, classes=classes, clusters=clusters, directions=directions, hidden=hidden,
-                       generator=generator)
+        vae = ImageVAE(size, classes=classes, clusters=clusters, directions=directions, axes=self.shapes.shape[2],
+                       hidden=hidden, generator=generator)
         with np.errstate(divide="ignore"):
             log_weights = np.log(self.weights)
         for name, value in {"means": self.means, "basis": self.basis, "log_labels": np.log(counts / counts.sum()),
                             "log_weights": log_weights, "centres": self.centres,
-                            "factors": np.linalg.cholesky(self.covariances)}.items():
+                            "factors": self.factors, "shapes": self.shapes}.items():
             getattr(vae, name).copy_(torch.as_tensor(value))
         return vae
 
 
 def measure(images: Images, counts: Array, size: tuple[int, int, int], *, noise: Mapping[str, float], epsilon: float,
-            key: SecretKey, rng: np.random.Generator) -> tuple[Released, tuple[Gaussian, ...]]:
+            key: SecretKey, rng: np.random.Generator,
+            most: tuple[int, int] = (MOST_DIRECTIONS, MOST_CLUSTERS)) -> tuple[Released, tuple[Gaussian, ...]]:
     """Moments of private ``images``, and the events that pay for them, one for each entry of ``noise``.
 
-    ``counts`` (C,) are the released numbers of images of each class, all above zero.
+    ``counts`` (C,) are the released numbers of images of each class, all above zero; ``most`` bounds the directions and
+    the clusters of a class.
     """
-    work = _Measure(images, counts, size, dict(noise), epsilon, key, rng)
+    work = _Measure(images, counts, size, dict(noise), epsilon, key, rng, most)
     means = work.means()
     basis, variances = work.directions(means)
     weights, centres = work.clusters(means, basis, variances)
-    covariances = work.spread(means, basis, weights, centres, variances)
-    return Released(means, basis, weights, centres, covariances), tuple(work.events)
+    factors = _axes(work.spread(means, basis, weights, centres, variances))
+    shapes = work.shapes(means, basis, weights, centres, factors)
+    return Released(means, basis, weights, centres, factors, shapes), tuple(work.events)
 
 
 class _Measure:
     """One measurement under way."""
 
     def __init__(self, images: Images, counts: Array, size: tuple[int, int, int], noise: dict[str, float],
-                 epsilon: float, key: SecretKey, rng: np.random.Generator) -> None:
+                 epsilon: float, key: SecretKey, rng: np.random.Generator, most: tuple[int, int]) -> None:
+        self.most_directions, self.most_clusters = most
         self.images, self.counts, self.noise, self.key, self.rng = images, counts, noise, key, rng
         self.rows = float(counts.sum())
         self.pixels = size[0] * size[1] * size[2]
@@ -153,7 +163,7 @@ class _Measure:
         values, vectors = np.linalg.eigh((total + total.T) / 2)
         values, vectors = values[::-1], vectors[:, ::-1]
         edge = math.sqrt(2 * len(total)) * sd  # of the spectrum of the noise alone: 2 sqrt(Q) sd / sqrt(2)
-        kept = int(np.clip((values > edge).sum(), 2, MOST_DIRECTIONS))
+        kept = int(np.clip((values > edge).sum(), min(2, self.most_directions), self.most_directions))
         clean = np.maximum(values[:kept] - edge**2 / 4 / np.maximum(values[:kept], edge), 0.1 * edge)
         return vectors[:, :kept].T @ self.cosines, clean / self.rows
 
@@ -161,7 +171,7 @@ class _Measure:
         """Rounds of clustering inside each class: weights (C, K) and centres (C, K, Z)."""
         names = [f"cluster-{i + 1}" for i in range(ROUNDS)]
         noise = max(self.noise[name] for name in names) * self.radius
-        sizes = np.clip(self.counts / (RECORDS_PER_CLUSTER * noise), 1, MOST_CLUSTERS).round().astype(int)
+        sizes = np.clip(self.counts / (RECORDS_PER_CLUSTER * noise), 1, self.most_clusters).round().astype(int)
         most, spread = int(sizes.max()), np.sqrt(variances)
         centres = self.rng.normal(size=(len(sizes), most, len(variances))) * spread * BORN
         held = np.arange(most) < sizes[:, None]  # a class has as many clusters as its noise lets one tell apart
@@ -232,6 +242,41 @@ class _Measure:
             found.append(_positive(pooled + (tables[c] / self.counts[c] - pooled) * likely / (likely + doubt), least))
         return np.stack(found)
 
+    def shapes(self, means: Array, basis: Array, weights: Array, centres: Array, factors: Array) -> Array:
+        """The spread of each cluster in the white axes of its class, as lower factors (C, K, F, F): its own as far as
+        clusters were found to differ more than the noise does, and the class's otherwise."""
+        classes, most, size = centres.shape
+        held = np.maximum(weights * self.counts[:, None], 1.0)
+        per_cluster = self.rows / (weights > 0).sum()
+        kept = int(np.clip(AXES_NOISE * per_cluster / (TAIL * self.noise["shape"]), 1, min(size, MOST_AXES)))
+        white = np.linalg.inv(factors)[:, :kept]  # (C, F, Z)
+        longest = math.sqrt(TAIL * kept)
+        rows, columns = np.triu_indices(kept)
+        scale = np.where(rows == columns, 1.0, math.sqrt(2))
+
+        def blocks() -> Iterator[tuple[Array, Array]]:
+            for z, place in self._placed(means, basis, centres, weights > 0, width=max(classes * most, len(rows))):
+                rest = z - centres.reshape(-1, size)[place]
+                axes = np.einsum("nfz,nz->nf", white[place // most], rest)
+                axes *= np.minimum(1.0, longest / np.maximum(np.linalg.norm(axes, axis=1, keepdims=True), 1e-12))
+                yield _one_hot(place, classes * most), axes[:, rows] * axes[:, columns] * scale
+
+        total, sd = self._release("shape", blocks(), 1.0, longest**2)
+        own = total.reshape(classes, most, len(rows)) / held[..., None] - (rows == columns)
+        doubt = (sd / held) ** 2
+        precision = np.where(weights > 0, 1 / doubt**2, 0.0)
+        differ = max(float((precision * ((own**2).mean(2) - doubt)).sum() / precision.sum()), 0.0)
+        own *= (differ / (differ + doubt))[..., None] / scale
+        found = np.zeros((classes, most, kept, kept))
+        found[..., rows, columns] = found[..., columns, rows] = own
+        return np.linalg.cholesky(_positive(np.eye(kept) + found, LEAST_SHAPE))
+
+
+def _axes(covariances: Array) -> Array:
+    """Principal axes as columns, longest first, as long as the standard deviation along them."""
+    values, vectors = np.linalg.eigh(covariances)
+    return np.ascontiguousarray((vectors * np.sqrt(values)[:, None])[..., ::-1])
+
 
 def _one_hot(places: NDArray[np.int64], count: int) -> Array:
     rows = np.zeros((len(places), count))
@@ -241,4 +286,4 @@ def _one_hot(places: NDArray[np.int64], count: int) -> Array:
 
 def _positive(matrix: Array, least: float) -> Array:
     values, vectors = np.linalg.eigh(matrix)
-    return np.asarray((vectors * np.maximum(values, least)) @ vectors.T)
+    return np.asarray((vectors * np.maximum(values, least)[..., None, :]) @ np.swapaxes(vectors, -1, -2))

@@ -27,7 +27,7 @@ from dpvae.train.trainer import Moment, Trainer, TrainState
 
 PHASES = {"anchored": ("fit", "dpsgd", "sleep"), "joint": ("dpsgd",)}
 RATE = 0.15  # of trainer.learning_rate: with larger steps Adam walks at random, since most of a gradient is noise
-DREAMS = 4096
+PICTURES, FIT_STEPS = 16, 256  # of a free step: what the decoder draws for the encoder; steps where none are asked for
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,13 @@ class ImageTrainer(Trainer):
 
     def _fit(self, state: TrainState, saved: dict[str, Any]) -> Moment:
         """The moments are a model already; the encoder learns from its pictures: post-processing."""
-        self._model.dream(DREAMS, generator=self._generator("dream"))
+        steps = self.config.trainer.fit_steps or FIT_STEPS
+        self._model.dream(PICTURES * steps, generator=self._generator("dream"))
         return Moment("fit", 1, 1, self._release_metric(state, "fit", 0, 0))
 
     def _sleep(self, state: TrainState, saved: dict[str, Any], name: str = "sleep") -> None:
         """The encoder learns from the decoder's own pictures: post-processing."""
-        self._model.dream(DREAMS, generator=self._generator(name))
+        self._model.dream(PICTURES * self.config.trainer.sleep_steps, generator=self._generator(name))
         self.listen(Moment(name, 1, 1))
 
     def _private_steps(self) -> PrivateSteps:

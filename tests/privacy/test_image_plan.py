@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from dpvae.config import PrivacyConfig, TrainConfig, TrainerConfig
+from dpvae.config import ModelConfig, PrivacyConfig, TrainConfig, TrainerConfig
 from dpvae.errors import ConfigError
 from dpvae.modalities.images import Public
 from dpvae.privacy.accountant import price
@@ -54,3 +56,13 @@ def test_few_images_are_measured_and_not_trained_on() -> None:
 def test_what_no_plan_can_follow_is_refused(trainer: dict[str, object], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         ImageRule().draft(config(**trainer), facts(1000).facts, 1e-5)
+
+
+@pytest.mark.parametrize(("trainer", "model", "says"), [
+    ("anchored", {"layers": 2}, "model.layers=2: the decoder of images is three convolutions"),
+    ("joint", {"components": 9}, "model.components=9: trainer=joint has no clusters"),
+])
+def test_a_knob_of_other_models_is_refused_and_not_ignored(trainer: str, model: dict[str, int], says: str) -> None:
+    asked = replace(config(name=trainer), model=ModelConfig(**model))
+    with pytest.raises(ConfigError, match=says):
+        ImageRule().draft(asked, facts(1000).facts, 1e-5)

@@ -15,7 +15,8 @@ from dpvae.train import image_anchors
 from dpvae.train.image_anchors import Images, cosines, measure
 
 SIZE, CLASSES = (1, 8, 8), 3
-NOISE = {"mean-image": 2.0, "second-moment": 3.0, **{f"cluster-{i + 1}": 4.0 for i in range(ROUNDS)}, "spread": 5.0}
+NOISE = {"mean-image": 2.0, "second-moment": 3.0, **{f"cluster-{i + 1}": 4.0 for i in range(ROUNDS)}, "spread": 5.0,
+         "shape": 6.0}
 
 
 def some_images(rows: int, seed: int = 0) -> Images:
@@ -135,15 +136,40 @@ def test_without_noise_means_directions_and_spread_are_those_of_the_images() -> 
         drawn = released.weights[c] @ released.centres[c]
         np.testing.assert_allclose(drawn, z[images.labels == c].mean(0), atol=0.05)
         between = (released.weights[c][:, None] * (released.centres[c] - drawn) ** 2).sum(0)
-        inside = np.diag(released.covariances[c])
+        inside = np.diag(released.factors[c] @ released.factors[c].T)
         total = z[images.labels == c].var(0)
         assert abs((between + inside)[:3] - total[:3]).max() < 0.15 * total[:3].max()
+
+
+def two_spreads(rows: int) -> Images:
+    """Two clusters in each class, apart along one direction, and long in different others."""
+    rng = np.random.default_rng(4)
+    basis = np.linalg.qr(rng.normal(size=(64, 4)))[0].T
+    place = rng.integers(0, 2, rows)
+    z = rng.normal(size=(rows, 4)) * np.array([[0.3, 0.1, 0.05, 0.05], [0.1, 0.3, 0.05, 0.05]])[place]
+    z[:, 2] += np.where(place, 0.8, -0.8)
+    return Images(np.rint(np.clip(0.5 + z @ basis, 0, 1) * 255).astype(np.uint8), rng.integers(0, CLASSES, rows))
+
+
+def test_clusters_of_different_spread_keep_their_own_and_noise_draws_them_to_their_class() -> None:
+    images = two_spreads(6000)
+    counts = np.bincount(images.labels).astype(float)
+    clusters = {name: 60.0 for name in NOISE if name.startswith("cluster")}  # so much that a class keeps few of them
+    for shape, own in ((1e-6, True), (1e5, False)):
+        released, _ = measure(images, counts, SIZE, noise=dict.fromkeys(NOISE, 1e-6) | clusters | {"shape": shape},
+                              epsilon=20.0, key=ScriptedKey(normal=silent), rng=stream(0, "test"))
+        kept = released.shapes.shape[2]
+        apart = np.abs(released.shapes @ np.swapaxes(released.shapes, -1, -2) - np.eye(kept)).max((-1, -2))
+        assert (apart[released.weights > 0.1].min() > 0.4) == own
+        if own:
+            assert released.shapes.shape[1] > 1
 
 
 def test_an_empty_set_is_measured_like_any_other() -> None:
     released, events = measured(Images(np.zeros((0, 64), np.uint8), np.zeros(0, np.int64)), ScriptedKey())
     assert len(events) == len(NOISE)
-    assert np.isfinite(released.covariances).all()
+    assert np.isfinite(released.factors).all()
+    assert np.isfinite(released.shapes).all()
 
 
 def test_cosines_are_orthonormal_and_hold_constant_images_exactly() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from dpvae import api
 from dpvae.config import LedgerConfig, TrainConfig
 from dpvae.errors import ConfigError
 from dpvae.modalities import images as modality
+from dpvae.models.images import ImageVAE
 from dpvae.train import trainer as trainer_module
 from dpvae.train.dpsgd import PrivateSteps
 from dpvae.train.images import pairs, random_images
@@ -30,7 +32,8 @@ def config_of(folder: Path, **changes: Any) -> TrainConfig:
                "anchor_share": 0.7} | changes.pop("trainer", {})
     privacy = {"epsilon": 8.0, "delta": 1e-5, "secret_seed": 5} | changes.pop("privacy", {})
     return small_config("anchored", run={"root": str(folder), "name": "run"}, ledger=LedgerConfig(dataset="bars"),
-                        data=data, trainer=trainer, privacy=privacy, model={"hidden": 16}, **changes)
+                        data=data, trainer=trainer, privacy=privacy, model={"hidden": 16} | changes.pop("model", {}),
+                        **changes)
 
 
 def released(folder: Path) -> dict[str, bytes]:
@@ -140,6 +143,22 @@ def test_the_joint_baseline_trains_and_is_released_with_an_encoder_of_its_own(tm
     assert {event.phase for event in run.plan.events()} == {"anchor", "dpsgd", "metric"}
     drawn = modality.made_up(tmp_path / "run" / "public", 10, seed=1)
     assert drawn["images"].shape == (10, 8, 8)
+
+
+def test_the_shape_of_the_model_is_bounded_by_its_knobs(tmp_path: Path) -> None:
+    api.train(config_of(tmp_path, privacy={"epsilon": 50.0}, model={"latent_dim": 3, "components": 5}), pictures())
+    shape = json.loads((tmp_path / "run" / "public" / "model.json").read_text())
+    assert shape["directions"] == 3
+    assert shape["clusters"] <= 2, "five for two classes"
+
+
+@pytest.mark.parametrize(("knob", "pictures_drawn"), [({"fit_steps": 3}, [48, 32]), ({"sleep_steps": 5}, [4096, 80])])
+def test_free_steps_are_pictures_that_the_decoder_draws_for_the_encoder(
+        knob: dict[str, int], pictures_drawn: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(ImageVAE, "dream", lambda self, count, *, generator: seen.append(count))
+    api.train(config_of(tmp_path, trainer={"fit_steps": None} | knob), pictures())
+    assert seen == pictures_drawn
 
 
 def test_reconstructions_of_private_images_are_sealed(tmp_path: Path) -> None:
