@@ -5,7 +5,8 @@
     entry     an error of entry: a slip of the decimal point, a sign, two letters swapped
 
 :func:`ceiling` is no part of dpvae and not private: a network sees real rows with one cell changed, as often as it
-likes, and learns which cell it was. What it misses nobody can be expected to find. Integer and categorical columns.
+likes, and learns which cell it was. What it misses, hardly anybody can be expected to find. Integer and categorical
+columns.
 """
 
 from __future__ import annotations
