@@ -231,7 +231,7 @@ def test_texts_between_two_are_drawn_from_the_command_line(trained: api.Run, tmp
     told = verbs.sample(SampleConfig(run=str(trained.path), between="play a song|pay my card", given=given, rows=5,
                                      to=str(to), id="place"))
     assert "as private as those" in told
-    rows = list(csv.DictReader(to.open()))
+    rows = list(csv.DictReader(to.read_text().splitlines()))
     assert [row["place"] for row in rows] == ["1", "2", "3", "4", "5"]
     assert {row["domain"] for row in rows} == {"music"}
     for wrong in ("one", "a|b|c", "a|"):
