@@ -52,8 +52,10 @@ def typed(line: str, **named: Any) -> dict[str, float]:
     if process.returncode:
         raise SystemExit(f"dpvae {line}: exit code {process.returncode}")
     used = after.children_user + after.children_system - before.children_user - before.children_system
-    return {"wall_s": round(time.perf_counter() - started, 1), "cpu_s": round(used, 1), "peak_rss_mb": rss >> 20,
+    cost = {"wall_s": round(time.perf_counter() - started, 1), "cpu_s": round(used, 1), "peak_rss_mb": rss >> 20,
             "peak_pss_mb": pss >> 20}
+    print(cost, flush=True)
+    return cost
 
 
 def processes(pid: int) -> list[int]:
