@@ -108,9 +108,9 @@ def marginals(numbers: dict[str, Any]) -> str:
     bars = " Filled bars: synthetic rows." if compared else ""
     bins = ("" if all(item["kind"] in (*charts.NOMINAL, "text") for item in items) else
             " A number's bins need not be equally wide: where one is wider, it holds more.")
-    intro = ("<p>Dots: the real table as it was released, counts with noise; their whiskers are two standard "
+    intro = ("<p>Dots: the real data as it was released, counts with noise; their whiskers are two standard "
              f"deviations of that noise.{bars}{bins}</p>")
-    title = "Real against synthetic, column by column" if compared else "The real table, as it was released"
+    title = "Real against synthetic, column by column" if compared else "The real data, as it was released"
     return f'{heading(title)}{intro}<div class="cards">{"".join(drawn)}</div>{left}{_map(numbers)}'
 
 

@@ -104,11 +104,11 @@ def test_a_sample_of_many_columns_stands_on_its_side_and_loses_no_cell(run: Path
 
 
 def test_columns_without_synthetic_rows_are_not_called_a_comparison(run: Path) -> None:
-    assert "The real table, as it was released" in render(numbers_of(run))
+    assert "The real data, as it was released" in render(numbers_of(run))
     make_preview(run)
     text = render(numbers_of(run))
     assert "Real against synthetic, column by column" in text
-    assert "The real table, as it was released" not in text
+    assert "The real data, as it was released" not in text
 
 
 def test_the_audit_that_is_missing_is_named_with_its_run(run: Path) -> None:
