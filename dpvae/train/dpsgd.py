@@ -98,14 +98,14 @@ class SecretOptimizer(DPOptimizer):
             sums = self.processes.sum([p.summed_grad for p in self.params])
             for parameter, total in zip(self.params, sums, strict=True):
                 parameter.summed_grad = total
-        noise = self.draw(sum(p.numel() for p in self.params)) * (self.noise_multiplier * self.max_grad_norm)
+        noise = self.draw(sum(p.numel() for p in self.params)).mul_(self.noise_multiplier * self.max_grad_norm)
         self.draw = None  # a stream serves one step
         parts = noise.split([p.numel() for p in self.params])
-        shaped = [part.view_as(p) for p, part in zip(self.params, parts, strict=True)]
-        noisy = torch._foreach_add([p.summed_grad.view_as(p) for p in self.params], shaped)
-        for parameter, total in zip(self.params, noisy, strict=True):
+        grads = [part.view_as(p).to(p.dtype) for p, part in zip(self.params, parts, strict=True)]
+        torch._foreach_add_(grads, [p.summed_grad.view_as(p) for p in self.params])
+        for parameter, grad in zip(self.params, grads, strict=True):
             # contiguous: torch's fused Adam reads a gradient of another memory order as if it had the parameter's
-            parameter.grad = total.contiguous()
+            parameter.grad = grad
 
     def scale_grad(self) -> None:
         """Divide by the public expected batch, whatever the batch and however many parts it came in."""
