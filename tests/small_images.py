@@ -27,15 +27,14 @@ def pictures(rows: int = ROWS, seed: int = 0) -> dict[str, Any]:
 def some_model(size: tuple[int, int, int] = (1, 9, 8), seed: int = 0) -> ImageVAE:
     """Three classes, two clusters each (the last has one), four directions; the decoder is not what it started as."""
     generator = torch.Generator().manual_seed(seed)
-    vae = ImageVAE(size, classes=3, clusters=2, directions=4, axes=2, walk=2, hidden=8, generator=generator)
+    vae = ImageVAE(size, classes=3, clusters=2, directions=4, axes=2, hidden=8, generator=generator)
     pixels = math.prod(size)
     vae.means.copy_(torch.rand(3, pixels, generator=generator))
     vae.basis.copy_(torch.linalg.qr(torch.randn(pixels, 4, generator=generator))[0].T)
     vae.log_labels.copy_(torch.tensor([0.5, 0.3, 0.2]).log())
     vae.log_weights.copy_(torch.tensor([[0.6, 0.4], [0.1, 0.9], [1.0, 0.0]]).log())
     vae.centres.copy_(torch.randn(3, 2, 4, generator=generator))
-    axes = torch.linalg.qr(torch.randn(3, 4, 4, generator=generator))[0]
-    vae.factors.copy_(axes * torch.tensor([0.8, 0.6, 0.4, 0.3]))
+    vae.factors.copy_((0.1 * torch.randn(3, 4, 4, generator=generator)).tril() + 0.5 * torch.eye(4))
     vae.shapes.copy_((0.3 * torch.randn(3, 2, 2, 2, generator=generator)).tril(-1)
                      + torch.tensor([[0.5, 1.5], [1.2, 0.8]]).diag_embed())
     torch.nn.init.normal_(vae.decoder.outside.weight, std=0.05, generator=generator)

@@ -240,7 +240,6 @@ class ImageTask:
                processes: Any, seed: int) -> tuple[Any, list[dict[str, Any]]]:
         import torch
 
-        from dpvae.models.images import WALK
         from dpvae.models.joint_images import LATENT, JointImageVAE
         from dpvae.train.device import device_of
         from dpvae.train.images import ImageTrainer
@@ -253,8 +252,7 @@ class ImageTask:
                                 hidden=hidden, generator=generator)
             vae.log_labels.copy_(torch.as_tensor(np.log(counts / counts.sum())))
         else:
-            walk = WALK if self.plan.sgd is not None else 0  # a decoder that learns nothing has nothing to add
-            vae = released.model(counts, self.public.size, hidden, generator, walk=walk)
+            vae = released.model(counts, self.public.size, hidden, generator)
         vae = vae.to(device)
         codes = np.concatenate([held.pixels, held.labels[:, None].astype(np.uint8)], 1)
         state = ImageTrainer(plan=self.plan, config=config, vae=vae, codes=torch.as_tensor(codes, device=device),

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -27,8 +26,6 @@ from dpvae.models.elbo import Elbo
 LOG_SCALE = (-5.5, -0.5)  # of a pixel's logistic law, in units of the whole range
 START = -2.5
 LEAST_STD = 1e-2
-LEVELS = 2.0, 0.2  # the first and the last noise of a walk, in units of a cluster's spread
-WALK = 6  # steps
 AT_ONCE = 1024
 
 
@@ -49,12 +46,6 @@ class Pixels:
         return torch.where(first, F.logsigmoid(above_ND), torch.where(last, F.logsigmoid(-below_ND), inside_ND)).sum(-1)
 
     @staticmethod
-    def mean(middle_ND: Tensor, log_scale_ND: Tensor) -> Tensor:
-        """E[x], (N, D): the integral over [0, 1] of the chance that a pixel is above."""
-        inverse_ND = (-log_scale_ND).exp()
-        return (F.softplus(middle_ND * inverse_ND) - F.softplus((middle_ND - 1) * inverse_ND)) / inverse_ND
-
-    @staticmethod
     def sample(middle_ND: Tensor, log_scale_ND: Tensor, *, generator: torch.Generator) -> Tensor:
         """Pixels drawn from the law, in [0, 1] and in whole bytes."""
         uniform_ND = torch.rand(middle_ND.shape, generator=generator, device=middle_ND.device).clamp(1e-6, 1 - 1e-6)
@@ -62,16 +53,15 @@ class Pixels:
 
 
 class Refiner(nn.Module):
-    """From a noisy picture to the middle and width of every pixel's law of the clean one.
+    """From a linear picture and the mean picture of its class to the middle and width of every pixel's law.
 
-    It also sees what the mixture takes the picture for, which it starts as, the mean picture of the class, and how much
-    noise there is. Works on blocks of 2 x 2 pixels. Group norms, so that each image stands alone.
+    Works on blocks of 2 x 2 pixels; starts as the linear picture itself. Group norms, so that each image stands alone.
     """
 
     def __init__(self, channels: int, height: int, width: int, hidden: int, generator: torch.Generator) -> None:
         super().__init__()
         self.size = (channels, height, width)
-        self.inside = nn.Conv2d(12 * channels + 1, hidden, 3, padding=1)
+        self.inside = nn.Conv2d(8 * channels, hidden, 3, padding=1)
         self.first, self.second = nn.Conv2d(hidden, hidden, 3, padding=1), nn.Conv2d(hidden, hidden, 3, padding=1)
         groups = math.gcd(hidden, 4)
         self.norms = nn.ModuleList([nn.GroupNorm(groups, hidden), nn.GroupNorm(groups, hidden)])
@@ -79,18 +69,16 @@ class Refiner(nn.Module):
         initialise(self, generator)
         nn.init.zeros_(self.outside.weight)
 
-    def forward(self, noisy_ND: Tensor, likely_ND: Tensor, mean_ND: Tensor, level_N1: Tensor) -> tuple[Tensor, Tensor]:
-        """(middle, log scale), each (N, D); ``level_N1``: 0 for the least noise, 1 for the most."""
+    def forward(self, linear_ND: Tensor, mean_ND: Tensor) -> tuple[Tensor, Tensor]:
+        """(middle, log scale), each (N, D)."""
         channels, height, width = self.size
-        picture = torch.cat([p.view(-1, *self.size) for p in (noisy_ND, likely_ND, mean_ND)], 1) * 2 - 1
-        blocks = F.pixel_unshuffle(F.pad(picture, (0, width % 2, 0, height % 2)), 2)
-        level = (level_N1 * 2 - 1)[:, :, None, None].expand(-1, 1, *blocks.shape[2:])
-        hidden = F.silu(self.inside(torch.cat([blocks, level], 1)))
+        picture = torch.cat([linear_ND.view(-1, *self.size), mean_ND.view(-1, *self.size)], 1) * 2 - 1
+        hidden = F.silu(self.inside(F.pixel_unshuffle(F.pad(picture, (0, width % 2, 0, height % 2)), 2)))
         hidden = hidden + F.silu(self.first(self.norms[0](hidden)))
         hidden = hidden + F.silu(self.second(self.norms[1](hidden)))
         out = F.pixel_shuffle(self.outside(hidden), 2)[:, :, :height, :width]
         change, log_scale = out[:, :channels].flatten(1), out[:, channels:].flatten(1)
-        return likely_ND + change, (log_scale + START).clamp(*LOG_SCALE)
+        return linear_ND + change, (log_scale + START).clamp(*LOG_SCALE)
 
 
 def initialise(module: nn.Module, generator: torch.Generator) -> None:
@@ -109,7 +97,6 @@ class ImageVAE(nn.Module):
     Args:
         size: (channels, height, width).
         classes, clusters, directions, axes: C, K, Z, F.
-        walk: steps of a walk from a latent of the mixture to a picture; 0: none.
         hidden: channels of the decoder's hidden layers.
     """
 
@@ -118,17 +105,17 @@ class ImageVAE(nn.Module):
     log_labels: Tensor  # (C,)
     log_weights: Tensor  # (C, K); -inf where a class has fewer clusters
     centres: Tensor  # (C, K, Z)
-    factors: Tensor  # (C, Z, Z): axes of a class's spread as columns, at right angles
+    factors: Tensor  # (C, Z, Z): axes of a class's spread as columns
     shapes: Tensor  # (C, K, F, F), lower: what a cluster makes of the first F of its class's axes
     gain: Tensor  # (Z,) of the encoder
     log_std: Tensor  # (Z,) of the encoder
 
     def __init__(self, size: tuple[int, int, int], *, classes: int, clusters: int, directions: int, hidden: int,
-                 axes: int = 1, walk: int = 0, generator: torch.Generator) -> None:
+                 axes: int = 1, generator: torch.Generator) -> None:
         super().__init__()
         self.size = (size[0], size[1], size[2])
         self.shape: dict[str, Any] = {"size": list(size), "classes": classes, "clusters": clusters,
-                                      "directions": directions, "axes": axes, "walk": walk, "hidden": hidden}
+                                      "directions": directions, "axes": axes, "hidden": hidden}
         pixels = size[0] * size[1] * size[2]
         for name, value in {
                 "means": torch.zeros(classes, pixels), "basis": torch.zeros(directions, pixels),
@@ -180,60 +167,16 @@ class ImageVAE(nn.Module):
         """The linear picture, (N, D)."""
         return self.means[label_N] + z_NZ @ self.basis
 
-    @property
-    def unit(self) -> Tensor:
-        """The root mean square of the spread inside a cluster along a direction: what levels of noise are given in."""
-        return self.factors.square().sum((1, 2)).mean().div(self.factors.shape[1]).sqrt()
-
-    def noise_at(self, level_N1: Tensor) -> Tensor:
-        """Standard deviation of the noise at a level: 0 for the least, 1 for the most."""
-        most, least = LEVELS
-        return self.unit * least * (most / least) ** level_N1
-
-    def likely(self, z_NZ: Tensor, level_N1: Tensor, label_N: Tensor) -> Tensor:
-        """What the mixture of its class takes a noisy latent for: E[z | z + noise, y], (N, Z), shapes left out."""
-        found = torch.empty_like(z_NZ)
-        for c in label_N.unique().tolist():
-            of_c = label_N == c
-            lengths_Z = self.factors[c].norm(dim=0)
-            axes_ZZ = self.factors[c] / lengths_Z
-            seen_MZ, centre_KZ = z_NZ[of_c] @ axes_ZZ, self.centres[c] @ axes_ZZ
-            inverse_MZ = 1 / (lengths_Z.square() + self.noise_at(level_N1[of_c]).square())
-            square_MK = inverse_MZ @ centre_KZ.square().T - 2 * (seen_MZ * inverse_MZ) @ centre_KZ.T
-            mean_MZ = (self.log_weights[c] - 0.5 * square_MK).softmax(1) @ centre_KZ
-            mean_MZ = mean_MZ + lengths_Z.square() * inverse_MZ * (seen_MZ - mean_MZ)
-            found[of_c] = mean_MZ @ axes_ZZ.T
-        return found
-
-    def seen(self, z_NZ: Tensor, level_N1: Tensor, label_N: Tensor) -> tuple[Tensor, ...]:
-        """What the decoder sees of a noisy latent."""
-        likely_NZ = self.likely(z_NZ, level_N1, label_N)
-        return self.linear(z_NZ, label_N), self.linear(likely_NZ, label_N), self.means[label_N], level_N1
-
-    def decode(self, z_NZ: Tensor, label_N: Tensor, level: float = 0.0) -> tuple[Tensor, Tensor]:
-        """Middle and log scale of every pixel's law, (N, D) each, given latents with that much noise."""
-        return self.decoder(*self.seen(z_NZ, torch.full_like(z_NZ[:, :1], level), label_N))
-
-    def walk(self, z_NZ: Tensor, label_N: Tensor, *, generator: torch.Generator) -> Tensor:
-        """From a latent of the mixture to one that images have, (N, Z): noise is added that hides what the mixture gets
-        wrong, and taken away in steps, each as far as the decoder sees through it (Song et al. 2021, DDIM)."""
-        if not self.shape["walk"]:
-            return z_NZ
-        levels = torch.linspace(1, 0, self.shape["walk"] + 1).tolist()
-        noise = [float(self.noise_at(torch.tensor(level))) for level in levels]
-        z_NZ = z_NZ + noise[0] * torch.randn(z_NZ.shape, generator=generator, device=z_NZ.device)
-        for level, (now, then) in zip(levels, pairwise(noise), strict=False):
-            clean_NZ = self.project(Pixels.mean(*self.decode(z_NZ, label_N, level)), label_N)
-            z_NZ = clean_NZ + then / now * (z_NZ - clean_NZ)
-        return z_NZ
+    def decode(self, z_NZ: Tensor, label_N: Tensor) -> tuple[Tensor, Tensor]:
+        """Middle and log scale of every pixel's law, (N, D) each."""
+        return self.decoder(self.linear(z_NZ, label_N), self.means[label_N])
 
     @torch.no_grad()
     def sample(self, label_N: Tensor, *, generator: torch.Generator) -> Tensor:
         """Pictures of these classes: the middle of every pixel's law, as bytes (N, channels, height, width)."""
         parts = []
         for label in label_N.split(AT_ONCE):
-            z_NZ = self.walk(self.draw_latents(label, generator=generator), label, generator=generator)
-            middle_ND, _ = self.decode(z_NZ, label)
+            middle_ND, _ = self.decode(self.draw_latents(label, generator=generator), label)
             parts.append(as_bytes(middle_ND, self.size))
         return torch.cat(parts)
 

@@ -70,9 +70,9 @@ class JointImageVAE(ImageVAE):
     """An :class:`ImageVAE` whose prior is the standard normal and whose halves are both learned."""
 
     def __init__(self, size: tuple[int, int, int], *, classes: int, clusters: int = 1, directions: int = LATENT,
-                 axes: int = 1, walk: int = 0, hidden: int, generator: torch.Generator) -> None:
-        super().__init__(size, classes=classes, clusters=clusters, directions=directions, axes=axes, walk=walk,
-                         hidden=hidden, generator=generator)
+                 hidden: int, generator: torch.Generator) -> None:
+        super().__init__(size, classes=classes, clusters=clusters, directions=directions, hidden=hidden,
+                         generator=generator)
         self.encoder = Encoder(self.size, classes, hidden, directions)
         decoder = Decoder(self.size, classes, hidden, directions)
         initialise(self.encoder, generator)
@@ -82,7 +82,7 @@ class JointImageVAE(ImageVAE):
     def one_hot(self, label_N: Tensor) -> Tensor:
         return F.one_hot(label_N, len(self.log_labels)).float()
 
-    def decode(self, z_NZ: Tensor, label_N: Tensor, level: float = 0.0) -> tuple[Tensor, Tensor]:
+    def decode(self, z_NZ: Tensor, label_N: Tensor) -> tuple[Tensor, Tensor]:
         middle_ND, log_scale_ND = self.decoder(z_NZ, self.one_hot(label_N))
         return middle_ND, log_scale_ND
 

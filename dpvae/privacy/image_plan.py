@@ -46,6 +46,9 @@ class ImageRule:
         if config.model.layers is not None:
             raise ConfigError(f"model.layers={config.model.layers}: the decoder of images is three convolutions over "
                               "noisy moments; leave it out, and give it width with model.hidden")
+        if trainer.name == "joint" and config.model.components is not None:
+            raise ConfigError(f"model.components={config.model.components}: trainer=joint has no clusters; leave it "
+                              "out, or use trainer=anchored")
         labels = LABEL_SHARE if trainer.survey_share is None else trainer.survey_share
         left = 1.0 - labels - trainer.metric_share
         if not labels or left <= 0:

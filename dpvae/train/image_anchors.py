@@ -83,12 +83,11 @@ class Released:
     factors: Array  # (C, Z, Z): principal axes of a class's spread as columns, longest first
     shapes: Array  # (C, K, F, F), lower: what a cluster makes of the first F axes
 
-    def model(self, counts: Array, size: tuple[int, int, int], hidden: int, generator: torch.Generator, *,
-              walk: int = 0) -> ImageVAE:
+    def model(self, counts: Array, size: tuple[int, int, int], hidden: int, generator: torch.Generator) -> ImageVAE:
         """The VAE that these moments are, with a decoder that has learned nothing yet."""
         classes, clusters, directions = self.centres.shape
         vae = ImageVAE(size, classes=classes, clusters=clusters, directions=directions, axes=self.shapes.shape[2],
-                       walk=walk, hidden=hidden, generator=generator)
+                       hidden=hidden, generator=generator)
         with np.errstate(divide="ignore"):
             log_weights = np.log(self.weights)
         for name, value in {"means": self.means, "basis": self.basis, "log_labels": np.log(counts / counts.sum()),

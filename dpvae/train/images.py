@@ -11,7 +11,6 @@ backgrounds come out black and edges hard, where a mean is gray.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -63,15 +62,14 @@ class ImageTrainer(Trainer):
     def _private_steps(self) -> PrivateSteps:
         assert self.plan.sgd is not None
         performance, samples = self.config.performance, self.plan.sgd.latent_samples
-        module, loss, latents = self._model.decoder, pairs(self._model), self._model.basis.shape[0] + 1
+        module, loss = self._model.decoder, pairs(self._model)
         if isinstance(self._model, JointImageVAE):
             module, loss = Both(self._model.encoder, module), both(self._model)
-            latents -= 1  # no level of noise
         return PrivateSteps(module, self.codes, loss, plan=self.plan.sgd, rows=self.rows,
                             key=self.key, learning_rate=RATE * self.config.trainer.learning_rate,
                             microbatch=performance.microbatch, clipping=performance.clipping,
                             compile=performance.compile, precision=performance.precision,
-                            latents=(samples, latents), example=self.example(),
+                            latents=(samples, self._model.basis.shape[0]), example=self.example(),
                             processes=self.processes)
 
     def _elbos(self, number: int) -> Iterator[np.ndarray]:
@@ -91,19 +89,18 @@ def split(codes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pairs(vae: ImageVAE) -> Loss:
-    """-mean_k log p(x | z(x) + noise_k, y) per pixel, at levels of noise from the least to the most: of the decoder
-    alone. The last number that a record gets for itself chooses the level."""
+    """-mean_k log p(x | z_k, y) per pixel, z_k ~ q(z | x, y): of the decoder alone."""
 
     def loss(module: nn.Module, codes: Tensor, noise_BKZ: Tensor) -> Tensor:
         samples = noise_BKZ.shape[1]
         with torch.no_grad():
             x_BD, label_B = split(codes)
-            x_ND, label_N = x_BD.repeat_interleave(samples, 0), label_B.repeat_interleave(samples)
-            noise_NZ = noise_BKZ.flatten(0, 1)
-            level_N1 = 0.5 + 0.5 * torch.erf(noise_NZ[:, -1:] / math.sqrt(2))
-            z_NZ = vae.project(x_ND, label_N) + vae.noise_at(level_N1) * noise_NZ[:, :-1]
-            seen = vae.seen(z_NZ, level_N1, label_N)
-        log_N = Pixels.log_prob(x_ND, *module(*seen))
+            mean_BZ, log_std_BZ = vae.encode(x_BD, label_B)
+            z_NZ = (mean_BZ[:, None] + log_std_BZ.exp()[:, None] * noise_BKZ).flatten(0, 1)
+            label_N = label_B.repeat_interleave(samples)
+            linear_ND, mean_ND = vae.linear(z_NZ, label_N), vae.means[label_N]
+            x_ND = x_BD.repeat_interleave(samples, 0)
+        log_N = Pixels.log_prob(x_ND, *module(linear_ND, mean_ND))
         return -log_N.view(len(x_BD), samples).mean(1) / x_BD.shape[1]
 
     return loss

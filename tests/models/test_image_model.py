@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ import torch
 from small_images import covariances, some_model
 from torch import Tensor
 
-from dpvae.models.images import WALK, ImageVAE, Pixels, as_bytes
+from dpvae.models.images import ImageVAE, Pixels, as_bytes
 
 
 def logistic(x: float) -> float:
@@ -46,10 +45,6 @@ def test_drawn_pixels_follow_the_law() -> None:
     middle, log_scale = torch.full((200_000, 1), 0.4), torch.full((200_000, 1), -2.5)
     drawn = Pixels.sample(middle, log_scale, generator=torch.Generator().manual_seed(1))
     assert float(drawn.mean()) == pytest.approx(0.4, abs=0.002)
-    for m in (-0.1, 0.02, 0.5, 0.97):
-        at = torch.full((200_000, 1), m)
-        drawn_at = Pixels.sample(at, log_scale, generator=torch.Generator().manual_seed(1))
-        assert float(Pixels.mean(at, log_scale)[0]) == pytest.approx(float(drawn_at.mean()), abs=0.002)
     zero = logistic((0.5 / 255 - 0.4) / math.exp(-2.5))
     assert float((drawn == 0).float().mean()) == pytest.approx(zero, abs=0.001)
 
@@ -80,49 +75,12 @@ def test_classes_are_drawn_within_one_of_their_share() -> None:
     assert label[:20].unique().numel() > 1, "in random order"
 
 
-@pytest.mark.parametrize("level", [0.0, 0.4, 1.0])
-def test_what_the_mixture_takes_a_noisy_latent_for_is_its_posterior_mean(level: float) -> None:
-    vae = some_model()
-    vae.shapes.copy_(torch.eye(2).expand_as(vae.shapes))
-    z = torch.randn(6, 4, generator=torch.Generator().manual_seed(11))
-    noise = float(vae.noise_at(torch.tensor(level)))
-    for c in range(3):
-        clean = covariances(vae, c)[0]
-        noisy = clean + noise**2 * torch.eye(4)
-        log_NK = vae.log_weights[c] + torch.distributions.MultivariateNormal(vae.centres[c], noisy).log_prob(z[:, None])
-        each_NKZ = vae.centres[c] + (z[:, None] - vae.centres[c]) @ torch.linalg.solve(noisy, clean)
-        wanted = (log_NK.softmax(1)[..., None] * each_NKZ).sum(1)
-        found = vae.likely(z, torch.full((6, 1), level), torch.full((6,), c))
-        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
-
-
-@torch.no_grad()
-def test_a_walk_through_a_new_decoder_scales_a_normal_law_by_the_product_of_its_steps() -> None:
-    """One cluster, variance v along an axis: a step from noise s to t multiplies by (v + s t) / (v + s^2)."""
-    vae = ImageVAE((1, 8, 8), classes=1, clusters=1, directions=2, walk=WALK, hidden=4,
-                   generator=torch.Generator().manual_seed(0))
-    vae.basis.copy_(torch.eye(64)[:2])
-    vae.means.fill_(0.5)
-    vae.factors.copy_(torch.diag(torch.tensor([0.06, 0.03])))
-    label = torch.zeros(20_000, dtype=torch.long)
-    z = vae.draw_latents(label, generator=torch.Generator().manual_seed(12))
-    walked = vae.walk(z, label, generator=torch.Generator().manual_seed(13))
-    noise = [float(vae.noise_at(level)) for level in torch.linspace(1, 0, WALK + 1)]
-    for axis, spread in enumerate((0.06, 0.03)):
-        wanted = math.sqrt(spread**2 + noise[0] ** 2)
-        for now, then in pairwise(noise):
-            wanted *= (spread**2 + now * then) / (spread**2 + now**2)
-        assert float(walked[:, axis].std()) == pytest.approx(wanted, rel=0.03)
-        assert wanted == pytest.approx(spread, rel=0.25), "and leaves the law about what it was"
-
-
 @pytest.mark.parametrize("size", [(1, 8, 8), (1, 9, 11), (3, 8, 10)])
-def test_a_new_decoder_is_what_the_mixture_takes_a_latent_for_in_any_size(size: tuple[int, int, int]) -> None:
+def test_a_new_decoder_is_the_linear_picture_in_any_size(size: tuple[int, int, int]) -> None:
     vae = ImageVAE(size, classes=2, clusters=1, directions=3, hidden=8, generator=torch.Generator().manual_seed(0))
     z, label = torch.randn(5, 3), torch.tensor([0, 1, 0, 1, 1])
     middle, log_scale = vae.decode(z, label)
-    likely = vae.likely(z, torch.zeros(5, 1), label)
-    torch.testing.assert_close(middle, vae.linear(likely, label))
+    torch.testing.assert_close(middle, vae.linear(z, label))
     assert middle.shape == log_scale.shape == (5, math.prod(size))
     assert as_bytes(middle, size).shape == (5, *size)
 
@@ -138,7 +96,7 @@ def test_dreaming_makes_the_encoder_undo_what_the_decoder_does() -> None:
     """The middle is half of the linear picture's deviation, so the encoder has to double what it sees."""
     vae = some_model((1, 8, 8))
 
-    def halved(z: Tensor, label: Tensor, level: float = 0.0) -> tuple[Tensor, Tensor]:
+    def halved(z: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         middle = 0.4 + 0.002 * z @ vae.basis + 0.0 * vae.means[label]
         return middle, torch.full_like(middle, -5.5)
 

@@ -58,8 +58,11 @@ def test_what_no_plan_can_follow_is_refused(trainer: dict[str, object], says: st
         ImageRule().draft(config(**trainer), facts(1000).facts, 1e-5)
 
 
-@pytest.mark.parametrize("trainer", ["anchored", "joint"])
-def test_a_knob_that_images_have_no_use_for_is_refused_and_not_ignored(trainer: str) -> None:
-    asked = replace(config(name=trainer), model=ModelConfig(layers=2))
-    with pytest.raises(ConfigError, match=r"model\.layers=2: the decoder of images is three convolutions"):
+@pytest.mark.parametrize(("trainer", "model", "says"), [
+    ("anchored", {"layers": 2}, "model.layers=2: the decoder of images is three convolutions"),
+    ("joint", {"components": 9}, "model.components=9: trainer=joint has no clusters"),
+])
+def test_a_knob_of_other_models_is_refused_and_not_ignored(trainer: str, model: dict[str, int], says: str) -> None:
+    asked = replace(config(name=trainer), model=ModelConfig(**model))
+    with pytest.raises(ConfigError, match=says):
         ImageRule().draft(asked, facts(1000).facts, 1e-5)
