@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from dpvae.models.vae import VAE
 from dpvae.privacy.mechanisms import cell_sd, noisy_choice, noisy_counts
-from dpvae.privacy.noise import SecretKey
+from dpvae.privacy.noise import SecretKey, SecretStream
 from dpvae.privacy.plan import CHOSEN_WHAT, TABLES_WHAT, InteractionPlan
 from dpvae.train.anchor import RECORDS_AT_ONCE, Anchors, Further, count
 from dpvae.train.contrasts import Numbers, shares
@@ -35,7 +35,7 @@ from dpvae.train.contrasts import Numbers, shares
 PHASE = "interactions"
 ORDERS = (3, 4, 5)  # numbers of columns in the sets that are asked about, the target among them or not
 SETS_AT_ONCE = 256
-SEARCHED_AT_ONCE = 2**16  # records: products of signs of more would not fit in memory
+SEARCHED_AT_ONCE = 2**13  # records: with a thousand products of signs of each, 64 MB
 MOST_WORK = 8e10  # multiplications of one search: seconds
 FEWEST_RECORDS = 2000
 ROUNDING = 1e-3  # kept back of a score's sensitivity: sums of a million doubles err by less
@@ -152,8 +152,7 @@ class _Search:
 
     def scores(self, codes: NDArray[np.integer]) -> Iterator[Numbers]:
         """Blocks of scores. One record takes part in each by a product of numbers within [-1, 1]."""
-        mask = self.key.stream(PHASE, "mask").mask(len(codes), self.rate)
-        searched = codes[np.flatnonzero(mask)]
+        searched = codes[_heads(self.key.stream(PHASE, "mask"), len(codes), self.rate)]
         signed = np.column_stack([table[searched[:, j]] for j, table in enumerate(self.signs)])
         scale = self.weights * (self.rows * self.rate)
         self.blocks, start = [], 0
@@ -182,6 +181,12 @@ class _Search:
         return found
 
 
+def _heads(stream: SecretStream, rows: int, rate: float) -> NDArray[np.int64]:
+    """Where a coin of chance ``rate`` fell on heads, ascending: the coins of one mask, some at once."""
+    return np.concatenate([start + np.flatnonzero(stream.mask(min(RECORDS_AT_ONCE, rows - start), rate))
+                           for start in range(0, rows, RECORDS_AT_ONCE)])
+
+
 def _work(columns: int, others: int) -> int:
     return math.comb(columns, (others + 1) // 2) * math.comb(columns, others // 2)
 
@@ -191,8 +196,9 @@ def _sums(family: _Family, part: list[tuple[int, ...]], signed: Numbers, width: 
     total = np.zeros((len(part), width))
     for start in range(0, len(signed), SEARCHED_AT_ONCE):
         block = signed[start:start + SEARCHED_AT_ONCE]
-        right = np.stack([block[:, list(s)].prod(1) for s in family.right[:width]], 1) if width else np.zeros(
-            (len(block), 0))
+        right = np.empty((len(block), width))
+        for column, s in zip(right.T, family.right, strict=False):
+            block[:, list(s)].prod(1, out=column)
         total += _products(family, part, block) @ right
     return total
 

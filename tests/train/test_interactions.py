@@ -12,6 +12,7 @@ from known_tables import coded
 from small_runs import ScriptedKey, silent
 
 from dpvae.models.vae import VAE
+from dpvae.privacy.noise import SecretKey
 from dpvae.privacy.plan import InteractionPlan
 from dpvae.train import anchor, interactions
 from dpvae.train.interactions import Interaction
@@ -115,3 +116,16 @@ def test_the_tables_are_exact_under_their_noise_and_survive_the_checkpoint() -> 
         again = Interaction.of(one.to_dict())
         assert again.columns == one.columns
         np.testing.assert_array_equal(again.table, one.table)
+
+
+def test_coins_and_sums_are_the_same_however_many_records_are_taken_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    mask = SecretKey.from_seed(1).stream("coins").mask(1000, 0.3)
+    family, signed = interactions._Family.of(range(6), 5, None), np.random.default_rng(0).uniform(-1, 1, (500, 6))
+    expected = [[signed[:, [*left, *right]].prod(1).sum() for right in family.right] for left in family.left]
+    for at_once in (64, 10**6):
+        monkeypatch.setattr(interactions, "RECORDS_AT_ONCE", at_once)
+        monkeypatch.setattr(interactions, "SEARCHED_AT_ONCE", at_once)
+        coins = interactions._heads(SecretKey.from_seed(1).stream("coins"), 1000, 0.3)
+        assert np.array_equal(coins, np.flatnonzero(mask))
+        assert np.allclose(interactions._sums(family, family.left, signed, len(family.right)), expected, atol=1e-9)
+        assert interactions._sums(family, family.left[:2], signed, 0).shape == (2, 0)

@@ -142,6 +142,8 @@ class Parquet:
             with pq.ParquetFile(self.path) as file:
                 yield from file.iter_batches(batch_size=rows, row_groups=groups, columns=self.columns,
                                              use_threads=False)
+        except MemoryError:  # Arrow's own is an ArrowException too
+            raise
         except (pa.ArrowException, OSError) as error:
             raise _broken(self.path, error) from error
 
