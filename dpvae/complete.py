@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
 from dpvae.arguments import keys_of
@@ -77,7 +76,6 @@ def _values(verb: Verb, key: str, value: str, conf: Path) -> Iterator[str]:
         yield from _words(verb.config, key) or _files(value)
 
 
-@cache
 def _words(cls: type, key: str) -> tuple[str, ...]:
     """The closed list of words that a knob takes, told by its refusal of any other; none where it takes any text."""
     first, _, rest = key.partition(".")
