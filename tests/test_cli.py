@@ -18,7 +18,7 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dpvae import arguments, cli, complete
+from dpvae import arguments, cli
 from dpvae.config import ReleaseConfig, TrainConfig
 from dpvae.errors import BudgetError
 
@@ -386,13 +386,17 @@ def test_completion_offers_what_the_verb_would_take(line: str, offered: list[str
     for name in ("orders.csv", "runs/first/run.json", "runs/unfinished/x", "sub/a b.yaml", "sub/deep/.hidden"):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).touch()
-    assert complete.candidates(f"dpvae {line}", cli.conf_dir()) == offered
+    from dpvae.complete import candidates
+
+    assert candidates(f"dpvae {line}", cli.conf_dir()) == offered
 
 
 @pytest.mark.parametrize("word", cli.VERBS)
 def test_every_key_that_completion_offers_is_a_key_of_the_verb(word: str) -> None:
+    from dpvae.complete import candidates
+
     known = {*arguments.keys_of(cli.VERBS[word].config), *cli.groups_of(cli.VERBS[word]), "output", "data"}
-    keys = [each for each in complete.candidates(f"dpvae {word} ", cli.conf_dir()) if each.endswith(("=", "."))]
+    keys = [each for each in candidates(f"dpvae {word} ", cli.conf_dir()) if each.endswith(("=", "."))]
     assert keys
     assert {key.rstrip("=.") for key in keys} <= known
 
