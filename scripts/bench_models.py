@@ -99,7 +99,8 @@ class _Text(_Vae):
         self.out = nn.Linear(WIDTH, VOCABULARY)
 
     def embed(self, x_BT: Tensor) -> Tensor:
-        return self.tokens(x_BT) + self.places(torch.arange(STEPS, device=x_BT.device).expand_as(x_BT))
+        places_BT = torch.arange(STEPS, device=x_BT.device).expand_as(x_BT)
+        return self.tokens(x_BT) + self.places(places_BT.contiguous())  # as Opacus' ghost clipping wants it
 
     def forward(self, x_BT: Tensor, noise_B1Z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x_BTd = self.embed(x_BT)

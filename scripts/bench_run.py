@@ -4,7 +4,7 @@
     python scripts/bench_run.py out=reports/bench/run.json
 
 ``anchored`` is the default on Adult, where DP-SGD is a small share of the work; ``joint`` is the textbook DP-SGD VAE,
-where it is nearly all, cut to 20 of its 400 steps. Both ways must release the same: the largest difference of any
+where it is nearly all, cut to 200 of its 400 steps. Both ways must release the same: the largest difference of any
 weight is reported. CPU seconds are of the whole command, one thread. The known seed makes these runs NOT PRIVATE.
 
 Options: cases=anchored,joint  ways=hooks,fast  out=FILE.json
@@ -24,7 +24,7 @@ from typing import Any
 from safetensors.torch import load_file
 
 CASES = {"anchored": ["data=adult", "privacy.epsilon=1"],
-         "joint": ["data=adult", "trainer=joint", "privacy.epsilon=1", "trainer.steps=20"]}
+         "joint": ["data=adult", "trainer=joint", "privacy.epsilon=1", "trainer.steps=200"]}
 COMMON = ["privacy.secret_seed=5", "report=quiet", "performance.device=cpu", "performance.threads=1"]
 
 
