@@ -146,7 +146,7 @@ def test_the_joint_baseline_trains_and_is_released_with_an_encoder_of_its_own(tm
 
 
 def test_the_shape_of_the_model_is_bounded_by_its_knobs(tmp_path: Path) -> None:
-    api.train(config_of(tmp_path, privacy={"epsilon": 50.0}, model={"latent_dim": 3, "components": 5}), pictures())
+    api.train(config_of(tmp_path, privacy={"epsilon": 20.0}, model={"latent_dim": 3, "components": 5}), pictures())
     shape = json.loads((tmp_path / "run" / "public" / "model.json").read_text())
     assert shape["directions"] == 3
     assert shape["clusters"] <= 2, "five for two classes"
