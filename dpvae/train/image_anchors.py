@@ -1,6 +1,6 @@
 """Noisy moments of labelled images, and the prior and linear decoder that follow from them.
 
-Everything here is six kinds of Gaussian release (:mod:`dpvae.privacy.image_plan` splits the budget), each a sum over
+Everything here is five kinds of Gaussian release (:mod:`dpvae.privacy.image_plan` splits the budget), each a sum over
 images of an outer product of two bounded vectors (:func:`~dpvae.privacy.mechanisms.noisy_products`): one image moves it
 by at most the product of the bounds. What an image adds depends on it and on earlier releases alone: the mean of its
 class, the released directions, the centre nearest to it.
