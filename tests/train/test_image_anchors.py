@@ -104,7 +104,7 @@ def rescaled(placed: Any) -> Any:
     return scaled
 
 
-@pytest.mark.parametrize(("broken", "release"), [("_residuals", 1), ("_placed", 2)])
+@pytest.mark.parametrize(("broken", "release"), [("_residuals", 1), ("_placed", 2), ("_placed", 6)])
 def test_a_measurement_that_lets_one_image_count_for_more_is_caught(broken: str, release: int,
                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
     images, kind = some_images(2000), image_anchors._Measure
