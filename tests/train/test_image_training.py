@@ -75,7 +75,7 @@ def test_one_image_more_changes_no_step_no_size_and_no_event(tmp_path: Path, mon
     other, same = steps_of(tmp_path / "b", more, monkeypatch)
     assert events == same
     assert [draw[0] for draw in one] == [draw[0] for draw in other]
-    adaptive = ("cluster", "spread")
+    adaptive = ("cluster", "spread", "shape")
     assert [d for d in one if not str(d[0][1]).startswith(adaptive)] == [
         d for d in other if not str(d[0][1]).startswith(adaptive)]
 
