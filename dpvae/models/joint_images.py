@@ -70,8 +70,8 @@ class JointImageVAE(ImageVAE):
     """An :class:`ImageVAE` whose prior is the standard normal and whose halves are both learned."""
 
     def __init__(self, size: tuple[int, int, int], *, classes: int, clusters: int = 1, directions: int = LATENT,
-                 hidden: int, generator: torch.Generator) -> None:
-        super().__init__(size, classes=classes, clusters=clusters, directions=directions, hidden=hidden,
+                 axes: int = 1, hidden: int, generator: torch.Generator) -> None:
+        super().__init__(size, classes=classes, clusters=clusters, directions=directions, axes=axes, hidden=hidden,
                          generator=generator)
         self.encoder = Encoder(self.size, classes, hidden, directions)
         decoder = Decoder(self.size, classes, hidden, directions)

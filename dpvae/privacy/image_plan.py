@@ -5,7 +5,7 @@
     second-moment   of what is left of an image without its class's mean: the directions in which images vary
     cluster-i       rounds of clustering inside each class, in those directions
     spread          second moments inside the clusters of a class
-    shape           second moments inside a cluster, in units of the spread of its class
+    shape           second moments inside a cluster, in units of the spread of its class; only with much signal
     dpsgd           a small convolutional decoder learns what no moment holds: edges, black backgrounds
 
 Measured on MNIST and Fashion-MNIST (reports/bench/images.md).
@@ -23,8 +23,10 @@ from dpvae.privacy.plan import Plan, PublicFacts
 
 ROUNDS = 3
 LABEL_SHARE = 0.01  # of the budget, for the counts of the classes
-WEIGHTS = {"second-moment": 0.36, **{f"cluster-{i + 1}": 0.34 / ROUNDS for i in range(ROUNDS)}, "spread": 0.12,
-           "shape": 0.18}
+WEIGHTS = {"second-moment": 0.42, **{f"cluster-{i + 1}": 0.38 / ROUNDS for i in range(ROUNDS)}, "spread": 0.20}
+SHAPED = {"second-moment": 0.36, **{f"cluster-{i + 1}": 0.34 / ROUNDS for i in range(ROUNDS)}, "spread": 0.12,
+          "shape": 0.18}
+MANY = 3.0  # of what the split was measured with: from there on clusters are large enough to have shapes of their own
 MOMENTS = 0.70  # of the budget, of trainer=anchored; the rest is DP-SGD's
 USUAL = 60_000  # rows at epsilon 1, for which the shares were measured
 FEWEST = 0.04  # of these: with fewer rows DP-SGD is noise, and the moments take all
@@ -46,9 +48,6 @@ class ImageRule:
         if config.model.layers is not None:
             raise ConfigError(f"model.layers={config.model.layers}: the decoder of images is three convolutions over "
                               "noisy moments; leave it out, and give it width with model.hidden")
-        if trainer.name == "joint" and config.model.components is not None:
-            raise ConfigError(f"model.components={config.model.components}: trainer=joint has no clusters; leave it "
-                              "out, or use trainer=anchored")
         labels = LABEL_SHARE if trainer.survey_share is None else trainer.survey_share
         left = 1.0 - labels - trainer.metric_share
         if not labels or left <= 0:
@@ -62,9 +61,11 @@ class ImageRule:
             raise ConfigError("trainer.anchor_share: trainer=joint measures nothing but the classes; leave it out")
         shares = {"survey/values" if facts.survey_steps else "anchor/labels": labels}
         if anchor:
-            mean = min(max(0.13 * strength(facts.rows, config.privacy.epsilon) ** -0.35, 0.13), 0.5)
+            much = strength(facts.rows, config.privacy.epsilon)
+            mean = min(max(0.13 * much**-0.35, 0.13), 0.5)
             shares["anchor/mean-image"] = left * anchor * mean
-            shares |= {f"anchor/{name}": left * anchor * (1 - mean) * weight for name, weight in WEIGHTS.items()}
+            shares |= {f"anchor/{name}": left * anchor * (1 - mean) * weight
+                       for name, weight in (SHAPED if much >= MANY else WEIGHTS).items()}
         shares |= {"metric/elbo": trainer.metric_share}
         if anchor < 1:
             shares["dpsgd"] = left * (1 - anchor)

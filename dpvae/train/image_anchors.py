@@ -1,6 +1,6 @@
 """Noisy moments of labelled images, and the prior and linear decoder that follow from them.
 
-Everything here is six kinds of Gaussian release (:mod:`dpvae.privacy.image_plan` splits the budget), each a sum over
+Everything here is five kinds of Gaussian release (:mod:`dpvae.privacy.image_plan` splits the budget), each a sum over
 images of an outer product of two bounded vectors (:func:`~dpvae.privacy.mechanisms.noisy_products`): one image moves it
 by at most the product of the bounds. What an image adds depends on it and on earlier releases alone: the mean of its
 class, the released directions, the centre nearest to it.
@@ -41,6 +41,7 @@ BORN = 0.7  # of the spread of a class: where centres start, and what a cluster'
 TAIL = 1.5  # squared norm of a white rest, in units of its expectation: longer ones are cut
 AXES_NOISE, MOST_AXES = 0.35, 40  # noise of a cluster's shape that is borne for one axis more
 LEAST_SHAPE = 0.05
+STANDS_OUT = 2.5  # standard deviations of the noise at which a covariance is no longer drawn to nothing
 CELLS = 2**22  # numbers of a block of vectors: bounds memory
 
 
@@ -110,7 +111,9 @@ def measure(images: Images, counts: Array, size: tuple[int, int, int], *, noise:
     basis, variances = work.directions(means)
     weights, centres = work.clusters(means, basis, variances)
     factors = _axes(work.spread(means, basis, weights, centres, variances))
-    shapes = work.shapes(means, basis, weights, centres, factors)
+    shapes = np.ones((*weights.shape, 1, 1))
+    if "shape" in noise:
+        shapes = work.shapes(means, basis, weights, centres, factors)
     return Released(means, basis, weights, centres, factors, shapes), tuple(work.events)
 
 
@@ -217,8 +220,8 @@ class _Measure:
             yield z, place
 
     def spread(self, means: Array, basis: Array, weights: Array, centres: Array, variances: Array) -> Array:
-        """The covariance inside the clusters of each class, (C, Z, Z): its own where it stands out of its noise, drawn
-        towards that of all classes."""
+        """The covariance inside the clusters of each class, (C, Z, Z): drawn towards that of all classes, and that
+        towards the variances that are known of the directions."""
         classes, most, size = centres.shape
         flat = centres.reshape(classes * most, size)
 
@@ -233,14 +236,12 @@ class _Measure:
         total, sd = self._release("spread", blocks(), self.radius, self.radius)
         tables = total.reshape(classes, size, size)
         tables = (tables + tables.transpose(0, 2, 1)) / 2
+        tables /= self.counts[:, None, None]
+        together = np.tensordot(self.counts / self.rows, tables, 1)
+        about = np.diag(variances * np.trace(together) / variances.sum())
+        pooled = _drawn(together, about, np.array((sd / self.rows) ** 2 / 2 * classes))
         least = 0.02 * variances.min()
-        pooled = _positive(tables.sum(0) / self.rows, least)
-        likely = 0.09 * np.outer(np.diag(pooled), np.diag(pooled))  # how far a class's own may be away, squared
-        found = []
-        for c in range(classes):
-            doubt = (sd / self.counts[c]) ** 2 / 2
-            found.append(_positive(pooled + (tables[c] / self.counts[c] - pooled) * likely / (likely + doubt), least))
-        return np.stack(found)
+        return _positive(_drawn(tables, _positive(pooled, least), (sd / self.counts) ** 2 / 2), least)
 
     def shapes(self, means: Array, basis: Array, weights: Array, centres: Array, factors: Array) -> Array:
         """The spread of each cluster in the white axes of its class, as lower factors (C, K, F, F): its own as far as
@@ -270,6 +271,19 @@ class _Measure:
         found = np.zeros((classes, most, kept, kept))
         found[..., rows, columns] = found[..., columns, rows] = own
         return np.linalg.cholesky(_positive(np.eye(kept) + found, LEAST_SHAPE))
+
+
+def _drawn(found: Array, middle: Array, doubt: Array) -> Array:
+    """Covariances (..., Z, Z) drawn towards ``middle`` number by number, by empirical Bayes: how far they are away in
+    units of the spreads is learned from what they differ by more than ``doubt`` (...), the noise's variance off the
+    diagonal (twice that on it). What stands out by some standard deviations is kept."""
+    size = middle.shape[-1]
+    doubts = doubt[..., None, None] * (1 + np.eye(size))
+    scale = np.outer(np.diag(middle), np.diag(middle))
+    apart = found - middle
+    differ = max(float(((apart**2 - doubts) / doubts).sum() / (scale / doubts).sum()), 0.0)
+    kept = np.maximum(differ * scale / (differ * scale + doubts), 1 - STANDS_OUT**2 * doubts / (apart**2 + doubts))
+    return np.asarray(middle + apart * kept)
 
 
 def _axes(covariances: Array) -> Array:

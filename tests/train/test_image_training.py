@@ -75,7 +75,7 @@ def test_one_image_more_changes_no_step_no_size_and_no_event(tmp_path: Path, mon
     other, same = steps_of(tmp_path / "b", more, monkeypatch)
     assert events == same
     assert [draw[0] for draw in one] == [draw[0] for draw in other]
-    adaptive = ("cluster", "spread")
+    adaptive = ("cluster", "spread", "shape")
     assert [d for d in one if not str(d[0][1]).startswith(adaptive)] == [
         d for d in other if not str(d[0][1]).startswith(adaptive)]
 
@@ -146,7 +146,7 @@ def test_the_joint_baseline_trains_and_is_released_with_an_encoder_of_its_own(tm
 
 
 def test_the_shape_of_the_model_is_bounded_by_its_knobs(tmp_path: Path) -> None:
-    api.train(config_of(tmp_path, privacy={"epsilon": 50.0}, model={"latent_dim": 3, "components": 5}), pictures())
+    api.train(config_of(tmp_path, privacy={"epsilon": 20.0}, model={"latent_dim": 3, "components": 5}), pictures())
     shape = json.loads((tmp_path / "run" / "public" / "model.json").read_text())
     assert shape["directions"] == 3
     assert shape["clusters"] <= 2, "five for two classes"
