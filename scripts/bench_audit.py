@@ -6,11 +6,12 @@
 Writes reports/audit.md and reports/audit.json. Clean runs: another key, another table and another trainer each time;
 the whole battery's random parts, judged as one family at its stated level. Toy: the VAE of the earlier study (832
 parameters, 1,000 records, rate 0.05, sigma 1, 300 steps, 800 orthonormal canaries; true epsilon 5.80 at 1e-5), where
-every bound can be compared with the truth.
+every bound can be compared with the truth. A call that was stopped goes on where it was, on the same code.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import sys
@@ -96,15 +97,30 @@ def main(arguments: list[str]) -> None:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     true = canaries.epsilon_of(SIGMA, RATE, STEPS, DELTA)
-    toys = [toy(i, true) for i in range(asked["toys"])]
-    write(asked, [], toys, true)
-    runs: list[dict[str, Any]] = []
-    for number in range(asked["runs"]):
-        if number == CURVES:
+    before = earlier(asked)
+    toys = before.get("toys") or [toy(i, true) for i in range(asked["toys"])]
+    runs: list[dict[str, Any]] = before.get("runs", [])
+    write(asked, runs, toys, true)
+    for number in range(len(runs), asked["runs"]):
+        if number >= CURVES:
             setattr(canaries, "_f_dp", lambda *rest: math.nan)  # noqa: B010  (a dozen loss distributions each)
         runs.append(clean(number))
-        if number % 10 == 9 or number == asked["runs"] - 1:
-            write(asked, runs, toys, true)
+        write(asked, runs, toys, true)
+
+
+def code() -> str:
+    """A digest of what is measured: the package's source."""
+    files = sorted(Path(api.__file__).parent.rglob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
+def earlier(asked: dict[str, int]) -> dict[str, Any]:
+    """What a stopped call on the same code left, or nothing."""
+    try:
+        left = json.loads((REPORT / "audit.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return left if left.get("code") == code() and left["asked"] == asked else {}
 
 
 def write(asked: dict[str, int], runs: list[dict[str, Any]], toys: list[dict[str, float]], true: float) -> None:
@@ -143,7 +159,8 @@ def write(asked: dict[str, int], runs: list[dict[str, Any]], toys: list[dict[str
               "test); the others hold for any mechanism (f-dp: any with that curve)."]
     REPORT.mkdir(exist_ok=True)
     (REPORT / "audit.md").write_text("\n".join(lines) + "\n")
-    (REPORT / "audit.json").write_text(json.dumps({"asked": asked, "true": true, "toys": toys, "runs": runs}, indent=0))
+    kept = {"asked": asked, "code": code(), "true": true, "toys": toys, "runs": runs}
+    (REPORT / "audit.json").write_text(json.dumps(kept, indent=0))
 
 
 if __name__ == "__main__":
