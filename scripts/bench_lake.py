@@ -237,7 +237,8 @@ def stored(rows: str = "15000000", columns: str = "20", limit_mb: str = "600") -
     """The same run with its rows on disk and its writable memory limited, and in memory: byte by byte the same model.
 
     A folder names one file of a million rows as often as it takes. In memory a cell's code takes 8 bytes. Arrow's own
-    memory pool would reserve a gigabyte that it never touches, which ulimit counts: the system's is used.
+    memory pool would reserve a gigabyte that it never touches, which ulimit counts, and the C library would keep what
+    is freed: both are told not to.
     """
     count, width, limit = int(rows), int(columns), int(limit_mb) << 20
     most = min(count, 1_000_000)
@@ -252,7 +253,8 @@ def stored(rows: str = "15000000", columns: str = "20", limit_mb: str = "600") -
         f"  x{j}: {{kind: continuous, min: -9, max: 9, decimals: 1, missing: false}}\n" for j in range(width)))
     line = (f"train data=table/ data.schema=table.yaml data.rows={count} privacy.secret_seed=1 privacy.epsilon=3 "
             f"report.progress=quiet performance.threads=1 trainer.sampling_rate=0.005 {' '.join(SMALL)} ")
-    environment = {**os.environ, "ARROW_DEFAULT_MEMORY_POOL": "system", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "ARROW_DEFAULT_MEMORY_POOL": "system", "OMP_NUM_THREADS": "1",
+                   "MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
     cost = {"on disk": typed(line + "run.name=disk performance.stored=always", env=environment,
                              preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))),
             "in memory": typed(line + "run.name=memory performance.stored=never", env=environment)}

@@ -161,14 +161,14 @@ def _pieces(source: Any, *, skip: int) -> Iterator[Table]:
         if skip >= part.rows:
             skip -= part.rows
             continue
-        part = part.take(np.arange(skip, part.rows)) if skip else part
+        part = part.take(slice(skip, None)) if skip else part
         skip = 0
         waiting.append(part)
         held += part.rows
         while held >= PIECE:
             whole = _joined(waiting)
-            yield whole.take(np.arange(PIECE))
-            waiting, held = [whole.take(np.arange(PIECE, whole.rows))], whole.rows - PIECE
+            yield whole.take(slice(PIECE))
+            waiting, held = [whole.take(slice(PIECE, None))], whole.rows - PIECE
     if held:
         yield _joined(waiting)
 

@@ -87,8 +87,8 @@ class Table:
             raise DataError(f"column={name!r}: not in the table{did_you_mean(name, self.names)}")
         return self.cells[self.names.index(name)]
 
-    def take(self, index: np.ndarray) -> Table:
-        """The rows at ``index`` (positions or a boolean mask)."""
+    def take(self, index: np.ndarray | slice) -> Table:
+        """The rows at ``index`` (positions, a boolean mask, or a slice, which copies nothing)."""
         return Table(self.names, tuple(Cells(c.values[index], c.missing[index], c.dtype) for c in self.cells))
 
 
