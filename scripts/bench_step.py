@@ -150,11 +150,11 @@ def peaks(name: str, batch: int, ways: list[str], options: dict[str, str]) -> di
 def plot(results: dict[str, Any], path: Path) -> None:
     """Ratios as an SVG on a logarithmic axis: a group of bars per model and batch; the line is an ordinary step."""
     groups = {name: [(way, entry[way]["ratio"]) for way in WAYS[1:] if isinstance(entry.get(way), dict)]
-              for name, entry in sorted(results.items())}
+              for name, entry in sorted(results.items(), key=lambda item: _place(item[0]))}
     left, wide, bar = 200, 360, 14
     sheet = Canvas(left + wide + 60, 40 + sum(bar * len(bars) + 12 for bars in groups.values()))
     unit = wide / math.log10(max(ratio for bars in groups.values() for _, ratio in bars) * 1.1)
-    sheet.text(left, 16, "time of a private step, as a multiple of an ordinary step of the same model", "h", "start")
+    sheet.text(8, 16, "time of a private step / that of an ordinary step of the same model (logarithmic)", "h")
     top = 30.0
     for name, bars in groups.items():
         sheet.text(8, top + 10, name, "h")
@@ -168,6 +168,11 @@ def plot(results: dict[str, Any], path: Path) -> None:
     said = "; ".join(f"{name}: " + ", ".join(f"{way} {ratio:.2f}" for way, ratio in bars)
                      for name, bars in groups.items())
     path.write_text(sheet.svg("bench", "What a private step costs", said, standalone=True) + "\n")
+
+
+def _place(name: str) -> tuple[str, int]:
+    model, _, batch = name.partition("/")
+    return model, int(batch)
 
 
 def main() -> None:
