@@ -16,6 +16,7 @@ device=cpu|cuda  peak=true|false  out=FILE.json (a file that is there is added t
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -32,6 +33,7 @@ from bench_models import MODELS, Model
 from dpvae.errors import DPVAEError
 from dpvae.privacy.noise import SecretKey
 from dpvae.privacy.plan import SgdPlan
+from dpvae.report.canvas import Canvas
 from dpvae.train.dpsgd import PrivateSteps
 
 WAYS = ("plain", "hooks", "ghost", "fast", "fast_compiled")
@@ -73,7 +75,7 @@ def made(name: str, batch: int, way: str, device: torch.device) -> Step | None:
         step = plain_step(model, batch, device) if way == "plain" else private_step(model, batch, device, way)
         step(0)
         step(1)
-    except (DPVAEError, NotImplementedError, AttributeError) as error:
+    except (DPVAEError, RuntimeError, AttributeError) as error:  # what Opacus raises for a layer it cannot take
         print(f"{name}/{batch} {way}: {str(error).splitlines()[0]}", file=sys.stderr)
         return None
     return step
@@ -146,22 +148,31 @@ def peaks(name: str, batch: int, ways: list[str], options: dict[str, str]) -> di
 
 
 def plot(results: dict[str, Any], path: Path) -> None:
-    """Ratios as an SVG: one group of bars per model and batch."""
-    import matplotlib
+    """Ratios as an SVG on a logarithmic axis: a group of bars per model and batch; the line is an ordinary step."""
+    groups = {name: [(way, entry[way]["ratio"]) for way in WAYS[1:] if isinstance(entry.get(way), dict)]
+              for name, entry in sorted(results.items(), key=lambda item: _place(item[0]))}
+    left, wide, bar = 200, 360, 14
+    sheet = Canvas(left + wide + 60, 40 + sum(bar * len(bars) + 12 for bars in groups.values()))
+    unit = wide / math.log10(max(ratio for bars in groups.values() for _, ratio in bars) * 1.1)
+    sheet.text(8, 16, "time of a private step / that of an ordinary step of the same model (logarithmic)", "h")
+    top = 30.0
+    for name, bars in groups.items():
+        sheet.text(8, top + 10, name, "h")
+        for way, ratio in bars:
+            sheet.text(left - 8, top + 10, way.replace("_", ", "), "t", "end")
+            sheet.rect(left, top, max(unit * math.log10(ratio), 1), bar - 2, f"c{WAYS.index(way) - 1}")
+            sheet.text(left + max(unit * math.log10(ratio), 1) + 5, top + 10, f"{ratio:.2f}", "m")
+            top += bar
+        top += 12
+    sheet.line(left, 24, left, top, "axis")
+    said = "; ".join(f"{name}: " + ", ".join(f"{way} {ratio:.2f}" for way, ratio in bars)
+                     for name, bars in groups.items())
+    path.write_text(sheet.svg("bench", "What a private step costs", said, standalone=True) + "\n")
 
-    matplotlib.use("svg")
-    from matplotlib import pyplot
 
-    names = [name for name, entry in results.items() if isinstance(entry.get("fast"), dict)]
-    figure, axes = pyplot.subplots(figsize=(1.6 + 1.1 * len(names), 3.2), layout="constrained")
-    for place, way in enumerate(WAYS[1:]):
-        values = [(results[n].get(way) or {}).get("ratio", float("nan")) for n in names]
-        axes.bar([i + 0.2 * (place - 1.5) for i in range(len(names))], values, 0.2, label=way)
-    axes.axhline(1, color="black", linewidth=0.8)
-    axes.set(yscale="log", ylabel="time of a private step / plain", xticks=range(len(names)))
-    axes.set_xticklabels(names)
-    axes.legend(frameon=False, fontsize=8)
-    figure.savefig(path)
+def _place(name: str) -> tuple[str, int]:
+    model, _, batch = name.partition("/")
+    return model, int(batch)
 
 
 def main() -> None:
