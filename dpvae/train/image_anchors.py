@@ -127,8 +127,8 @@ class _Measure:
         self.rows = float(counts.sum())
         self.pixels = size[0] * size[1] * size[2]
         self.radius = RADIUS * math.sqrt(self.pixels)
-        most = math.isqrt(MOST_FREQUENCIES // size[0])
-        height, width = (min(frequencies(side, self.rows, epsilon), most) for side in size[1:])
+        finest = math.isqrt(MOST_FREQUENCIES // size[0])
+        height, width = (min(frequencies(side, self.rows, epsilon), finest) for side in size[1:])
         self.cosines = cosines(size, (height, width))
         self.events: list[Gaussian] = []
 
@@ -270,7 +270,7 @@ class _Measure:
         own *= (differ / (differ + doubt))[..., None] / scale
         found = np.zeros((classes, most, kept, kept))
         found[..., rows, columns] = found[..., columns, rows] = own
-        return np.linalg.cholesky(_positive(np.eye(kept) + found, LEAST_SHAPE))
+        return np.asarray(np.linalg.cholesky(_positive(np.eye(kept) + found, LEAST_SHAPE)), dtype=np.float64)
 
 
 def _drawn(found: Array, middle: Array, doubt: Array) -> Array:
