@@ -41,7 +41,6 @@ BORN = 0.7  # of the spread of a class: where centres start, and what a cluster'
 TAIL = 1.5  # squared norm of a white rest, in units of its expectation: longer ones are cut
 AXES_NOISE, MOST_AXES = 0.35, 40  # noise of a cluster's shape that is borne for one axis more
 LEAST_SHAPE = 0.05
-STANDS_OUT = 2.5  # standard deviations of the noise at which a covariance is no longer drawn to nothing
 CELLS = 2**22  # numbers of a block of vectors: bounds memory
 
 
@@ -220,8 +219,8 @@ class _Measure:
             yield z, place
 
     def spread(self, means: Array, basis: Array, weights: Array, centres: Array, variances: Array) -> Array:
-        """The covariance inside the clusters of each class, (C, Z, Z): drawn towards that of all classes, and that
-        towards the variances that are known of the directions."""
+        """The covariance inside the clusters of each class, (C, Z, Z): its own where it stands out of its noise, drawn
+        towards that of all classes."""
         classes, most, size = centres.shape
         flat = centres.reshape(classes * most, size)
 
@@ -236,12 +235,14 @@ class _Measure:
         total, sd = self._release("spread", blocks(), self.radius, self.radius)
         tables = total.reshape(classes, size, size)
         tables = (tables + tables.transpose(0, 2, 1)) / 2
-        tables /= self.counts[:, None, None]
-        together = np.tensordot(self.counts / self.rows, tables, 1)
-        about = np.diag(variances * np.trace(together) / variances.sum())
-        pooled = _drawn(together, about, np.array((sd / self.rows) ** 2 / 2 * classes))
         least = 0.02 * variances.min()
-        return _positive(_drawn(tables, _positive(pooled, least), (sd / self.counts) ** 2 / 2), least)
+        pooled = _positive(tables.sum(0) / self.rows, least)
+        likely = 0.09 * np.outer(np.diag(pooled), np.diag(pooled))  # how far a class's own may be away, squared
+        found = []
+        for c in range(classes):
+            doubt = (sd / self.counts[c]) ** 2 / 2
+            found.append(_positive(pooled + (tables[c] / self.counts[c] - pooled) * likely / (likely + doubt), least))
+        return np.stack(found)
 
     def shapes(self, means: Array, basis: Array, weights: Array, centres: Array, factors: Array) -> Array:
         """The spread of each cluster in the white axes of its class, as lower factors (C, K, F, F): its own as far as
@@ -271,19 +272,6 @@ class _Measure:
         found = np.zeros((classes, most, kept, kept))
         found[..., rows, columns] = found[..., columns, rows] = own
         return np.asarray(np.linalg.cholesky(_positive(np.eye(kept) + found, LEAST_SHAPE)), dtype=np.float64)
-
-
-def _drawn(found: Array, middle: Array, doubt: Array) -> Array:
-    """Covariances (..., Z, Z) drawn towards ``middle`` number by number, by empirical Bayes: how far they are away in
-    units of the spreads is learned from what they differ by more than ``doubt`` (...), the noise's variance off the
-    diagonal (twice that on it). What stands out by some standard deviations is kept."""
-    size = middle.shape[-1]
-    doubts = doubt[..., None, None] * (1 + np.eye(size))
-    scale = np.outer(np.diag(middle), np.diag(middle))
-    apart = found - middle
-    differ = max(float(((apart**2 - doubts) / doubts).sum() / (scale / doubts).sum()), 0.0)
-    kept = np.maximum(differ * scale / (differ * scale + doubts), 1 - STANDS_OUT**2 * doubts / (apart**2 + doubts))
-    return np.asarray(middle + apart * kept)
 
 
 def _axes(covariances: Array) -> Array:

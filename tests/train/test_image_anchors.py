@@ -12,7 +12,7 @@ from small_runs import ScriptedKey, silent
 from dpvae.privacy.image_plan import ROUNDS
 from dpvae.rng import stream
 from dpvae.train import image_anchors
-from dpvae.train.image_anchors import Images, _drawn, cosines, measure
+from dpvae.train.image_anchors import Images, cosines, measure
 
 SIZE, CLASSES = (1, 8, 8), 3
 NOISE = {"mean-image": 2.0, "second-moment": 3.0, **{f"cluster-{i + 1}": 4.0 for i in range(ROUNDS)}, "spread": 5.0,
@@ -169,24 +169,6 @@ def test_where_no_shape_is_measured_a_cluster_has_that_of_its_class() -> None:
     released, events = measured(some_images(120), ScriptedKey(), {n: nm for n, nm in NOISE.items() if n != "shape"})
     assert [event.what for event in events] == [f"noisy {name} tables" for name in NOISE if name != "shape"]
     np.testing.assert_array_equal(released.shapes, np.ones((*released.weights.shape, 1, 1)))
-
-
-@pytest.mark.parametrize(("noise", "share"), [(0.005, 1.2), (0.05, 0.9), (0.2, 0.5)])
-def test_a_noisy_covariance_that_is_drawn_towards_what_is_known_is_nearer_to_the_truth(
-        noise: float, share: float) -> None:
-    rng = np.random.default_rng(8)
-    known = np.geomspace(1, 0.01, 20)
-    mixing = np.linalg.qr(np.eye(20) + 0.1 * rng.normal(size=(20, 20)))[0]
-    truth = (mixing * known) @ mixing.T
-    seen = rng.normal(0, noise, (20, 20))
-    found = truth + (seen + seen.T) / 2
-    drawn = _drawn(found, np.diag(known), np.array(noise**2 / 2))
-    assert np.linalg.norm(drawn - truth) < share * np.linalg.norm(found - truth)
-
-
-def test_a_covariance_without_noise_is_left_as_it_was_found() -> None:
-    found = np.array([[2.0, 0.7], [0.7, 1.0]])
-    np.testing.assert_allclose(_drawn(found, np.eye(2), np.array(1e-12)), found, atol=1e-9)
 
 
 def test_an_empty_set_is_measured_like_any_other() -> None:
