@@ -24,12 +24,10 @@ from dpvae.models.mixture import Mixture
 from dpvae.models.vae import VAE
 from dpvae.release.condition import Conditions, Evidence, code_of, conditioned
 from dpvae.release.constraints import enforce
-from dpvae.release.evened import redrawn
 from dpvae.rng import seed_of, stream
 from dpvae.train.checkpoint import load_model, read_json
 
 BLOCK = 8192  # rows
-SHARD = 65_536  # rows that are drawn at once, at most, of a long table
 
 
 def load_public(public: Path) -> tuple[VAE, Schema]:
@@ -37,13 +35,10 @@ def load_public(public: Path) -> tuple[VAE, Schema]:
     return load_model(public), Schema.from_dict(read_json(public / "schema.json"))
 
 
-def sample_codes(vae: VAE, rows: int, seed: int, *names: str | int, target: int | None = None) -> np.ndarray:
-    """Codes, (rows, D); where there is a ``target``, its column is :mod:`~dpvae.release.evened`."""
+def sample_codes(vae: VAE, rows: int, seed: int, *names: str | int) -> np.ndarray:
+    """Codes, (rows, D)."""
     generator = torch.Generator().manual_seed(seed_of(seed, "sample", *names))
-    codes = vae.sample(rows, generator=generator).numpy()
-    if target is None or vae.codebook is None:
-        return codes
-    return redrawn(vae, codes, target, stream(seed, "target", *names))
+    return vae.sample(rows, generator=generator).numpy()
 
 
 class Sampler:
@@ -77,7 +72,7 @@ class Sampler:
         nothing was changed after they were drawn."""
         if not self._plain:
             return self._settled(rows, first, *names), None
-        codes = sample_codes(self.vae, rows, self.seed, *names, target=_target(self.schema, first + rows))
+        codes = sample_codes(self.vae, rows, self.seed, *names)
         return self.codec.decode(codes, stream(self.seed, "decode", *names)), codes
 
     def blocks(self, rows: int) -> Iterator[dict[str, Cells]]:
@@ -129,13 +124,8 @@ def drawn(vae: VAE, schema: Schema, rows: int, *, seed: int) -> tuple[dict[str, 
     if schema.constraints:
         cells = sample_cells(vae, schema, rows, seed=seed)
         return cells, TableCodec(schema).encode(readable(schema, cells), "clip")
-    codes = sample_codes(vae, rows, seed, target=_target(schema, rows))
+    codes = sample_codes(vae, rows, seed)
     return TableCodec(schema).decode(codes, stream(seed, "decode")), codes
-
-
-def _target(schema: Schema, rows: int) -> int | None:
-    """The column that is evened: the schema's target, in a table that is drawn at once."""
-    return schema.names.index(schema.target) if schema.target is not None and rows < SHARD else None
 
 
 class _Middle:

@@ -23,8 +23,9 @@ from dpvae.data.lake import Cells
 from dpvae.engines import mapped
 from dpvae.errors import DataError, ReleaseError
 from dpvae.release.marks import CERTIFICATE
-from dpvae.release.sample import SHARD, Sampler, first, load_public, readable
+from dpvae.release.sample import Sampler, first, load_public, readable
 
+SHARD = 65_536  # rows
 PART = 8  # shards in a file
 
 
