@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """One corrupted cell in each row, by several laws; and how often the best detector that real rows can train finds it.
 
     domain    any other value of the column's domain, each as likely
