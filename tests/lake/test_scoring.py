@@ -67,7 +67,8 @@ def test_every_row_keeps_its_columns_and_gets_its_own_score(here: Path) -> None:
     alone = Scorer([Path("runs/one/public")], Settings(contributions=1))
     for key in (0, 17, 599):
         one = alone.score_batch(pa.RecordBatch.from_pylist([original[key]], lake.source(PEOPLE).schema()))
-        assert one.to_pylist()[0] == scored[key]
+        # the score to the bit; what explains it comes out of single precision, whose last digit is the batch's
+        assert one.to_pylist()[0] == scored[key] | {"top_1_nats": pytest.approx(scored[key]["top_1_nats"], rel=1e-5)}
 
 
 def test_with_an_identifier_the_scores_are_a_side_table_keyed_by_it(here: Path) -> None:
