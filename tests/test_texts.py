@@ -116,6 +116,12 @@ def test_a_run_on_texts_is_released_verified_sampled_scored_and_judged(tmp_path:
     scores = pq.read_table(tmp_path / "scores.parquet").to_pydict()
     assert scores["score"][1] > scores["score"][0] + 5
     assert scores["anomaly"] in ([False, False], [False, True], [True, True])  # never the usual one alone
+    verbs.score(ScoreConfig(run=str(run.path), table=str(asked), to=str(tmp_path / "elbo.parquet"), score="elbo"))
+    elbo = pq.read_table(tmp_path / "elbo.parquet").to_pydict()["score"]
+    assert elbo[1] > elbo[0]
+    assert elbo != scores["score"]
+    with pytest.raises(ConfigError, match="score=iwae or score=elbo for texts"):
+        verbs.score(ScoreConfig(run=str(run.path), table=str(asked), score="regret"))
     with pytest.raises(ConfigError, match="threshold=synthetic or none"):
         verbs.score(ScoreConfig(run=str(run.path), table=str(asked), threshold="private"))
 

@@ -33,7 +33,7 @@ from dpvae.train.checkpoint import DAMAGED, read_json, write_bytes, write_json
 from dpvae.train.texts import Coded, draw_labels, one_by_one, trimmed
 
 BLOCK = 1024  # texts
-SAMPLES = 4  # latents for the score of a text
+SAMPLES = {"iwae": 4, "elbo": 1}  # latents for the score of a text: from one, the bound is the ELBO's own estimate
 
 
 class TextModel:
@@ -203,20 +203,23 @@ def score(config: ScoreConfig, public: Path, to: Path) -> str:
     """``dpvae score`` for texts: nats per text and per byte, higher is stranger; returns what to tell the user."""
     if config.threshold == "private" or "," in config.run:
         raise ConfigError("run: is of texts; expected one run, and threshold=synthetic or none")
+    if config.score not in SAMPLES or config.id is not None:
+        raise ConfigError(f"score={config.score}, id={config.id}: expected score=iwae or score=elbo for texts, and no "
+                          "id; the result has the number of each text")
     if config.table is None:
         raise ConfigError("data=null: expected texts, such as data=texts.tsv")
     model = TextModel.load(public)
     names = {name for name, _ in reader.header(config.table)}
     label = model.label if model.label in names else None
     held = reader.read(config.table, model.text if model.text in names else None, label)
-    scores = -_log_prob(model, held, seed=config.seed)
+    scores = -_log_prob(model, held, SAMPLES[config.score], seed=config.seed)
     size = np.array([max(len(text.encode()), 1) for text in held.texts])
     nothing = np.zeros(len(scores), dtype=bool)
     columns = {"row": Cells(np.arange(len(scores)), nothing, "int64"), "score": Cells(scores, nothing, "double"),
                "per_byte": Cells(scores / size, nothing, "double")}
     line = ""
     if config.threshold is not None:
-        limits = _limits(model, size, config.false_alarm, labelled=label is not None, seed=config.seed)
+        limits = _limits(model, size, config, labelled=label is not None)
         columns["anomaly"] = Cells(scores > limits, nothing, "bool")
         line = (f"threshold {np.median(limits):.3f} at the median length: {config.false_alarm:.2%} of the model's own "
                 "texts lie above that of theirs; nothing was spent\n")
@@ -225,23 +228,24 @@ def score(config: ScoreConfig, public: Path, to: Path) -> str:
             "A score is about its text and as private as that text: the file is for you, not for publication.")
 
 
-def _limits(model: TextModel, sizes: np.ndarray, false_alarm: float, *, labelled: bool, seed: int) -> np.ndarray:
+def _limits(model: TextModel, sizes: np.ndarray, config: ScoreConfig, *, labelled: bool) -> np.ndarray:
     """For texts of so many bytes the nats that ``false_alarm`` of the model's own texts of like length exceed: costs
     nothing. What a text costs grows with its length, and how far it strays with the root of that."""
-    texts, labels = next(model.blocks(BLOCK, seed=seed_of(seed, "calibration")))
+    texts, labels = next(model.blocks(BLOCK, seed=seed_of(config.seed, "calibration")))
     told = tuple(model.labels[label] for label in labels) if labelled else None
-    own = -_log_prob(model, Texts(tuple(texts), told, np.arange(len(texts))), seed=seed)
+    held = Texts(tuple(texts), told, np.arange(len(texts)))
+    own = -_log_prob(model, held, SAMPLES[config.score], seed=config.seed)
     size = np.array([max(len(text.encode()), 1) for text in texts])
     slope, start = np.polyfit(size, own, 1) if len(np.unique(size)) > 1 else (0.0, own.mean())
-    far = np.quantile((own - start - slope * size) / np.sqrt(size), 1 - false_alarm)
+    far = np.quantile((own - start - slope * size) / np.sqrt(size), 1 - config.false_alarm)
     return np.asarray(start + slope * sizes + far * np.sqrt(sizes))
 
 
-def _log_prob(model: TextModel, held: Texts, *, seed: int) -> np.ndarray:
+def _log_prob(model: TextModel, held: Texts, samples: int, *, seed: int) -> np.ndarray:
     """log p of each text with its label; of a text without one, summed over all labels."""
     if held.labels is not None and all(value in model.labels for value in held.labels):
         labels = model.label_numbers([str(value) for value in held.labels])
-        return model.log_prob(held.texts, labels, samples=SAMPLES, seed=seed)
-    each = [model.log_prob(held.texts, torch.full((len(held.texts),), number), samples=SAMPLES, seed=seed)
+        return model.log_prob(held.texts, labels, samples=samples, seed=seed)
+    each = [model.log_prob(held.texts, torch.full((len(held.texts),), number), samples=samples, seed=seed)
             for number in range(max(len(model.labels), 1))]
     return np.asarray(np.logaddexp.reduce(np.array(each), axis=0))
