@@ -66,6 +66,7 @@ def row_groups(path: Any, where: Where, schema: pa.Schema) -> list[int] | None:
 def sql(where: Where, schema: pa.Schema) -> str:
     """A bound condition for DuckDB, or a wider one.
 
+    >>> from dpvae.data.where import Check
     >>> sql(Check("day", ">=", (18262,)), pa.schema([("day", pa.date32())]))
     '"day" >= CAST(\'2020-01-01\' AS DATE)'
     """
