@@ -67,8 +67,8 @@ def sql(where: Where, schema: pa.Schema) -> str:
     """A bound condition for DuckDB, or a wider one.
 
     >>> from dpvae.data.where import Check
-    >>> sql(Check("day", ">=", (18262,)), pa.schema([("day", pa.date32())]))
-    '"day" >= CAST(\'2020-01-01\' AS DATE)'
+    >>> print(sql(Check("day", ">=", (18262,)), pa.schema([("day", pa.date32())])))
+    "day" >= CAST('2020-01-01' AS DATE)
     """
     if isinstance(where, Joined):
         return f" {where.word} ".join(f"({sql(part, schema)})" for part in where.parts)
