@@ -291,7 +291,11 @@ def _fingerprint(table: Table | Stored) -> bytes:
 def source_of(data: DataConfig) -> Any:
     """The file that a configuration names, or the part of it that takes part."""
     if data.builtin is not None:
-        return part_of(builtin.path(data.builtin), data)
+        whole = builtin.path(data.builtin)
+        if data.where is not None and data.rows == lake.row_count(whole):
+            raise ConfigError(f"data.rows={data.rows}: counts the whole table, and data.where leaves a part of it; say "
+                              "how many rows take part, or data.rows=null to have them counted with noise")
+        return part_of(whole, data)
     if data.path is None:
         raise ConfigError("data.path=null: expected a table; try data=adult, or data=path/to/table.csv")
     return part_of(data.path, data)

@@ -184,7 +184,7 @@ class _Search:
 def _heads(stream: SecretStream, rows: int, rate: float) -> NDArray[np.int64]:
     """Where a coin of chance ``rate`` fell on heads, ascending: the coins of one mask, some at once."""
     return np.concatenate([start + np.flatnonzero(stream.mask(min(RECORDS_AT_ONCE, rows - start), rate))
-                           for start in range(0, rows, RECORDS_AT_ONCE)])
+                           for start in range(0, max(rows, 1), RECORDS_AT_ONCE)])
 
 
 def _work(columns: int, others: int) -> int:

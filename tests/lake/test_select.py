@@ -6,6 +6,7 @@ import datetime as dt
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lakehouse import TINY, people, typed
 
-from dpvae import cli
+from dpvae import api, cli
 from dpvae.audit.verify import verify
-from dpvae.config import DataConfig
+from dpvae.config import DataConfig, TrainConfig
 from dpvae.data import lake
 from dpvae.data.lake import duck, files, iceberg
 from dpvae.data.where import parse
@@ -300,3 +301,11 @@ def test_an_estimator_lets_only_rows_of_a_condition_take_part(tmp_path: Path) ->
     assert first == second
     with pytest.raises(ConfigError, match=r"data\.columns.*argument of fit"):
         DPVAE(options={"data.columns": "age"}).fit(table)
+
+
+def test_the_number_of_a_whole_built_in_table_is_not_taken_for_that_of_a_part() -> None:
+    config = TrainConfig(data=DataConfig(builtin="adult", rows=48_842, where="age >= 60"))
+    with pytest.raises(ConfigError, match=r"data\.rows=48842: counts the whole table.*data\.rows=null"):
+        api.plan(config)
+    counted = api.plan(replace(config, data=replace(config.data, rows=None)))
+    assert "survey/rows" in counted.shares  # and paid for
