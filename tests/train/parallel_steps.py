@@ -27,9 +27,9 @@ def loss(module: nn.Module, x: Tensor, latents: Tensor) -> Tensor:
 
 
 def poisoned(module: nn.Module, x: Tensor, latents: Tensor) -> Tensor:
-    """Like :func:`loss`; three records in four are not finite."""
+    """Like :func:`loss`; some records are not finite."""
     losses = loss(module, x, latents)
-    return torch.where(x[:, 0] > -0.7, losses * float("inf"), losses)
+    return torch.where(x[:, 0] > 0.3, losses * float("inf"), losses)
 
 
 def weights(mode: str, processes: Processes | None) -> tuple[Tensor, list[int]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -44,3 +46,13 @@ class TwoPasses:
 
 class Ghost(TwoPasses, GradSampleModuleFastGradientClipping):
     """Opacus' module of one process."""
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without what torch says of every layer whose input needs no gradient, or whose output is a view (which only
+    matters to operations that write into their input: models have none)."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Full backward hook is firing")
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
+        yield
