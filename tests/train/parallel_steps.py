@@ -28,8 +28,7 @@ def loss(module: nn.Module, x: Tensor, latents: Tensor) -> Tensor:
 
 def poisoned(module: nn.Module, x: Tensor, latents: Tensor) -> Tensor:
     """Like :func:`loss`; some records are not finite."""
-    losses = loss(module, x, latents)
-    return torch.where(x[:, 0] > 0.3, losses * float("inf"), losses)
+    return loss(module, x, latents) * torch.where(x[:, 0] > 0.3, float("inf"), 1.0)
 
 
 def weights(mode: str, processes: Processes | None) -> tuple[Tensor, list[int]]:
