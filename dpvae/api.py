@@ -228,6 +228,7 @@ def self_test(tell: Callable[[str], Any] = lambda line: None) -> list[Any]:
 def prepare(config: TrainConfig, table: Any = None) -> Task:
     """Everything of :func:`train` that can be refused before a key is drawn or a budget is touched."""
     _limit_threads(config)
+    _check_sharding(config)
     ready(config.report)
     task = modality(config.data.kind).prepare(config, table)
     from dpvae.train.device import device_of
@@ -299,6 +300,20 @@ def _limit_threads(config: TrainConfig) -> None:
         import torch
 
         torch.set_num_threads(config.performance.threads)
+
+
+def _check_sharding(config: TrainConfig) -> None:
+    """Refuse ``performance.sharding=fsdp`` where there is no DP-SGD to share, or nobody to share it with."""
+    if config.performance.sharding == "none":
+        return
+    if config.data.kind != "table" or config.trainer.name == "density":
+        raise ConfigError("performance.sharding=fsdp: shards DP-SGD on a table's model; expected data.kind=table and "
+                          "trainer=anchored, decoder_only or joint")
+    from dpvae.train.parallel import launched
+
+    if not launched():
+        raise ConfigError("performance.sharding=fsdp: this is one process, with none to share a model; expected "
+                          "torchrun --nproc-per-node 2 -m dpvae train ..., or performance.sharding=none")
 
 
 def _unbooked(config: TrainConfig, run: Any) -> Ledger:

@@ -202,6 +202,7 @@ class PerformanceConfig:
     precision: str = "float32"  # of forward and backward pass; norms, sums and weights stay single
     microbatch: int | None = None  # records per forward pass inside one DP-SGD step; None: what memory holds
     threads: int | None = None
+    sharding: str = "none"  # fsdp: processes under torchrun divide gradients and optimiser state among them
     stored: str = "auto"  # rows on disk instead of in memory: auto (what is larger than 4 GB), always, never
     keep_stored: bool = False  # leave them there when the run is done
 
@@ -210,6 +211,10 @@ class PerformanceConfig:
         checks.one_of(("auto", "cpu", "cuda"), **{"performance.device": self.device})
         checks.one_of(("auto", "fast", "ghost", "hooks"), **{"performance.clipping": self.clipping})
         checks.one_of(("float32", "bfloat16"), **{"performance.precision": self.precision})
+        checks.one_of(("none", "fsdp"), **{"performance.sharding": self.sharding})
+        if self.sharding == "fsdp" and (self.compile or self.clipping not in ("auto", "ghost")):
+            raise ConfigError("performance.sharding=fsdp: shards Opacus' ghost clipping, not compiled; expected "
+                              "performance.clipping=ghost performance.compile=false")
         if self.compile and self.clipping in ("hooks", "ghost"):
             raise ConfigError(f"performance.compile=true: Opacus' {self.clipping} mode cannot be compiled; "
                               "expected performance.clipping=fast")

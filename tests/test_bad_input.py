@@ -272,6 +272,17 @@ KNOBS = {
     "a ledger below a file": Bad(PEOPLE + "ledger.url=people.csv/books.db",
                                  ("people.csv/books.db", "check ledger.url")),
     "a full device as ledger": Bad(PEOPLE + "ledger.url=/dev/full", ("ledger='/dev/full'", "nothing was booked")),
+    "a model shared by one process": Bad(PEOPLE + "performance.sharding=fsdp",
+                                         ("performance.sharding=fsdp", "one process", "torchrun --nproc-per-node 2")),
+    "a model shared in another mode": Bad(PEOPLE + "performance.sharding=fsdp performance.clipping=fast",
+                                          ("performance.sharding=fsdp", "expected performance.clipping=ghost")),
+    "a shared model that is compiled": Bad(PEOPLE + "performance.sharding=fsdp performance.compile=true",
+                                           ("performance.sharding=fsdp", "performance.compile=false")),
+    "a shared model without DP-SGD": Bad(PEOPLE + "performance.sharding=fsdp trainer=density",
+                                         ("performance.sharding=fsdp", "expected data.kind=table and trainer=")),
+    "a shared model of images": Bad("train data=images performance.sharding=fsdp",
+                                    ("performance.sharding=fsdp", "expected data.kind=table")),
+    "another kind of sharding": Bad(PEOPLE + "performance.sharding=ddp", ("performance.sharding='ddp'", "fsdp")),
     "a cap of zero": Bad(PEOPLE + "ledger.cap_epsilon=0", ("ledger.cap_epsilon=0", "expected a finite number > 0")),
 }
 

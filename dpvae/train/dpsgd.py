@@ -31,11 +31,13 @@ from dpvae.errors import ConfigError
 from dpvae.privacy.noise import SecretKey, half_sums
 from dpvae.privacy.plan import SgdPlan
 from dpvae.rng import seed_of
+from dpvae.train.checkpoint import optimiser_state, restore_optimiser
 from dpvae.train.clipping.compiled import Part, compiled, compiled_half_sums, part_of
-from dpvae.train.clipping.ghost import Ghost
+from dpvae.train.clipping.ghost import Ghost, quiet
 from dpvae.train.clipping.memory import Footprint, keep_pages, records_at_once
 from dpvae.train.clipping.recorder import Recorder
 from dpvae.train.clipping.recurrent import swap_recurrent
+from dpvae.train.clipping.sharded import Sharded, cut, whole
 from dpvae.train.independence import RECORDS, Loss, check_independence, refuse_mixing_layers
 from dpvae.train.parallel import Processes
 from dpvae.train.sampling import Indices, Padding, draw_batch
@@ -101,7 +103,7 @@ class SecretOptimizer(DPOptimizer):
         noise = self.draw(sum(p.numel() for p in self.params)).mul_(self.noise_multiplier * self.max_grad_norm)
         self.draw = None  # a stream serves one step
         parts = noise.split([p.numel() for p in self.params])
-        grads = [part.view_as(p).to(p.dtype) for p, part in zip(self.params, parts, strict=True)]
+        grads = [cut(part.view(p.shape).to(p.dtype), p) for p, part in zip(self.params, parts, strict=True)]
         torch._foreach_add_(grads, [p.summed_grad.view_as(p) for p in self.params])
         for parameter, grad in zip(self.params, grads, strict=True):
             # contiguous: torch's fused Adam reads a gradient of another memory order as if it had the parameter's
@@ -146,6 +148,7 @@ class PrivateSteps:
         example: (count, generator) -> that many random records, made from public facts. With them it is checked, before
             the first step, that no record moves another's loss or gradient.
         processes: those that train together, each with its share of every batch; ``None``: this one alone.
+        sharded: by ghost clipping, and each of them holds its piece of gradients and optimiser state (FSDP2).
 
     Raises :class:`ConfigError` for a model whose records do not stand alone.
     """
@@ -153,8 +156,12 @@ class PrivateSteps:
     def __init__(self, module: nn.Module, codes: Tensor, loss: Loss, *, plan: SgdPlan, rows: int, key: SecretKey,
                  learning_rate: float, microbatch: int | None, clipping: str = "auto", latents: tuple[int, ...] = (),
                  compile: bool = False, precision: str = "float32", example: Example | None = None,
-                 processes: Processes | None = None) -> None:
+                 processes: Processes | None = None, sharded: bool = False) -> None:
         refuse_mixing_layers(module)
+        if sharded and (processes is None or compile or clipping not in ("auto", "ghost")):
+            raise ConfigError("performance.sharding=fsdp: expected several processes (torchrun), "
+                              "performance.clipping=ghost and performance.compile=false")
+        clipping = "ghost" if sharded else clipping
         if compile and clipping in ("hooks", "ghost"):
             raise ConfigError(f"performance.compile=true: Opacus' {clipping} mode cannot be compiled; "
                               "expected performance.clipping=fast")
@@ -162,17 +169,23 @@ class PrivateSteps:
         self.module = _wrapped(module, clipping, plan)
         self.codes, self.plan, self.key, self.rows, self.latents = codes, plan, key, rows, latents
         self.loss = loss if precision == "float32" else _in_bfloat16(loss)
-        trained = [p for p in self.module.parameters() if p.requires_grad]
-        inner = torch.optim.Adam(trained, lr=learning_rate, betas=(0.9, 0.99), fused=True)
-        self.optimizer = SecretOptimizer(inner, plan=plan, expected_batch=plan.sampling_rate * rows,
-                                         recorder=self.module if isinstance(self.module, Recorder) else None)
+        self.weights = [p for p in self.module.parameters() if p.requires_grad]  # whole, whatever the optimiser holds
         self.device, self.processes = codes.device, processes
-        self.optimizer.processes = processes
         if processes is not None:
             processes.same(module)
         self.microbatch = microbatch or 1024
         if example is not None:
             self._check(example, measure=microbatch is None)
+        if sharded and processes is not None:
+            self.module.remove_hooks()
+            self.module = Sharded(module, processes, clip_norm=plan.clip_norm)
+            self.microbatch = processes.tell(self.microbatch)  # equally many parts everywhere
+        self.sharded = isinstance(self.module, Sharded)
+        held = [p for p in self.module.parameters() if p.requires_grad]
+        inner = torch.optim.Adam(held, lr=learning_rate, betas=(0.9, 0.99), fused=True)
+        self.optimizer = SecretOptimizer(inner, plan=plan, expected_batch=plan.sampling_rate * rows,
+                                         recorder=self.module if isinstance(self.module, Recorder) else None)
+        self.optimizer.processes = None if self.sharded else processes  # FSDP2 adds up by itself
         if self.device.type == "cpu":
             keep_pages(True)
         self.padding: Padding | None = None
@@ -182,6 +195,7 @@ class PrivateSteps:
         self._programs: dict[int, Part] = {}
         self._half_sums = compiled_half_sums() if compile else half_sums
 
+    @quiet()
     def _check(self, example: Example, *, measure: bool) -> None:
         generator = torch.Generator().manual_seed(seed_of(0, "independence"))
         latents = torch.randn((RECORDS + 1, *self.latents), generator=generator).to(self.device)
@@ -205,24 +219,26 @@ class PrivateSteps:
             losses_B = self.loss(self.module, records, latents)
         if recorder is None:
             self.module.enable_hooks()
-            return 3 * kept.bytes / len(records) + 12 * sum(p.numel() for p in self.optimizer.params)
+            return 3 * kept.bytes / len(records) + 12 * sum(p.numel() for p in self.weights)
         losses_B.sum().backward()
         held = recorder.bytes_held()
         recorder.clip(torch.zeros_like)
         return (2 * kept.bytes + 2 * held) / len(records)
 
+    @quiet()
     def step(self, number: int, rate_factor: float) -> None:
         """Step ``number``: sample -> clip -> noise -> update. Costs one step of the plan's event."""
         for group, base in zip(self.optimizer.param_groups, self._base_rates(), strict=True):
             group["lr"] = base * rate_factor
         self.optimizer.zero_grad(set_to_none=True)
         batch = draw_batch(self.key, number, len(self.codes), self.plan.sampling_rate, public_rows=self.rows)
-        latents = self._latents(number, len(batch))
+        latents, largest = self._latents(number, len(batch)), len(batch)
         if self.processes is not None:
+            largest = math.ceil(len(batch) / self.processes.size)
             own = self.processes.share(len(batch))
             batch, latents = batch[own], latents[own]
         self.optimizer.draw = lambda size: self._noise(number, size)
-        parts = list(self._parts(batch, latents))
+        parts = list(self._parts(batch, latents, largest))
         for index, (records, drawn, count) in enumerate(parts):
             self.optimizer.signal_skip_step(do_skip=index < len(parts) - 1)
             if self.padding is not None and len(self.codes):
@@ -233,12 +249,26 @@ class PrivateSteps:
             if index < len(parts) - 1:
                 self.optimizer.zero_grad(set_to_none=True)
         del batch, latents, parts
+        if isinstance(self.module, Sharded):
+            self.module.gather(self.weights)
 
-    def _parts(self, batch: Indices, latents: Tensor) -> Iterator[tuple[Tensor, Tensor, int]]:
-        """(records, latents, how many of them count) of each part; an empty batch is one empty part."""
+    def state(self) -> dict[str, Any]:
+        """What the optimiser knows of every weight, whole; all processes have to ask at once."""
+        state = optimiser_state(self.optimizer.original_optimizer)["state"]
+        return {"state": {i: {name: whole(value) for name, value in known.items()} for i, known in state.items()}}
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Put :meth:`state` back, whoever had asked for it."""
+        pieces = {index: {name: cut(value, self.optimizer.params[int(index)]) for name, value in known.items()}
+                  for index, known in saved["state"].items()}
+        restore_optimiser(self.optimizer.original_optimizer, {"state": pieces})
+
+    def _parts(self, batch: Indices, latents: Tensor, largest: int) -> Iterator[tuple[Tensor, Tensor, int]]:
+        """(records, latents, how many of them count) of each part; as many parts as the ``largest`` share has, and an
+        empty batch is one empty part."""
         if self.padding is None or not len(self.codes):
             records = self.codes[self._there(batch)]
-            for start in range(0, max(len(batch), 1), self.microbatch):
+            for start in range(0, max(largest, 1), self.microbatch):
                 part = slice(start, start + self.microbatch)
                 yield records[part], latents[part], len(records[part])
             return
@@ -276,10 +306,10 @@ class PrivateSteps:
         self.optimizer.records = len(part)
         if isinstance(self.module, Recorder):
             self.module.told = self.module.records = len(part)
-        if not len(part):
+        if not len(part) and not self.sharded:
             return
         loss_B = self.loss(self.module, part, latents)
-        if not isinstance(self.module, Ghost):
+        if not isinstance(self.module, Ghost | Sharded):
             loss_B.sum().backward()
             return
         self.optimizer.sums = self.module.clip(loss_B, self.optimizer.factors)

@@ -80,9 +80,14 @@ def announcing(processes: Processes | None) -> Iterator[Callable[..., None]]:
             say("stop")
 
 
+def launched() -> bool:
+    """Whether ``torchrun`` started this process beside others."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 def together() -> Processes | None:
     """The processes that ``torchrun`` started, joined; ``None`` for one alone."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if not launched():
         return None
     if not torch.distributed.is_initialized():
         cuda = torch.cuda.is_available()

@@ -206,10 +206,10 @@ class Trainer:
             return
         steps = self.plan.sgd.steps
         private = self._private_steps()
-        average = [p.detach().clone() for p in private.optimizer.params]
+        average = [p.detach().clone() for p in private.weights]
         sleep = Sleep(self.vae) if self.config.trainer.name == "decoder_only" else None
         if saved:
-            restore_optimiser(private.optimizer.original_optimizer, saved["adam"])
+            private.restore(saved["adam"])
             private.optimizer.not_finite = saved.get("not_finite", 0)
             average = [saved["average"][str(i)].to(p) for i, p in enumerate(average)]
             if sleep is not None:
@@ -218,17 +218,17 @@ class Trainer:
             if sleep is not None:
                 sleep.run(DREAMS_PER_STEP, generator=self._generator("dpsgd", "sleep", step))
             private.step(step, 0.5 * (1 + math.cos(math.pi * step / steps)))
-            _average(average, private.optimizer.params, step)
+            _average(average, private.weights, step)
             state.step = step + 1
             metric = self._metric_of(state, steps, average, private)
             if metric is not None or (state.step % CHECKPOINT_EVERY == 0 and state.step < steps):
-                extra = {"adam": optimiser_state(private.optimizer.original_optimizer),
+                extra = {"adam": private.state(),
                          "average": dict(enumerate(average)), "not_finite": int(private.optimizer.not_finite)}
                 extra |= {"sleep": optimiser_state(sleep.optimiser)} if sleep is not None else {}
                 self._save(state, extra)
             self.listen(Moment("dpsgd", state.step, steps, metric))  # a number is saved before it is shown
         with torch.no_grad():
-            for parameter, mean in zip(private.optimizer.params, average, strict=True):
+            for parameter, mean in zip(private.weights, average, strict=True):
                 parameter.copy_(mean)
         private.close()
 
@@ -247,7 +247,8 @@ class Trainer:
         return PrivateSteps(module, self.codes, loss, plan=self.plan.sgd, rows=self.rows, key=self.key,
                             learning_rate=rate, microbatch=performance.microbatch, clipping=performance.clipping,
                             compile=performance.compile, precision=performance.precision, latents=latents,
-                            example=self.example(), processes=self.processes)
+                            example=self.example(), processes=self.processes,
+                            sharded=performance.sharding == "fsdp")
 
     # -- the noisy ELBO ----------------------------------------------------------------------------------------------
 
@@ -257,11 +258,11 @@ class Trainer:
         due = _due(steps, self.plan.metric_releases, fitted=self.config.trainer.name == "anchored")
         if state.step not in due:
             return None
-        current = [p.detach().clone() for p in private.optimizer.params]
+        current = [p.detach().clone() for p in private.weights]
         with torch.no_grad():
-            _copy(average, private.optimizer.params)
+            _copy(average, private.weights)
             metric = self._release_metric(state, "dpsgd", state.step, due[state.step])
-            _copy(current, private.optimizer.params)
+            _copy(current, private.weights)
         return metric
 
     def _release_metric(self, state: TrainState, phase: str, step: int, number: int) -> dict[str, Any] | None:

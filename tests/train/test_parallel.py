@@ -6,12 +6,19 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from parallel_steps import STEPS, weights
+from parallel_steps import BROKEN, MODES, STEPS, loss, weights
 from safetensors.torch import load_file
+from torch import nn
 
+from dpvae.errors import ConfigError
+from dpvae.privacy.noise import SecretKey
+from dpvae.privacy.plan import SgdPlan
+from dpvae.train.clipping.sharded import Sharded
+from dpvae.train.dpsgd import PrivateSteps
 from dpvae.train.parallel import Processes, announcing
 
 HERE = Path(__file__).resolve()
@@ -24,26 +31,41 @@ def torchrun(*command: str, cwd: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-@pytest.mark.slow
-def test_two_processes_take_the_steps_of_one_also_where_a_share_is_empty(tmp_path: Path) -> None:
-    torchrun(str(HERE.parent / "parallel_steps.py"), str(tmp_path / "out"), cwd=tmp_path)
-    for mode in ("fast", "ghost", "hooks"):
-        alone, _ = weights(mode, None)
-        both = [torch.load(f"{tmp_path}/out.{mode}.{rank}") for rank in (0, 1)]
-        seen = [own for _, own in both]
-        assert any(0 in step and sum(step) for step in zip(*seen, strict=True)), "one share empty, the other not"
-        assert torch.equal(both[0][0], both[1][0])
-        torch.testing.assert_close(both[0][0], alone, atol=1e-5, rtol=0)
-        assert len(seen[0]) == STEPS
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[torch.Tensor, list[int]]]]:
+    """Weights after all steps, and the sizes of their parts, of two processes: by mode, then by process."""
+    place = tmp_path_factory.mktemp("together")
+    torchrun(str(HERE.parent / "parallel_steps.py"), str(place / "out"), cwd=place)
+    return {mode: [torch.load(f"{place}/out.{mode}.{rank}") for rank in (0, 1)] for mode in MODES}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("clipping", ["fast", "hooks"])
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode.partition("+")[2] not in BROKEN])
+def test_two_processes_take_the_steps_of_one_also_where_a_share_is_empty(mode: str, together: Any) -> None:
+    alone, _ = weights(mode, None)
+    both, seen = zip(*together[mode], strict=True)
+    assert any(0 in step and sum(step) for step in zip(*seen, strict=True)), "one share empty, the other not"
+    assert torch.equal(both[0], both[1])
+    torch.testing.assert_close(both[0], alone, atol=1e-5, rtol=0)
+    assert len(seen[0]) == STEPS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", [f"sharded+{name}" for name in BROKEN])
+def test_a_piece_without_noise_or_with_it_twice_is_found_out(mode: str, together: Any) -> None:
+    alone, _ = weights("ghost", None)
+    assert float((together[mode][0][0] - alone).abs().max()) > 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("clipping", ["fast", "hooks", "ghost"])
 def test_the_command_under_torchrun_spends_and_learns_what_it_does_alone(clipping: str, tmp_path: Path) -> None:
+    """With ghost clipping the two processes share the model by FSDP2."""
     command = ["-m", "dpvae", "train", "data=adult", "trainer=joint", "trainer.steps=2", "trainer.metric_releases=1",
                "privacy.secret_seed=5", "report=quiet", "performance.device=cpu", f"performance.clipping={clipping}",
                "run.name=x", "trainer.sampling_rate=0.002"]
-    torchrun(*command, "run.root=two", cwd=tmp_path)
+    sharding = "fsdp" if clipping == "ghost" else "none"
+    torchrun(*command, f"performance.sharding={sharding}", "run.root=two", cwd=tmp_path)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[2])}
     subprocess.run([sys.executable, *command, "run.root=one"], cwd=tmp_path, env=environment, check=True,
                    capture_output=True, timeout=600)
@@ -73,3 +95,17 @@ def test_others_are_told_to_stop_where_the_first_process_never_comes_to_train() 
     with announcing(Told(0, 2)) as say:
         say("train", Path("x"), b"rows")
     assert heard == [("stop", None, b""), ("train", Path("x"), b"rows")]
+
+
+def test_a_layer_that_cannot_be_shared_is_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match=r"performance\.sharding=fsdp: 0 is Conv2d; expected layers of nn\.Linear"):
+        Sharded(nn.Sequential(nn.Conv2d(1, 1, 1), nn.Linear(1, 1)), Processes(0, 2), clip_norm=1.0)
+
+
+@pytest.mark.parametrize("wrong", [{}, {"processes": Processes(0, 2), "clipping": "fast"},
+                                   {"processes": Processes(0, 2), "compile": True}])
+def test_steps_of_a_shared_model_take_several_processes_and_ghost_clipping(wrong: dict[str, Any]) -> None:
+    plan = SgdPlan(noise_multiplier=1.0, sampling_rate=0.5, steps=1, clip_norm=1.0, latent_samples=1)
+    with pytest.raises(ConfigError, match="expected several processes"):
+        PrivateSteps(nn.Linear(3, 3), torch.zeros(2, 3), loss, plan=plan, rows=2, key=SecretKey.from_seed(0),
+                     learning_rate=0.1, microbatch=None, sharded=True, **wrong)
