@@ -202,7 +202,7 @@ class PerformanceConfig:
     precision: str = "float32"  # of forward and backward pass; norms, sums and weights stay single
     microbatch: int | None = None  # records per forward pass inside one DP-SGD step; None: what memory holds
     threads: int | None = None
-    stored: str = "auto"  # rows on disk instead of in memory: auto (what is larger than 4 GB), always, never
+    stored: str = "auto"  # rows on disk, not in memory: auto (above 4 GB or a third of what is free), always, never
     keep_stored: bool = False  # leave them there when the run is done
 
     def __post_init__(self) -> None:
@@ -411,7 +411,7 @@ class LakeConfig:
 class EvaluateConfig:
     """``dpvae evaluate``: which real rows, which synthetic ones, and where the sealed result may go."""
 
-    real: str = ""  # the rows that were trained on
+    real: str = ""  # the table that was trained on; the part that took part is taken
     synth: str = ""  # a release folder, or one table
     test: str | None = None  # real rows that no training saw: for the floors, and for the classifiers
     target: str | None = None  # a column with two values to predict; None: marginals only

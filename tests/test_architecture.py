@@ -15,7 +15,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "dpvae"
 FLOORS = [  # an import may stay on its floor or go down
     {"errors"},
-    {"checks", "files"},
+    {"checks", "files", "memory"},
     {"rng", "config", "engines", "typed"},
     {"privacy", "data", "models"},
     {"train"},

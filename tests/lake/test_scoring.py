@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from lakehouse import PEOPLE, SCORED, grow, make, people, train, typed, values
+from lakehouse import PEOPLE, SCORED, TINY, grow, make, people, train, typed, values
 
 from dpvae.data import lake
 from dpvae.data.lake import iceberg, register
@@ -185,6 +185,43 @@ def _fitting(table: pa.Table, schema: pa.Schema) -> pa.Table:
     names = {"wage": "pay"}
     return pa.table({f.name: (table[names.get(f.name, f.name)] if names.get(f.name, f.name) in table.column_names
                               else pa.nulls(len(table))).cast(f.type) for f in schema})
+
+
+@pytest.fixture(scope="module")
+def partly(trained: Path) -> Path:
+    """A run on three columns of five."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(trained)
+        assert typed(f"train data={PEOPLE} data.columns=age,city,income run.name=part {TINY}") == 0
+    return trained / "runs/part"
+
+
+def test_columns_that_neither_model_nor_result_holds_may_change(
+    partly: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(partly, "runs/part", dirs_exist_ok=True)
+    part = SCORE.replace("run=one", "run=part")
+    for number, change in enumerate((add, retype)):  # since training, and since scoring
+        change(iceberg.table_of(PEOPLE))
+        grow(PEOPLE, _fitting(people(5, seed=3, first=600 + 5 * number).drop_columns("pay"),
+                              lake.source(PEOPLE).schema()))
+        assert typed(f"{part} id=key") == 0
+        assert keys() == list(range(605 + 5 * number))
+    with iceberg.table_of(PEOPLE).update_schema() as change:
+        change.delete_column("city")
+    grow(PEOPLE, _fitting(people(5, seed=4, first=610), lake.source(PEOPLE).schema()))
+    assert "column='city': was renamed or dropped" in refused(f"{part} id=key", capsys)
+
+
+def test_scores_that_keep_every_column_have_no_place_for_a_new_one(
+    partly: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(partly, "runs/part", dirs_exist_ok=True)
+    part = SCORE.replace("run=one", "run=part")
+    assert typed(part) == 0
+    add(iceberg.table_of(PEOPLE))
+    grow(PEOPLE, _fitting(people(5, seed=3, first=600), lake.source(PEOPLE).schema()))
+    assert "column='height': is new" in refused(part, capsys)
 
 
 def test_a_renamed_column_of_old_files_is_read_under_its_new_name(here: Path) -> None:
