@@ -75,8 +75,8 @@ def _of_machine() -> int:
 def _allowed() -> Iterator[int]:
     """What each limit leaves."""
     own = _numbers(PROC / "self/status")
-    for limit, counted in ((resource.RLIMIT_DATA, "VmData"), (resource.RLIMIT_AS, "VmSize")):
-        most = resource.getrlimit(limit)[0]
+    for kind, counted in ((resource.RLIMIT_DATA, "VmData"), (resource.RLIMIT_AS, "VmSize")):
+        most = resource.getrlimit(kind)[0]
         if most != resource.RLIM_INFINITY:
             yield most - own.get(counted, 0) * 1024
     for folder, limit, counted in _groups():
