@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
-from lakehouse import PEOPLE, SCORED, TINY, grow, make, people, train, typed, values
+from lakehouse import PEOPLE, SCORED, grow, make, people, typed, values
 
 from dpvae.data import lake
 from dpvae.data.lake import iceberg, register
@@ -19,25 +18,11 @@ from dpvae.release.scoring import Job, Scorer, Settings
 SCORE = f"score run=one data={PEOPLE} to={SCORED} workers=1 contributions=1"
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("scoring")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        iceberg.init("warehouse")
-        make(PEOPLE, people())
-        train()
-    return folder
-
-
 @pytest.fixture
-def here(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A warehouse of its own with the same table, and the trained run."""
-    shutil.copytree(trained / "runs", tmp_path / "runs")
-    monkeypatch.chdir(tmp_path)
-    iceberg.init("warehouse")
+def here(here: Path) -> Path:
+    """The table that was trained on, in the warehouse."""
     make(PEOPLE, people())
-    return tmp_path
+    return here
 
 
 def keys(table: str = SCORED) -> list[int]:
@@ -187,19 +172,9 @@ def _fitting(table: pa.Table, schema: pa.Schema) -> pa.Table:
                               else pa.nulls(len(table))).cast(f.type) for f in schema})
 
 
-@pytest.fixture(scope="module")
-def partly(trained: Path) -> Path:
-    """A run on three columns of five."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(trained)
-        assert typed(f"train data={PEOPLE} data.columns=age,city,income run.name=part {TINY}") == 0
-    return trained / "runs/part"
-
-
 def test_columns_that_neither_model_nor_result_holds_may_change(
-    partly: Path, here: Path, capsys: pytest.CaptureFixture[str]
+    here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.copytree(partly, "runs/part", dirs_exist_ok=True)
     part = SCORE.replace("run=one", "run=part")
     for number, change in enumerate((add, retype)):  # since training, and since scoring
         change(iceberg.table_of(PEOPLE))
@@ -214,9 +189,8 @@ def test_columns_that_neither_model_nor_result_holds_may_change(
 
 
 def test_scores_that_keep_every_column_have_no_place_for_a_new_one(
-    partly: Path, here: Path, capsys: pytest.CaptureFixture[str]
+    here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.copytree(partly, "runs/part", dirs_exist_ok=True)
     part = SCORE.replace("run=one", "run=part")
     assert typed(part) == 0
     add(iceberg.table_of(PEOPLE))
