@@ -130,5 +130,6 @@ def test_coins_and_sums_are_the_same_however_many_records_are_taken_at_once(monk
         coins = interactions._heads(SecretKey.from_seed(1).stream("coins"), 1000, 0.3)
         assert np.array_equal(coins, np.flatnonzero(mask))
         assert not len(interactions._heads(SecretKey.from_seed(1).stream("coins"), 0, 0.3))  # nobody is there
-        assert np.allclose(interactions._sums(family, family.left, codes, signs, len(family.right)), expected, atol=1e-9)
+        found = interactions._sums(family, family.left, codes, signs, len(family.right))
+        assert np.allclose(found, expected, atol=1e-9)
         assert interactions._sums(family, family.left[:2], codes, signs, 0).shape == (2, 0)
