@@ -101,10 +101,9 @@ def counts(codes: NDArray[np.integer], cardinalities: Sequence[int], tables: Seq
 def count(codes: NDArray[np.integer], cardinalities: Sequence[int], columns: Sequence[int]) -> Counts:
     """The exact contingency table of ``columns``; private."""
     shape = tuple(cardinalities[j] for j in columns)
-    flat = np.zeros(len(codes), dtype=np.int64)
-    for size, j in zip(shape, columns, strict=True):
-        flat *= size
-        flat += codes[:, j]
+    flat: Counts = codes[:, columns[0]].astype(np.int64, copy=False)
+    for j in columns[1:]:
+        flat = flat * cardinalities[j] + codes[:, j]
     return np.bincount(flat, minlength=math.prod(shape)).reshape(shape)
 
 
