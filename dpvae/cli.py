@@ -29,7 +29,7 @@ from typing import Any, ClassVar
 
 import dpvae
 from dpvae import arguments as typed
-from dpvae import verbs
+from dpvae import memory, verbs
 from dpvae.checks import did_you_mean
 from dpvae.config import ImputeConfig, LakeConfig, LedgerVerbConfig, SampleConfig, ScoreConfig, TrainConfig, build
 from dpvae.errors import ConfigError
@@ -369,6 +369,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     # torch's threads wait for one another asleep: on a busy machine, spinning more than doubled the CPU time of a run
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    memory.spare()
     with _listening() as heard:
         try:
             code = _dispatch(arguments)

@@ -203,7 +203,7 @@ class PerformanceConfig:
     microbatch: int | None = None  # records per forward pass inside one DP-SGD step; None: what memory holds
     threads: int | None = None
     sharding: str = "none"  # fsdp: processes under torchrun divide gradients and optimiser state among them
-    stored: str = "auto"  # rows on disk instead of in memory: auto (what is larger than 4 GB), always, never
+    stored: str = "auto"  # rows on disk, not in memory: auto (above 4 GB or a third of what is free), always, never
     keep_stored: bool = False  # leave them there when the run is done
 
     def __post_init__(self) -> None:
@@ -416,7 +416,7 @@ class LakeConfig:
 class EvaluateConfig:
     """``dpvae evaluate``: which real rows, which synthetic ones, and where the sealed result may go."""
 
-    real: str = ""  # the rows that were trained on
+    real: str = ""  # the table that was trained on; the part that took part is taken
     synth: str = ""  # a release folder, or one table
     test: str | None = None  # real rows that no training saw: for the floors, and for the classifiers
     target: str | None = None  # a column with two values to predict; None: marginals only

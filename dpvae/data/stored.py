@@ -29,7 +29,7 @@ from dpvae.data.lake import Cells, Table
 from dpvae.data.table import TableCodec
 from dpvae.errors import DataError
 
-PIECE = 2**18  # rows
+PIECE = 2**20  # cells, of eight bytes each; a few pieces are held at once
 NOTES = "pieces.jsonl"
 TEXT = 8.0  # bytes that a cell of text takes in memory, for each in its file: eight of a pointer, fifty of a short text
 
@@ -44,13 +44,18 @@ class Stored:
         self.texts: list[dict[str, int]] = [{} for _ in header]
         self.kept: dict[str, Any] = {}
 
+    @property
+    def piece(self) -> int:
+        """Rows in a piece."""
+        return max(PIECE // len(self.header), 1)
+
     @classmethod
     def of(cls, source: Any, folder: Path) -> Stored:
         """The rows of ``source``, stored in ``folder`` (or found there, whole or in part, from the same source)."""
         table = cls(folder, lake.header(source), lake.origin(source))
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not table._found():
-            for piece in _pieces(source, skip=table.rows):
+            for piece in _pieces(source, table.piece, skip=table.rows):
                 table._store(piece)
             table._note({"whole": True})
         if table.rows < 2:
@@ -153,11 +158,11 @@ def _kept(dtype: str, values: np.ndarray) -> type:
     return kind
 
 
-def _pieces(source: Any, *, skip: int) -> Iterator[Table]:
-    """Tables of :data:`PIECE` rows (the last one fewer), without the first ``skip`` rows."""
+def _pieces(source: Any, rows: int, *, skip: int) -> Iterator[Table]:
+    """Tables of so many ``rows`` (the last one fewer), without the first ``skip`` rows."""
     waiting: list[Table] = []
     held = 0
-    for part in lake.batches(source, PIECE):
+    for part in lake.batches(source, rows):
         if skip >= part.rows:
             skip -= part.rows
             continue
@@ -165,10 +170,10 @@ def _pieces(source: Any, *, skip: int) -> Iterator[Table]:
         skip = 0
         waiting.append(part)
         held += part.rows
-        while held >= PIECE:
+        while held >= rows:
             whole = _joined(waiting)
-            yield whole.take(slice(PIECE))
-            waiting, held = [whole.take(slice(PIECE, None))], whole.rows - PIECE
+            yield whole.take(slice(rows))
+            waiting, held = [whole.take(slice(rows, None))], whole.rows - rows
     if held:
         yield _joined(waiting)
 
@@ -225,19 +230,16 @@ class CodeShards:
         rows = np.asarray(rows)
         out = np.empty((len(rows), self.shape[1]), self.dtype)
         piece = np.searchsorted(self.starts, rows, side="right") - 1
+        order = np.argsort(piece, kind="stable")
+        ends = np.cumsum(np.bincount(piece, minlength=len(self.files)))
         for number in np.unique(piece):
-            here = piece == number
+            here = order[ends[number - 1] if number else 0:ends[number]]
             out[here] = self._map(number)[rows[here] - self.starts[number]]
         return out
 
     def split(self, rows: int) -> Iterator[np.ndarray]:
         """All rows, ``rows`` at a time."""
         return (self[start:start + rows] for start in range(0, len(self), rows))
-
-
-def parts_of(codes: Any, rows: int = PIECE) -> Iterator[np.ndarray]:
-    """Codes in memory or in shards, at most ``rows`` at a time."""
-    return (codes[start:start + rows] for start in range(0, max(len(codes), 1), rows))
 
 
 def place_of(source: Any, root: Path) -> Path:

@@ -8,6 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
+from dpvae import memory
 from dpvae.errors import RunError
 
 _work: list[Callable[[Any], Any]] = []  # of a worker process: the function it was born with
@@ -33,6 +34,7 @@ def mapped(make: Callable[[], Callable[[Any], Any]], items: Sequence[Any], *, wo
 
 
 def _begin(make: Callable[[], Callable[[Any], Any]]) -> None:
+    memory.spare()
     _work.append(make())
 
 

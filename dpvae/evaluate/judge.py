@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,10 +38,12 @@ class Evaluation:
     rows: dict[str, int]
     fidelity: Fidelity
     utility: Utility | None
+    where: str | None = None  # the condition on the real rows that the release was made of
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON, under the names outside judges use (``tstr.gb.roc_auc``, ``fidelity.tvd_2way``, ...)."""
         found: dict[str, Any] = {"sealed": SEALED, "rows": self.rows, "fidelity": asdict(self.fidelity)}
+        found |= {"where": self.where} if self.where is not None else {}
         if self.utility is not None:
             facts = asdict(self.utility)
             found |= {name: facts.pop(name) for name in ("tstr", "trtr")} | {"target": facts}
@@ -62,14 +64,15 @@ def evaluate(config: EvaluateConfig) -> Evaluation | TextEvaluation:
         raise ConfigError("test=null: a target needs real rows to be tested on; say test=TEST.csv, or leave target out")
     if config.target is not None:
         sklearn_or_say_so()
-    real = lake.read(config.real)
+    release = _released(config.synth)
+    real = lake.read(_part(config.real, release))
     if config.target is not None and config.target not in real.names:
         raise DataError(f"target={config.target!r}: no such column{did_you_mean(config.target, real.names)}")
     synth = _like(real, read_synthetic(config.synth), config.synth)
-    test = None if config.test is None else _like(real, lake.read(config.test), config.test)
+    test = None if config.test is None else _like(real, lake.read(_part(config.test, release)), config.test)
     found = judge(real, synth, test, target=config.target, bins=config.bins, seed=config.seed,
-                  schema=_schema(config, real))
-    return _kept(config, found)
+                  schema=_schema(config, release, real))
+    return _kept(config, replace(found, where=release.where if release is not None else None))
 
 
 def _kept(config: EvaluateConfig, found: Judgement) -> Judgement:
@@ -113,15 +116,27 @@ def _like(real: Table, other: Table, place: str) -> Table:
     return select(other, real.names)
 
 
-def _schema(config: EvaluateConfig, real: Table) -> Schema | None:
+def _released(synth: str) -> Schema | None:
+    """The schema of a release, which says what part of a table it was made of."""
+    path = Path(synth) / "schema.json"
+    return Schema.from_dict(json.loads(path.read_text())) if path.is_file() else None
+
+
+def _part(place: str, release: Schema | None) -> Any:
+    """The part of a table that a release is about: the rows and the columns that took part."""
+    if release is None or (release.where is None and not release.chosen):
+        return place
+    names = ", ".join('"' + name.replace('"', '""') + '"' for name in release.names) if release.chosen else None
+    return lake.selected(place, columns=names, where=release.where)
+
+
+def _schema(config: EvaluateConfig, schema: Schema | None, real: Table) -> Schema | None:
     """The public bins of a release, where they were asked for."""
     if not config.public_bins:
         return None
-    path = Path(config.synth) / "schema.json"
-    if not path.is_file():
-        raise ConfigError(f"public_bins=true: {path} is absent; expected synth to be a release folder, or "
-                          "public_bins=false to cut at the real table's quantiles")
-    schema = Schema.from_dict(json.loads(path.read_text()))
+    if schema is None:
+        raise ConfigError(f"public_bins=true: {Path(config.synth) / 'schema.json'} is absent; expected synth to be a "
+                          "release folder, or public_bins=false to cut at the real table's quantiles")
     return schema.bind(real.header) if schema.names != real.names else schema
 
 
@@ -155,7 +170,8 @@ def _no_nan(value: Any) -> Any:
 
 def _lines(found: Evaluation) -> list[str]:
     fit = found.fidelity
-    lines = [", ".join(f"{count:,} {name} rows" for name, count in found.rows.items()), "",
+    lines = [", ".join(f"{count:,} {name} rows" for name, count in found.rows.items())
+             + (f", real ones where {found.where}" if found.where is not None else ""), "",
              f"{'total variation distance':34}{'this':>8}{'floor':>8}"]
     for words, value, floor in (("one column, mean", fit.tvd_1way, fit.sampling_floor_1way),
                                 ("two columns, mean", fit.tvd_2way, fit.sampling_floor_2way),

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dpvae import memory
 from dpvae.config import DataConfig, TrainConfig
 from dpvae.data import builtin, lake
 from dpvae.data.grid import equal_bins
@@ -29,7 +30,7 @@ from dpvae.privacy.silence import secrets_of
 from dpvae.report.source import ORIGIN
 
 UNIQUE, FAR = "Ushuaia", 987_654_321  # values of an unusual row
-IN_MEMORY = 4e9  # bytes: a larger table is kept on disk (performance.stored=auto)
+IN_MEMORY, SHARE = 4e9, 1 / 3  # bytes, and of those that are free: a larger table is kept on disk
 SHARED = True  # releases may be drawn by several workers
 IN_PARTS = True  # and may be lake tables
 
@@ -186,7 +187,7 @@ class TableTask:
         device = device_of(config.performance.device)
         vae = _new_model(config, planned, schema).to(device)
         records: Any = StoredRecords(codes, device) if isinstance(codes, CodeShards) else (
-            torch.as_tensor(codes, device=device).long())
+            torch.as_tensor(codes, device=device))
         state = Trainer(plan=planned, config=config, vae=vae, codes=records,
                         anchors=anchors, rows=max(round(measured.rows), 1), key=key, checkpoint=run.checkpoint,
                         listen=progress.listen, processes=processes,
@@ -262,7 +263,7 @@ def _rows(config: TrainConfig, source: Any) -> Table | Stored:
     """The rows, in memory where they fit and on disk where they do not: the same run either way."""
     where = config.performance.stored
     named = isinstance(source, str | Path | lake.Versioned) or (isinstance(source, lake.Selected) and source.place)
-    if where == "never" or not named or (where == "auto" and bytes_in_memory(source) < IN_MEMORY):
+    if where == "never" or not named or (where == "auto" and _fits(source)):
         if where == "always":
             raise ConfigError("performance.stored=always: expected a file or a lake table; this one is in memory")
         return lake.read(source)
@@ -270,6 +271,10 @@ def _rows(config: TrainConfig, source: Any) -> Table | Stored:
         raise ConfigError("trainer=density: holds all rows in memory; expected performance.stored=never, or another "
                           "trainer")
     return Stored.of(source, place_of(source, Path(config.run.root)))
+
+
+def _fits(source: Any) -> bool:
+    return bytes_in_memory(source) < min(IN_MEMORY, SHARE * memory.free())
 
 
 def _fingerprint(table: Table | Stored) -> bytes:

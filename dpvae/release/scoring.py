@@ -137,7 +137,7 @@ def score_table(publics: Sequence[Path], settings: Settings, table: str, to: str
     said = {marks.SOURCE_TABLE: name["table"], marks.SOURCE_SNAPSHOT: str(source.snapshot),
             "dpvae.model.sha256": models, SETTINGS: digest, COLUMNS: json.dumps(name["columns"])}
     held = _ours(there, said)
-    check_columns(name, _known(publics, held, name), held)
+    check_columns(name, _known(publics, held, name), held, _read(publics, settings, held))
     new, replace = _new(source, held, table)
     if held is not None and held.marks.get(marks.SOURCE_SNAPSHOT) == said[marks.SOURCE_SNAPSHOT]:
         return 0, f"nothing is new since snapshot {source.snapshot}"
@@ -197,13 +197,25 @@ def _known(publics: Sequence[Path], held: Held | None, name: Mapping[str, Any]) 
     return columns
 
 
-def check_columns(name: Mapping[str, Any], known: list[list[str]] | None, held: Held | None) -> None:
-    """Raise where a column was added, dropped, renamed or given another type; the error names it."""
+def _read(publics: Sequence[Path], settings: Settings, held: Held | None) -> set[str] | None:
+    """The columns that matter where the model was trained on some of them (data.columns); ``None``: all.
+
+    Scores that are there and keep every column have one place for each.
+    """
+    schema = Schema.from_dict(read_json(publics[0] / "schema.json"))
+    if not schema.chosen or (held is not None and settings.id is None):
+        return None
+    return {*schema.names, *([settings.id] if settings.id is not None else [])}
+
+
+def check_columns(name: Mapping[str, Any], known: list[list[str]] | None, held: Held | None, read: set[str] | None
+                  ) -> None:
+    """Raise where a column that is ``read`` was added, dropped, renamed or given another type; the error names it."""
     if known is None:
         return
     since = "since it was scored" if held is not None else "since the model was trained on it"
-    before: dict[str, str] = {column: dtype for column, dtype in known}  # noqa: C416
-    now: dict[str, str] = {column: dtype for column, dtype in name["columns"]}  # noqa: C416
+    before, now = ({column: dtype for column, dtype in columns if read is None or column in read}
+                   for columns in (known, name["columns"]))
     where, ways = f"{name['table']} (snapshot {name['snapshot']})", "nothing was written; train on it as it is now"
     for column, dtype in before.items():
         if column not in now:

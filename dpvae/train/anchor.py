@@ -37,7 +37,7 @@ Further = Callable[[Tensor, Tensor], tuple[Tensor, int]]  # P (K, W), expected r
 TARGET_VALUES = 4  # pairs are split by the target's value up to this many values: L x W x W cells are kept in memory
 LEARNING_RATE = 0.03
 WEIGHT_SD = 0.35  # prior scale of a decoder weight: a point at distance one moves a logit by about a third
-RECORDS_AT_ONCE = 2**18
+RECORDS_AT_ONCE = 2**16  # their columns fit in the cache
 BANDS = 4  # of rows, in which the tables of all pairs are computed: five eighths of the whole square
 WIDTH_AT_ONCE = 1200  # wider tables are fitted on random subsets of columns
 
@@ -92,16 +92,18 @@ def counts(codes: NDArray[np.integer], cardinalities: Sequence[int], tables: Seq
     """The exact contingency tables of several sets of columns, in one pass over the records; private."""
     total = [np.zeros(tuple(cardinalities[j] for j in columns), dtype=np.int64) for columns in tables]
     for start in range(0, len(codes), RECORDS_AT_ONCE):
-        part = codes[start:start + RECORDS_AT_ONCE]
+        whole = np.asarray(codes[start:start + RECORDS_AT_ONCE]).T.astype(np.int64, order="C")  # a column is one block
         for table, columns in zip(total, tables, strict=True):
-            table += count(part, cardinalities, columns)
+            table += count(whole.T, cardinalities, columns)
     return total
 
 
 def count(codes: NDArray[np.integer], cardinalities: Sequence[int], columns: Sequence[int]) -> Counts:
     """The exact contingency table of ``columns``; private."""
     shape = tuple(cardinalities[j] for j in columns)
-    flat = np.ravel_multi_index(tuple(codes[:, j].astype(np.int64) for j in columns), shape)
+    flat: Counts = codes[:, columns[0]].astype(np.int64, copy=False)
+    for j in columns[1:]:
+        flat = flat * cardinalities[j] + codes[:, j]
     return np.bincount(flat, minlength=math.prod(shape)).reshape(shape)
 
 

@@ -28,13 +28,14 @@ from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
 from dpvae.errors import ConfigError
+from dpvae.memory import keep_pages
 from dpvae.privacy.noise import SecretKey, half_sums
 from dpvae.privacy.plan import SgdPlan
 from dpvae.rng import seed_of
 from dpvae.train.checkpoint import optimiser_state, restore_optimiser
 from dpvae.train.clipping.compiled import Part, compiled, compiled_half_sums, part_of
 from dpvae.train.clipping.ghost import Ghost, quiet
-from dpvae.train.clipping.memory import Footprint, keep_pages, records_at_once
+from dpvae.train.clipping.memory import Footprint, records_at_once
 from dpvae.train.clipping.recorder import Recorder
 from dpvae.train.clipping.recurrent import swap_recurrent
 from dpvae.train.clipping.sharded import Sharded, cut, whole
@@ -239,8 +240,9 @@ class PrivateSteps:
             batch, latents = batch[own], latents[own]
         self.optimizer.draw = lambda size: self._noise(number, size)
         parts = list(self._parts(batch, latents, largest))
-        for index, (records, drawn, count) in enumerate(parts):
+        for index, (rows, drawn, count) in enumerate(parts):
             self.optimizer.signal_skip_step(do_skip=index < len(parts) - 1)
+            records = self.codes[self._there(rows)]
             if self.padding is not None and len(self.codes):
                 self._static(records, drawn, count)
             else:
@@ -263,21 +265,20 @@ class PrivateSteps:
                   for index, known in saved["state"].items()}
         restore_optimiser(self.optimizer.original_optimizer, {"state": pieces})
 
-    def _parts(self, batch: Indices, latents: Tensor, largest: int) -> Iterator[tuple[Tensor, Tensor, int]]:
-        """(records, latents, how many of them count) of each part; as many parts as the ``largest`` share has, and an
+    def _parts(self, batch: Indices, latents: Tensor, largest: int) -> Iterator[tuple[Indices, Tensor, int]]:
+        """(rows, latents, how many of them count) of each part; as many parts as the ``largest`` share has, and an
         empty batch is one empty part."""
         if self.padding is None or not len(self.codes):
-            records = self.codes[self._there(batch)]
             for start in range(0, max(largest, 1), self.microbatch):
                 part = slice(start, start + self.microbatch)
-                yield records[part], latents[part], len(records[part])
+                yield batch[part], latents[part], len(batch[part])
             return
         start = 0
         for rows, count in self.padding.chunks(batch):
             own = torch.zeros(len(rows), *self.latents, device=self.device)
             own[:count] = latents[start:start + count]
             start += count
-            yield self.codes[self._there(rows)], own, count
+            yield rows, own, count
 
     def _there(self, rows: Indices) -> Tensor:
         """Row numbers on the device of the data, without waiting for it."""

@@ -153,7 +153,6 @@ class _Search:
     def scores(self, codes: NDArray[np.integer]) -> Iterator[Numbers]:
         """Blocks of scores. One record takes part in each by a product of numbers within [-1, 1]."""
         searched = codes[_heads(self.key.stream(PHASE, "mask"), len(codes), self.rate)]
-        signed = np.column_stack([table[searched[:, j]] for j, table in enumerate(self.signs)])
         scale = self.weights * (self.rows * self.rate)
         self.blocks, start = [], 0
         for family in self.families:
@@ -164,7 +163,7 @@ class _Search:
                 last = np.array([s[-1] for s in part])
                 width = int((first > last.min()).sum())
                 valid = last[:, None] < first[None, :width]
-                value = np.abs(_sums(family, part, signed, width)
+                value = np.abs(_sums(family, part, searched, self.signs, width)
                                - (_products(family, part, self.points) * scale) @ right_K[:, :width])
                 left, right = np.nonzero(valid)
                 self.blocks.append((start, family, begin, left.astype(np.int32), right.astype(np.int32)))
@@ -191,11 +190,13 @@ def _work(columns: int, others: int) -> int:
     return math.comb(columns, (others + 1) // 2) * math.comb(columns, others // 2)
 
 
-def _sums(family: _Family, part: list[tuple[int, ...]], signed: Numbers, width: int) -> Numbers:
+def _sums(family: _Family, part: list[tuple[int, ...]], codes: NDArray[np.integer], signs_: Sequence[Numbers],
+          width: int) -> Numbers:
     """Sums over the records of products of signs, (sets of ``part``, the first ``width`` right parts), some at once."""
     total = np.zeros((len(part), width))
-    for start in range(0, len(signed), SEARCHED_AT_ONCE):
-        block = signed[start:start + SEARCHED_AT_ONCE]
+    for start in range(0, len(codes), SEARCHED_AT_ONCE):
+        some = codes[start:start + SEARCHED_AT_ONCE]
+        block = np.column_stack([table[some[:, j]] for j, table in enumerate(signs_)])
         right = np.empty((len(block), width))
         for column, s in zip(right.T, family.right, strict=False):
             block[:, list(s)].prod(1, out=column)

@@ -15,7 +15,7 @@ from dpvae.data.stored import CodeShards
 
 
 class StoredRecords:
-    """Codes (rows, D) in shards, as int64 tensors on ``device``."""
+    """Codes (rows, D) in shards, as tensors on ``device``."""
 
     def __init__(self, codes: CodeShards, device: torch.device) -> None:
         self.codes, self.device, self.shape = codes, device, codes.shape
@@ -39,4 +39,4 @@ class StoredRecords:
         return self.codes
 
     def _tensor(self, codes: Any) -> Tensor:
-        return torch.as_tensor(codes, device=self.device).long()
+        return torch.as_tensor(codes, device=self.device)

@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
+import torch
 
-from dpvae import api
+from dpvae import api, memory
 from dpvae.config import (
     DataConfig,
     ModelConfig,
@@ -25,18 +26,20 @@ from dpvae.config import (
 from dpvae.data import lake, stored
 from dpvae.data.lake import verb
 from dpvae.data.schema import Schema
-from dpvae.data.stored import CodeShards, Stored, bytes_in_memory, parts_of, place_of
+from dpvae.data.stored import CodeShards, Stored, bytes_in_memory, place_of
 from dpvae.data.survey import survey, survey_steps
 from dpvae.data.table import TableCodec
 from dpvae.errors import ConfigError
+from dpvae.modalities import table as tables
 from dpvae.privacy.noise import SecretKey
+from dpvae.train.records import StoredRecords
 
 ROWS = 2500
 
 
 @pytest.fixture(autouse=True)
 def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stored, "PIECE", 512)
+    monkeypatch.setattr(stored, "PIECE", 512 * 7)
 
 
 @pytest.fixture
@@ -80,8 +83,8 @@ def test_the_survey_and_the_codes_are_those_of_the_table_in_memory(path: Path, t
     codec = TableCodec(found[0].schema)
     codes, shards = codec.encode(whole), CodeShards.of(kept, codec, "error")
     assert shards.dtype == codes.dtype
-    assert np.array_equal(np.concatenate(list(parts_of(shards, 700))), codes)
-    picked = np.random.default_rng(0).permutation(ROWS)[:300]
+    assert np.array_equal(np.concatenate(list(shards.split(700))), codes)
+    picked = np.random.default_rng(0).integers(ROWS, size=300)
     assert np.array_equal(shards[picked], codes[picked])
     for first, last in ((0, 1), (500, 520), (511, 513), (0, ROWS), (2400, 9999), (7, 7)):
         assert np.array_equal(shards[first:last], codes[first:last])
@@ -134,6 +137,29 @@ def test_the_run_is_the_same_and_leaves_no_rows_behind(path: Path, tmp_path: Pat
         assert (runs[0] / "public" / name).read_bytes() == (runs[1] / "public" / name).read_bytes(), name
     assert not list((tmp_path / "always").glob(".stored-*"))
     assert (runs[0] / "private" / "fingerprint").stat().st_size == 64
+
+
+@pytest.mark.parametrize(("room", "kind"), [(2.9, Stored), (3.1, lake.Table)])
+def test_a_table_larger_than_a_third_of_what_is_free_stays_on_disk(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: float, kind: type
+) -> None:
+    monkeypatch.setattr(memory, "free", lambda: int(room * bytes_in_memory(path)))
+    assert isinstance(tables.prepare(config(path, tmp_path, stored="auto")).table, kind)
+
+
+def test_a_step_holds_no_more_records_than_it_takes_at_once(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, asked = StoredRecords.__getitem__, []
+
+    def counted(self: StoredRecords, rows: torch.Tensor) -> torch.Tensor:
+        asked.append(len(rows))
+        return real(self, rows)
+
+    monkeypatch.setattr(StoredRecords, "__getitem__", counted)
+    api.train(config(path, tmp_path, stored="always", microbatch=32))
+    assert max(asked) == 32
+    assert len(asked) > 5 * 4  # five batches of 250 or so
 
 
 def test_pieces_are_kept_where_that_was_asked_for(path: Path, tmp_path: Path) -> None:

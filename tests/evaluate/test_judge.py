@@ -147,3 +147,17 @@ def test_columns_that_only_the_synthetic_table_has_are_left_out(here: Path) -> N
     Path("wide.csv").write_text("row," + csv(600, 0).replace("\n", "\n1,")[:-3] + "\n")
     found = evaluate(EvaluateConfig(real="train.csv", synth="wide.csv"))
     assert found.fidelity.tvd_2way_max == 0.0
+
+
+@pytest.mark.parametrize("chosen", [False, True])
+def test_a_release_of_a_part_of_a_table_is_judged_by_that_part(here: Path, chosen: bool) -> None:
+    columns = (Column("age", "integer", "csv", False), Column("city", "categorical", "csv", False),
+               Column("rich", "categorical", "csv", False))
+    schema = Schema(columns[:2] if chosen else columns, where="city = 'north'", chosen=chosen)
+    Path("release/schema.json").write_text(json.dumps(schema.to_dict()))
+    found = evaluate(EvaluateConfig(real="train.csv", test="test.csv", synth="release"))
+    north = {name: int((lake.read(f"{name}.csv").column("city").values == "north").sum()) for name in ("train", "test")}
+    assert found.rows == north | {"synth": 600}
+    assert set(found.fidelity.per_column) == {"age", "city"} | (set() if chosen else {"rich"})
+    assert found.to_dict()["where"] == "city = 'north'"
+    assert "real ones where city = 'north'" in str(found)

@@ -9,7 +9,7 @@ from pathlib import Path
 import duckdb
 import pyarrow.parquet as pq
 import pytest
-from lakehouse import PEOPLE, SYNTH, grow, make, passed, people, train, typed, values
+from lakehouse import PEOPLE, SYNTH, grow, make, passed, people, typed, values
 
 from dpvae import publish as module
 from dpvae.audit.published import verify_table
@@ -18,26 +18,6 @@ from dpvae.data.lake.iceberg_home import IcebergHome
 from dpvae.errors import DataError, ReleaseError
 from dpvae.publish import publish
 from dpvae.release.certificate import Certificate
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("publish")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        iceberg.init("warehouse")
-        make(PEOPLE, people())
-        passed(train())()
-    return folder
-
-
-@pytest.fixture
-def here(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The trained run in a folder of its own, with a warehouse of its own."""
-    shutil.copytree(trained / "runs", tmp_path / "runs")
-    monkeypatch.chdir(tmp_path)
-    iceberg.init("warehouse")
-    return tmp_path
 
 
 def release(rows: int = 50, seed: int = 0) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
-from lakehouse import PEOPLE, SCORED, grow, make, people, train, typed, values
+from lakehouse import PEOPLE, SCORED, grow, make, people, typed, values
 
 from dpvae.data import lake
 from dpvae.data.lake import iceberg, register
@@ -19,25 +18,11 @@ from dpvae.release.scoring import Job, Scorer, Settings
 SCORE = f"score run=one data={PEOPLE} to={SCORED} workers=1 contributions=1"
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("scoring")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        iceberg.init("warehouse")
-        make(PEOPLE, people())
-        train()
-    return folder
-
-
 @pytest.fixture
-def here(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A warehouse of its own with the same table, and the trained run."""
-    shutil.copytree(trained / "runs", tmp_path / "runs")
-    monkeypatch.chdir(tmp_path)
-    iceberg.init("warehouse")
+def here(here: Path) -> Path:
+    """The table that was trained on, in the warehouse."""
     make(PEOPLE, people())
-    return tmp_path
+    return here
 
 
 def keys(table: str = SCORED) -> list[int]:
@@ -185,6 +170,32 @@ def _fitting(table: pa.Table, schema: pa.Schema) -> pa.Table:
     names = {"wage": "pay"}
     return pa.table({f.name: (table[names.get(f.name, f.name)] if names.get(f.name, f.name) in table.column_names
                               else pa.nulls(len(table))).cast(f.type) for f in schema})
+
+
+def test_columns_that_neither_model_nor_result_holds_may_change(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    part = SCORE.replace("run=one", "run=part")
+    for number, change in enumerate((add, retype)):  # since training, and since scoring
+        change(iceberg.table_of(PEOPLE))
+        grow(PEOPLE, _fitting(people(5, seed=3, first=600 + 5 * number).drop_columns("pay"),
+                              lake.source(PEOPLE).schema()))
+        assert typed(f"{part} id=key") == 0
+        assert keys() == list(range(605 + 5 * number))
+    with iceberg.table_of(PEOPLE).update_schema() as change:
+        change.delete_column("city")
+    grow(PEOPLE, _fitting(people(5, seed=4, first=610), lake.source(PEOPLE).schema()))
+    assert "column='city': was renamed or dropped" in refused(f"{part} id=key", capsys)
+
+
+def test_scores_that_keep_every_column_have_no_place_for_a_new_one(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    part = SCORE.replace("run=one", "run=part")
+    assert typed(part) == 0
+    add(iceberg.table_of(PEOPLE))
+    grow(PEOPLE, _fitting(people(5, seed=3, first=600), lake.source(PEOPLE).schema()))
+    assert "column='height': is new" in refused(part, capsys)
 
 
 def test_a_renamed_column_of_old_files_is_read_under_its_new_name(here: Path) -> None:

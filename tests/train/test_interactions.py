@@ -120,7 +120,9 @@ def test_the_tables_are_exact_under_their_noise_and_survive_the_checkpoint() -> 
 
 def test_coins_and_sums_are_the_same_however_many_records_are_taken_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     mask = SecretKey.from_seed(1).stream("coins").mask(1000, 0.3)
-    family, signed = interactions._Family.of(range(6), 5, None), np.random.default_rng(0).uniform(-1, 1, (500, 6))
+    rng, family = np.random.default_rng(0), interactions._Family.of(range(6), 5, None)
+    codes, signs = rng.integers(4, size=(500, 6)), list(rng.uniform(-1, 1, (6, 4)))
+    signed = np.column_stack([table[codes[:, j]] for j, table in enumerate(signs)])
     expected = [[signed[:, [*left, *right]].prod(1).sum() for right in family.right] for left in family.left]
     for at_once in (64, 10**6):
         monkeypatch.setattr(interactions, "RECORDS_AT_ONCE", at_once)
@@ -128,5 +130,6 @@ def test_coins_and_sums_are_the_same_however_many_records_are_taken_at_once(monk
         coins = interactions._heads(SecretKey.from_seed(1).stream("coins"), 1000, 0.3)
         assert np.array_equal(coins, np.flatnonzero(mask))
         assert not len(interactions._heads(SecretKey.from_seed(1).stream("coins"), 0, 0.3))  # nobody is there
-        assert np.allclose(interactions._sums(family, family.left, signed, len(family.right)), expected, atol=1e-9)
-        assert interactions._sums(family, family.left[:2], signed, 0).shape == (2, 0)
+        found = interactions._sums(family, family.left, codes, signs, len(family.right))
+        assert np.allclose(found, expected, atol=1e-9)
+        assert interactions._sums(family, family.left[:2], codes, signs, 0).shape == (2, 0)

@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 
 from dpvae.checks import did_you_mean
 from dpvae.data import place
-from dpvae.data.lake import files
+from dpvae.data.lake import files, text_files
 from dpvae.data.lake.arrow import (
     CSV,
     Cells,
@@ -133,8 +133,8 @@ def _whole(table: Any) -> tuple[pa.Table, str | None]:
     found = source(table)
     if isinstance(found, _Held):
         return found.table, None
-    if isinstance(found, files.Csv):  # at once, so that a broken line can be named
-        return files.read_csv(found.path), CSV
+    if isinstance(found, text_files.Csv):  # at once, so that a broken line can be named
+        return text_files.read_csv(found.path), CSV
     schema = found.schema()
     check_names(schema.names)
     batches = [batch.cast(schema) if batch.schema != schema else batch for batch in found.batches(2**20)]

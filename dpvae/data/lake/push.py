@@ -11,7 +11,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as pads
 
 from dpvae.data.dtypes import TICKS
 from dpvae.data.where import Joined, Where
@@ -59,7 +58,10 @@ def row_groups(path: Any, where: Where, schema: pa.Schema) -> list[int] | None:
     said = expression(where, schema)
     if said is None:
         return None
-    fragment = pads.ParquetFileFormat().make_fragment(str(path), pa.fs.LocalFileSystem())
+    import pyarrow.dataset as pads  # and pandas with it, a tenth of what a worker's imports take
+    from pyarrow.fs import LocalFileSystem
+
+    fragment = pads.ParquetFileFormat().make_fragment(str(path), LocalFileSystem())
     return [group.id for group in fragment.subset(said, schema=schema).row_groups]
 
 
