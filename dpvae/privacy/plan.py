@@ -41,6 +41,10 @@ WIDE = 60  # columns from which the latent code takes the place of all pairs
 FEW = 5  # columns below which tables of a pair and the target leave nothing out
 INTERACTION_SHARE = 0.02  # of what the survey leaves, to find and measure interactions of many columns
 FOUND = 3  # interactions that are measured
+TRIPLES = 32  # columns up to which tables of three columns by the target are measured, over groups of codes
+TRIPLES_SHARE = 0.15  # of the anchors
+MOST_GROUPS = 4  # of a column's codes in them
+CELL = 3.5  # times its noise: what a cell of them should hold on average
 METRIC_RELEASES = 5  # of the noisy ELBO
 LATENT_SAMPLES = 4  # of a record in a step of DP-SGD
 SUBSPACE_ROUNDS = 5
@@ -129,6 +133,7 @@ class Plan:
     sgd: SgdPlan | None = None
     components: int = 0  # points of the codebook; 0: a standard normal prior
     fit_steps: int = 0  # free: of the decoder on the anchors
+    groups: int = 0  # most groups of a column's codes in tables of three columns
     epsilon: Epsilon | None = None
 
     @property
@@ -154,7 +159,8 @@ class Plan:
         """Noise (standard deviation) of one number of each kind of release; counts in rows, ELBO in nats per row."""
         columns, targets = self.facts.columns, self.facts.has_target
         features = columns - targets
-        tables = {"one-way": columns, "with-target": features, "pairs": features * (features - 1) // 2}
+        tables = {"one-way": columns, "with-target": features, "pairs": features * (features - 1) // 2,
+                  "triples": math.comb(features, 3)}
         held = {"rows": 1, "bins": 3 * columns}  # bins: up to three tables of different width for a column
         noise = {f"survey/{step}": nm * math.sqrt(held.get(step, columns)) for step, nm in self.survey_noise.items()}
         noise |= {f"anchor/{name}": nm * math.sqrt(max(tables.get(name, 1), 1))
@@ -396,7 +402,10 @@ def _anchor_parts(trainer: str, facts: PublicFacts) -> dict[str, float]:
         return {"one-way": 1.0} if not facts.has_target else {"one-way": 0.5, "with-target": 0.5}
     if not facts.has_target:
         return {"one-way": 0.08, "pairs": 0.92}
-    return {"one-way": 0.05, "with-target": 0.15, "pairs": 0.80}
+    parts = {"one-way": 0.05, "with-target": 0.15, "pairs": 0.80}
+    if facts.columns > TRIPLES or facts.columns < FEW:
+        return parts
+    return {**{name: part * (1 - TRIPLES_SHARE) for name, part in parts.items()}, "triples": TRIPLES_SHARE}
 
 
 def noise_of(draft: Plan, signal: float) -> dict[str, float]:
@@ -412,9 +421,16 @@ def scaled(draft: Plan, trainer: TrainerConfig, signal: float) -> Plan:
     moments = (sgd.steps if sgd else 0) + (trainer.name == "anchored")
     releases = min(trainer.metric_releases or METRIC_RELEASES, moments)
     return replace(
-        draft, survey_noise=survey, survey_delta=THRESHOLD_SHARE * draft.delta if {*THRESHOLDED} & {*survey} else 0.0,
+        draft, groups=_groups(draft, noise["anchor/triples"]) if "anchor/triples" in noise else 0,
+        survey_noise=survey, survey_delta=THRESHOLD_SHARE * draft.delta if {*THRESHOLDED} & {*survey} else 0.0,
         anchor_noise={n.removeprefix("anchor/"): nm for n, nm in noise.items() if n.startswith("anchor/")},
         metric_noise=noise["metric/elbo"] * math.sqrt(releases), metric_releases=releases, sgd=sgd)
+
+
+def _groups(draft: Plan, noise_multiplier: float) -> int:
+    """As many as leave the average cell of a table of three columns by a target of two values well above its noise."""
+    sd = noise_multiplier * math.sqrt(math.comb(draft.facts.columns - 1, 3))
+    return min(max(int((draft.rows / (2 * CELL * sd)) ** (1 / 3)), 2), MOST_GROUPS)
 
 
 def _latent(draft: Plan, noise: Mapping[str, float]) -> LatentPlan | None:
