@@ -79,13 +79,16 @@ def measure(codes: NDArray[np.integer], cardinalities: Sequence[int], target: in
     names: dict[str, list[tuple[int, ...]]] = {"one-way": [(j,) for j in range(len(cardinalities))]}
     names["with-target"] = [] if target is None else [(j, target) for j in features]
     split = (target,) if by_target and target is not None else ()
+    levels = [(j, cardinalities[j]) for j in split]
     names["pairs"] = [(*split, i, j) for i, j in combinations(features, 2)]
     released: dict[str, list[Counts]] = {}
-    events, sds, held = [], {}, {}
+    events: list[Gaussian] = []
+    sds: dict[str, float] = {}
+    held: Mapping[int, Counts] = {}
     for name, multiplier in noise.items():
         if name == "triples":
             held = of_features(dict(zip(features, released["with-target"], strict=True)), sds["with-target"], groups)
-            exact = triple_counts(codes, held, (target, cardinalities[target]) if by_target else None)
+            exact = triple_counts(codes, held, *levels)
         else:
             exact = counts(codes, cardinalities, names[name])
         released[name], event = noisy_counts(exact, noise_multiplier=multiplier, stream=key.stream("anchor", name),

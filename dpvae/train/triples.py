@@ -64,7 +64,7 @@ def _scores(table: Counts, sd: float) -> tuple[NDArray[np.float64], NDArray[np.f
     return mass_C, lift_CL @ axis_L
 
 
-def counts(codes: NDArray[np.integer], groups: Groups, target: int | None) -> list[Counts]:
+def counts(codes: NDArray[np.integer], groups: Groups, target: tuple[int, int] | None = None) -> list[Counts]:
     """The exact tables of all triples of features in their order, each (L, groups of each), by the values of ``target``
     (column, number of values) where there is one; private."""
     column, levels = target if target is not None else (0, 1)
@@ -92,7 +92,7 @@ class Triples:
 
 
 class Residual:
-    """How far a mixture is from the released tables. One matrix product for each middle column and target value."""
+    """How far a mixture is from the released tables. One matrix product for each middle column."""
 
     def __init__(self, triples: Triples, columns: Columns, sd: float, device: torch.device) -> None:
         self.features = sorted(triples.groups)
@@ -107,24 +107,24 @@ class Residual:
         self.goals = [self._goal(triples.tables, middle).to(device) for middle in range(1, len(self.features) - 1)]
 
     def _goal(self, tables: Tables, middle: int) -> Tensor:
-        """All tables with this middle column, in units of the noise: (L, groups of the columns to its left x its own,
-        groups of the columns to its right)."""
+        """All tables with this middle column, in units of the noise: (groups of the columns to its left x its own,
+        L x groups of the columns to its right)."""
         left, right = self.features[:middle], self.features[middle + 1:]
         rows = [np.concatenate([tables[i, self.features[middle], k] for k in right], -1) for i in left]
-        goal = np.concatenate(rows, 1)
-        return torch.as_tensor(goal.reshape(self.levels, -1, goal.shape[-1]) / self.sd, dtype=torch.float32)
+        goal = np.moveaxis(np.concatenate(rows, 1).reshape(self.levels, -1, self.starts[-1] - self.starts[middle + 1]),
+                           0, 1)
+        return torch.as_tensor(goal.reshape(len(goal), -1) / self.sd, dtype=torch.float32)
 
     def __call__(self, p_KW: Tensor, w_K: Tensor, given_KL: Tensor | None) -> Tensor:
         """Sum of squared residuals in units of the noise; ``w_K`` are expected rows of each point."""
         q_KG = p_KW @ self.pooled_WG
-        weights = (w_K / self.sd)[:, None] * (given_KL if given_KL is not None and self.levels > 1 else 1.0)
+        weight_KL = (w_K / self.sd)[:, None] * (given_KL if given_KL is not None and self.levels > 1 else 1.0)
+        weighted_KLG = weight_KL[:, :, None] * q_KG[:, None, :]
         chi2 = torch.zeros((), device=p_KW.device)
         for middle, goal in enumerate(self.goals, 1):
             start, end = self.starts[middle], self.starts[middle + 1]
             left_KG = (q_KG[:, :start, None] * q_KG[:, None, start:end]).flatten(1)
-            for level, goal_GG in enumerate(goal):
-                model_GG = left_KG.T @ (weights[:, level, None] * q_KG[:, end:])
-                chi2 = chi2 + (model_GG - goal_GG).square().sum()
+            chi2 = chi2 + (left_KG.T @ weighted_KLG[:, :, end:].flatten(1) - goal).square().sum()
         return chi2
 
 
