@@ -50,7 +50,7 @@ class Anchors:
     """Released noisy counts and the standard deviation of one cell of each kind.
 
     ``one_way[j]`` has shape (codes of j,); ``with_target[j]`` (codes of j, target values); ``pairs[i, j]``
-    (L, codes of i, codes of j).
+    (L, codes of i, codes of j). ``sd`` is by name of the release.
     """
 
     one_way: tuple[Counts, ...]
