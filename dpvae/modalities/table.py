@@ -150,7 +150,8 @@ class TableTask:
         codes = self._encoded(TableCodec(resolved))
         target = resolved.names.index(resolved.target) if resolved.target is not None else None
         tables = {name: nm for name, nm in self.plan.anchor_noise.items() if name == "one-way" or not dense}
-        anchors, events = anchor.measure(codes, resolved.cardinalities, target, noise=tables, key=key)
+        anchors, events = anchor.measure(codes, resolved.cardinalities, target, noise=tables, key=key,
+                                         groups=self.plan.groups)
         progress.phase("anchor", 1)
         measured = replace(surveyed, schema=resolved, events=(*surveyed.events, *events))
         result = self._density(codes, measured, anchors, key, progress) if dense else self._train(

@@ -41,6 +41,10 @@ WIDE = 60  # columns from which the latent code takes the place of all pairs
 FEW = 5  # columns below which tables of a pair and the target leave nothing out
 INTERACTION_SHARE = 0.02  # of what the survey leaves, to find and measure interactions of many columns
 FOUND = 3  # interactions that are measured
+TRIPLES = 32  # columns up to which tables of three columns by the target are measured, over groups of codes
+TRIPLES_SHARE = 0.15  # of the anchors at epsilon 1; twice as much where there is little noise
+MOST_GROUPS = 4  # of a column's codes in them
+CELL = 2.0  # times its noise: what a cell of them should hold on average
 METRIC_RELEASES = 5  # of the noisy ELBO
 LATENT_SAMPLES = 4  # of a record in a step of DP-SGD
 SUBSPACE_ROUNDS = 5
@@ -129,6 +133,7 @@ class Plan:
     sgd: SgdPlan | None = None
     components: int = 0  # points of the codebook; 0: a standard normal prior
     fit_steps: int = 0  # free: of the decoder on the anchors
+    groups: int = 0  # most groups of a column's codes in tables of three columns
     epsilon: Epsilon | None = None
 
     @property
@@ -154,7 +159,8 @@ class Plan:
         """Noise (standard deviation) of one number of each kind of release; counts in rows, ELBO in nats per row."""
         columns, targets = self.facts.columns, self.facts.has_target
         features = columns - targets
-        tables = {"one-way": columns, "with-target": features, "pairs": features * (features - 1) // 2}
+        tables = {"one-way": columns, "with-target": features, "pairs": features * (features - 1) // 2,
+                  "triples": math.comb(features, 3)}
         held = {"rows": 1, "bins": 3 * columns}  # bins: up to three tables of different width for a column
         noise = {f"survey/{step}": nm * math.sqrt(held.get(step, columns)) for step, nm in self.survey_noise.items()}
         noise |= {f"anchor/{name}": nm * math.sqrt(max(tables.get(name, 1), 1))
@@ -220,7 +226,8 @@ def route(plan: Plan) -> str:
         size = f"{plan.latent.codes} codes, {plan.latent.directions} directions"
         return f"latent code ({size}): {inputs}; over {WIDE} columns"
     if plan.trainer == "anchored" and not facts.what:
-        return f"all pairs: {inputs}; up to {WIDE} columns, or by trainer.anchor_share"
+        triples = f", triples over {plan.groups} groups" if plan.groups else ""
+        return f"all pairs{triples}: {inputs}; up to {WIDE} columns, or by trainer.anchor_share"
     return f"{plan.trainer}, as asked for: {inputs}"
 
 
@@ -252,8 +259,10 @@ class TableRule:
         components, fit_steps = capacity(config)
         if wide:
             components = config.model.components or 4 * latent_size(config.privacy.epsilon, facts)[1]
-        return replace(blank(config, facts, delta), shares=split(config.trainer, facts, wide=wide),
-                       components=components, fit_steps=fit_steps)
+        groups = 0 if wide else groups_of(config, facts)
+        triples = TRIPLES_SHARE * finer(config.privacy.epsilon) if groups else 0.0
+        return replace(blank(config, facts, delta), components=components, fit_steps=fit_steps, groups=groups,
+                       shares=split(config.trainer, facts, wide=wide, triples=triples))
 
     def at(self, draft: Plan, config: TrainConfig, signal: float) -> Plan:
         """Adds the releases that tables alone have."""
@@ -331,8 +340,17 @@ def capacity(config: TrainConfig) -> tuple[int, int]:
         return config.model.components or _density_points(config), 0
     if config.trainer.name != "anchored":
         return 0, 0
-    finer = min(max(math.sqrt(config.privacy.epsilon), 1.0), 2.0)
-    return config.model.components or round(1000 * finer), config.trainer.fit_steps or round(600 * finer)
+    more = finer(config.privacy.epsilon)
+    return config.model.components or round(1000 * more), config.trainer.fit_steps or round(600 * more)
+
+
+def finer(epsilon: float) -> float:
+    """How much more there is to learn than at epsilon 1: up to twice as much.
+
+    >>> [finer(epsilon) for epsilon in (0.1, 1.0, 4.0, 10.0)]
+    [1.0, 1.0, 2.0, 2.0]
+    """
+    return min(max(math.sqrt(epsilon), 1.0), 2.0)
 
 
 def _density_points(config: TrainConfig) -> int:
@@ -343,8 +361,20 @@ def _density_points(config: TrainConfig) -> int:
     return min(max(round(16 * math.sqrt(config.privacy.epsilon * rows / 5000)), 8), 128)
 
 
-def split(trainer: TrainerConfig, facts: PublicFacts, *, wide: bool = False) -> dict[str, float]:
-    """Shares of squared signal by release; they add up to one. The rule and its evidence: docs/decisions.md."""
+def groups_of(config: TrainConfig, facts: PublicFacts) -> int:
+    """Into how many groups of codes a column is put in tables of three columns by the target: as many as leave the
+    average cell well above its noise, for a target of two values; 0 where two would not, and none are measured."""
+    if config.trainer.name != "anchored" or not facts.has_target or not FEW <= facts.columns <= TRIPLES:
+        return 0
+    share = TRIPLES_SHARE * finer(config.privacy.epsilon)
+    noise = 4 / config.privacy.epsilon * math.sqrt(math.comb(facts.columns - 1, 3) / share)  # about
+    groups = int(((facts.rows or ASSUMED_ROWS) / (2 * CELL * noise)) ** (1 / 3))
+    return min(groups, MOST_GROUPS) if groups > 1 else 0
+
+
+def split(trainer: TrainerConfig, facts: PublicFacts, *, wide: bool = False, triples: float = 0.0) -> dict[str, float]:
+    """Shares of squared signal by release; they add up to one. ``triples``: that of tables of three
+    columns among the anchors. The rule and its evidence: docs/decisions.md."""
     survey = trainer.survey_share
     if survey is None:
         few = set(facts.survey_steps) <= {"rows", "bins"}
@@ -362,7 +392,7 @@ def split(trainer: TrainerConfig, facts: PublicFacts, *, wide: bool = False) -> 
                   "density": 1.0}[trainer.name]
     shares = {f"survey/{step}": survey * SURVEY_WEIGHTS[step] / sum(SURVEY_WEIGHTS[s] for s in facts.survey_steps)
               for step in facts.survey_steps}
-    parts = {"one-way": 1.0} if wide else _anchor_parts(trainer.name, facts)
+    parts = {"one-way": 1.0} if wide else _anchor_parts(trainer.name, facts, triples)
     shares |= {f"anchor/{name}": left * anchor * part for name, part in parts.items()}
     rest = left * (1 - anchor)
     if trainer.name == "anchored" and facts.columns >= FEW and rest > 0:
@@ -387,16 +417,19 @@ def _survey_share(rows: int | None) -> float:
     return min(max(0.14 * math.sqrt((rows or ASSUMED_ROWS) / 40_000), 0.12), 0.25)
 
 
-def _anchor_parts(trainer: str, facts: PublicFacts) -> dict[str, float]:
-    """One-way tables alone for the trainers that learn from gradients; pairs (by target value) for ``anchored``;
-    moments and rounds of clustering for ``density``."""
+def _anchor_parts(trainer: str, facts: PublicFacts, triples: float) -> dict[str, float]:
+    """One-way tables alone for the trainers that learn from gradients; pairs and a share of ``triples`` (by target
+    value) for ``anchored``; moments and rounds of clustering for ``density``."""
     if trainer == "density":
         return {"one-way": 0.05, "second-moment": 0.29, **{f"cluster-{i + 1}": 0.22 for i in range(3)}}
     if trainer != "anchored" or facts.columns - facts.has_target < 2:
         return {"one-way": 1.0} if not facts.has_target else {"one-way": 0.5, "with-target": 0.5}
     if not facts.has_target:
         return {"one-way": 0.08, "pairs": 0.92}
-    return {"one-way": 0.05, "with-target": 0.15, "pairs": 0.80}
+    parts = {"one-way": 0.05, "with-target": 0.15, "pairs": 0.80}
+    if not triples:
+        return parts
+    return {**{name: part * (1 - triples) for name, part in parts.items()}, "triples": triples}
 
 
 def noise_of(draft: Plan, signal: float) -> dict[str, float]:

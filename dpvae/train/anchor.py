@@ -3,7 +3,8 @@
 A VAE with a codebook prior and a product-of-columns decoder is a mixture of products. With ``P`` (points x one-hot
 width) its column probabilities and ``w`` its weights, *all* its two-way marginals are one matrix product,
 ``P.T @ (w * P)``, and those given a target value ``y`` are ``P.T @ (w * P[:, y] * P)``: differentiable, exact, full
-batch. Fitting them to noisy counts is post-processing: it may run as long as it likes and costs nothing.
+batch. Fitting them to noisy counts is post-processing: it may run as long as it likes and costs nothing. Tables of
+three columns, over few groups of codes, are in :mod:`dpvae.train.triples`.
 
 What makes the fit good was measured (docs/decisions.md): every table is weighted by its own noise, so that the loss is
 the log-likelihood of the noise; the decoder's bias starts at the noisy one-way tables; the points carry a low-rank
@@ -29,6 +30,8 @@ from dpvae.models.vae import VAE
 from dpvae.privacy.events import Gaussian
 from dpvae.privacy.mechanisms import cell_sd, noisy_counts
 from dpvae.privacy.noise import SecretKey
+from dpvae.train.triples import Residual, Triples, of_features
+from dpvae.train.triples import counts as triple_counts
 
 Counts = NDArray[np.int64]
 Progress = Callable[[int, float], None]
@@ -47,7 +50,7 @@ class Anchors:
     """Released noisy counts and the standard deviation of one cell of each kind.
 
     ``one_way[j]`` has shape (codes of j,); ``with_target[j]`` (codes of j, target values); ``pairs[i, j]``
-    (L, codes of i, codes of j).
+    (L, codes of i, codes of j). ``sd`` is by name of the release.
     """
 
     one_way: tuple[Counts, ...]
@@ -55,6 +58,7 @@ class Anchors:
     pairs: Mapping[tuple[int, int], Counts]
     sd: Mapping[str, float]
     target: int | None
+    triples: Triples | None = None
 
     @property
     def rows(self) -> float:
@@ -63,29 +67,39 @@ class Anchors:
 
 
 def measure(codes: NDArray[np.integer], cardinalities: Sequence[int], target: int | None, *,
-            noise: Mapping[str, float], key: SecretKey) -> tuple[Anchors, tuple[Gaussian, ...]]:
-    """Count and noise the tables that ``noise`` (release name -> joint noise multiplier) asks for.
+            noise: Mapping[str, float], key: SecretKey, groups: int = 0) -> tuple[Anchors, tuple[Gaussian, ...]]:
+    """Count and noise the tables that ``noise`` (release name -> joint noise multiplier) asks for, in that order.
 
     Each release is one Gaussian event; a record is in one cell of every table, so T tables share sensitivity sqrt(T).
+    Triples are over at most ``groups`` groups of each column, which follow from the tables with the target, released
+    before them.
     """
     features = [j for j in range(len(cardinalities)) if j != target]
     by_target = target is not None and cardinalities[target] <= TARGET_VALUES
     names: dict[str, list[tuple[int, ...]]] = {"one-way": [(j,) for j in range(len(cardinalities))]}
     names["with-target"] = [] if target is None else [(j, target) for j in features]
     split = (target,) if by_target and target is not None else ()
+    levels = [(j, cardinalities[j]) for j in split]
     names["pairs"] = [(*split, i, j) for i, j in combinations(features, 2)]
     released: dict[str, list[Counts]] = {}
-    events, sds = [], {}
+    events: list[Gaussian] = []
+    sds: dict[str, float] = {}
+    held: Mapping[int, Counts] = {}
     for name, multiplier in noise.items():
-        exact = counts(codes, cardinalities, names[name])
+        if name == "triples":
+            held = of_features(dict(zip(features, released["with-target"], strict=True)), sds["with-target"], groups)
+            exact = triple_counts(codes, held, *levels)
+        else:
+            exact = counts(codes, cardinalities, names[name])
         released[name], event = noisy_counts(exact, noise_multiplier=multiplier, stream=key.stream("anchor", name),
                                              phase="anchor", what=f"noisy {name} tables")
         events.append(event)
         sds[name] = cell_sd(multiplier, len(exact))
+    triples = Triples(held, dict(zip(combinations(held, 3), released["triples"], strict=True))) if held else None
     with_target = dict(zip(features, released.get("with-target", []), strict=False))
     pairs = {(columns[-2], columns[-1]): table if by_target else table[None]
              for columns, table in zip(names["pairs"], released.get("pairs", []), strict=False)}
-    return Anchors(tuple(released["one-way"]), with_target, pairs, sds, target), tuple(events)
+    return Anchors(tuple(released["one-way"]), with_target, pairs, sds, target, triples), tuple(events)
 
 
 def counts(codes: NDArray[np.integer], cardinalities: Sequence[int], tables: Sequence[tuple[int, ...]]) -> list[Counts]:
@@ -178,6 +192,8 @@ class _Targets:
         self.target = columns.slice(target) if target is not None else None
         self.with_WL = self._dense_with_target() if anchors.with_target else None
         self.pairs_LWW = self._dense_pairs() if anchors.pairs else None
+        triples = anchors.triples
+        self.triples = Residual(triples, columns, anchors.sd["triples"], device) if triples is not None else None
 
     def _tensor(self, values: NDArray[np.generic]) -> Tensor:
         return torch.as_tensor(values, dtype=torch.float32, device=self.device)
@@ -228,6 +244,8 @@ class _Targets:
         if self.pairs_LWW is not None:
             pair_chi2, pair_cells = self._pairs(p_KW, w_K, given_KL, chosen)
             chi2, cells = chi2 + pair_chi2, cells + pair_cells
+        if self.triples is not None:
+            chi2, cells = chi2 + self.triples(p_KW, w_K, given_KL), cells + self.triples.cells
         if further is not None:
             more_chi2, more_cells = further(p_KW, w_K)
             chi2, cells = chi2 + more_chi2, cells + more_cells

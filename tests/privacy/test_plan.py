@@ -16,8 +16,10 @@ from dpvae.privacy.accountant import price
 from dpvae.privacy.events import Gaussian, PureDP, SampledGaussian, Threshold
 from dpvae.privacy.plan import (
     CHOSEN_WHAT,
+    FEW,
     FOUND,
     SURVEY_WEIGHTS,
+    TRIPLES,
     WIDE,
     Plan,
     PublicFacts,
@@ -122,6 +124,22 @@ def test_a_wide_table_gets_a_latent_code_and_a_narrow_one_all_pairs_and_the_plan
     assert "route all pairs: 60 columns, 40,000 rows, epsilon 1" in str(narrow)
     assert "route latent code (64 codes, 14 directions): 61 columns, 40,000 rows, epsilon 1" in str(wide)
     assert price(wide.events(), delta=wide.delta).upper <= 1.0
+
+
+@pytest.mark.parametrize(("epsilon", "public", "groups"), [
+    (1.0, {}, 3), (0.5, {}, 2), (10.0, {}, 4), (1.0, {"rows": 1000}, 0), (1.0, {"columns": TRIPLES, "rows": 90_000}, 3),
+    (10.0, {"columns": TRIPLES + 1}, 0), (10.0, {"columns": FEW - 1}, 0), (10.0, {"target": False}, 0)])
+def test_three_columns_are_counted_by_the_target_where_a_cell_holds_more_than_its_noise(
+        epsilon: float, public: dict[str, Any], groups: int) -> None:
+    made = plan(facts(**public), privacy={"epsilon": epsilon, "delta": 1e-5})
+    assert made.groups == groups
+    asked = [event.what for event in made.events() if isinstance(event, Gaussian) and event.phase == "anchor"]
+    assert ("noisy triples tables" in asked) == (groups > 0)
+    assert (f"triples over {groups} groups" in str(made)) == (groups > 0)
+    if groups:
+        sd = made.anchor_noise["triples"] * math.sqrt(math.comb(made.facts.columns - 1, 3))
+        assert made.expected_noise()["anchor/triples"] == pytest.approx(sd)
+        assert made.rows / (2 * groups**3) > 1.5 * sd
 
 
 @pytest.mark.parametrize("groups", [{"trainer": {"anchor_share": 0.9}}, {"trainer": {"name": "joint"}},
