@@ -161,7 +161,7 @@ def _link(one: _Found, columns: Columns, p_KW: Tensor, source_KS: Tensor) -> Lin
     for _ in range(ROUNDS):
         now_ST = Link(one.source, one.target, ratio_ST).table(columns, p_KW, source_KS).clamp_min(NEVER)
         others_ST = torch.where(known_ST, 0.0, now_ST)
-        goal_ST = torch.where(known_ST, wanted_ST, others_ST * left_S1 / others_ST.sum(1, keepdim=True).clamp_min(NEVER))
+        goal_ST = wanted_ST + others_ST * left_S1 / others_ST.sum(1, keepdim=True).clamp_min(NEVER)
         goal_ST = goal_ST * rows_S1 / goal_ST.sum(1, keepdim=True)
         ratio_ST = (ratio_ST * goal_ST / now_ST * rows_T / goal_ST.sum(0)).clamp(NEVER, 1 / NEVER)
     return Link(one.source, one.target, ratio_ST)
