@@ -147,7 +147,8 @@ def test_texts_of_persons_are_learnt_from_and_their_noisy_elbo_is_released_three
 
 def test_the_share_of_dp_sgd_is_taken_from_the_sequences_and_the_price_holds(tmp_path: Path) -> None:
     public = modality.Public.of(config_of(tmp_path).data).found_in((("text", "string"), ("label", "string")))
-    plain, shared = (public.plan(config_of(tmp_path, trainer={"anchor_share": a, "steps": None, "latent_samples": None}))
+    knobs = {"steps": None, "latent_samples": None}
+    plain, shared = (public.plan(config_of(tmp_path, trainer={"anchor_share": a, **knobs}))
                      for a in (None, 0.9))
     assert plain.sgd is None
     assert shared.sgd is not None
