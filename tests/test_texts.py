@@ -122,7 +122,7 @@ def test_a_run_on_texts_is_released_verified_sampled_scored_and_judged(tmp_path:
     assert elbo != scores["score"]
     with pytest.raises(ConfigError, match="score=iwae or score=elbo for texts"):
         verbs.score(ScoreConfig(run=str(run.path), table=str(asked), score="regret"))
-    with pytest.raises(ConfigError, match="threshold=synthetic or none"):
+    with pytest.raises(ConfigError, match="costs budget; say how much"):
         verbs.score(ScoreConfig(run=str(run.path), table=str(asked), threshold="private"))
 
     with pytest.raises(ConfigError, match="of texts, which have no cells to impute"):
@@ -156,6 +156,30 @@ def test_a_text_has_the_same_elbo_and_score_to_the_last_bit_whoever_else_is_ther
         assert modality.log_prob(trained.path / "public", some).tolist() == alone[kept].tolist()
         assert model.log_prob(some["query"], model.label_numbers(some["domain"]), samples=2, seed=0
                               ).tolist() == scores[kept].tolist()
+
+
+def test_a_threshold_from_private_texts_is_booked_and_near_the_rate_that_was_asked_for(
+        tmp_path: Path, public: str) -> None:
+    run = api.train(config_of(tmp_path, public), ROWS)
+    ledger = Ledger.open(tmp_path / "runs" / "ledger.db")
+    before = len(ledger.rows())
+    told = verbs.score(ScoreConfig(run=str(run.path), table=str(_written(tmp_path)), to=str(tmp_path / "s.parquet"),
+                                   threshold="private", epsilon=20.0, false_alarm=0.2, root=str(tmp_path / "runs")))
+    assert "epsilon 20 booked on" in told
+    added = ledger.rows()[before:]
+    assert [row.kind for row in added] == ["reserve", "commit"]
+    assert added[0].content["events"][0]["phase"] == "threshold"
+    assert np.mean(pq.read_table(tmp_path / "s.parquet").to_pydict()["anomaly"]) <= 0.6
+
+
+def test_a_threshold_from_the_texts_of_persons_is_refused_and_nothing_is_booked(tmp_path: Path, public: str) -> None:
+    rows = {**ROWS, "user": [f"u{i // 5}" for i in range(300)]}
+    run = api.train(config_of(tmp_path, public, unit="user", per_unit=4, rows=60), rows)
+    before = len(Ledger.open(tmp_path / "runs" / "ledger.db").rows())
+    with pytest.raises(ConfigError, match="a user holds several texts"):
+        verbs.score(ScoreConfig(run=str(run.path), table=str(_written(tmp_path)), threshold="private", epsilon=1.0,
+                                root=str(tmp_path / "runs")))
+    assert len(Ledger.open(tmp_path / "runs" / "ledger.db").rows()) == before
 
 
 def test_a_release_has_the_same_bytes_however_many_workers_draw_it(
@@ -340,10 +364,9 @@ def test_what_cannot_be_trained_on_is_refused_in_a_line_and_nothing_is_spent(
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("trainer", [TrainerConfig(name="joint"), TrainerConfig(anchor_share=0.5)])
-def test_a_trainer_that_texts_do_not_have_is_refused(trainer: TrainerConfig, tmp_path: Path, public: str) -> None:
-    with pytest.raises(ConfigError, match="expected"):
-        api.train(replace(config_of(tmp_path, public), trainer=trainer), ROWS)
+def test_a_trainer_that_texts_do_not_have_is_refused(tmp_path: Path, public: str) -> None:
+    with pytest.raises(ConfigError, match="expected trainer=anchored"):
+        api.train(replace(config_of(tmp_path, public), trainer=TrainerConfig(name="joint")), ROWS)
 
 
 @pytest.mark.parametrize("texts", [[""] * 300, ["same"] * 300, ["e\u0301\x00 שלום"] * 300])

@@ -124,10 +124,10 @@ def _existing(source: Any) -> Path:
         raise DataError(f"data={type(source).__name__}: expected a path, or a mapping with images and labels")
     path = Path(source)
     if not path.exists():
-        raise DataError(f"data.path={str(source)!r}: no such file or folder; expected images as NPZ, Parquet, or a "
+        raise DataError(f"data={str(source)!r}: no such file or folder; expected images as NPZ, Parquet, or a "
                         "folder with a folder for each class")
     if path.is_file() and path.suffix.lower() not in (".npz", ".parquet", ".pq"):
-        raise DataError(f"data.path={str(source)!r}: unknown ending {path.suffix!r}; expected .npz, .parquet, or a "
+        raise DataError(f"data={str(source)!r}: unknown ending {path.suffix!r}; expected .npz, .parquet, or a "
                         "folder with a folder for each class")
     return path
 

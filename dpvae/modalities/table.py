@@ -181,6 +181,7 @@ class TableTask:
 
         from dpvae.train.contrasts import code_order
         from dpvae.train.device import device_of
+        from dpvae.train.linked import find
         from dpvae.train.records import StoredRecords
         from dpvae.train.trainer import Trainer
 
@@ -193,8 +194,11 @@ class TableTask:
                         anchors=anchors, rows=max(round(measured.rows), 1), key=key, checkpoint=run.checkpoint,
                         listen=progress.listen, processes=processes,
                         orders=[code_order(column) for column in schema.columns]).fit()
+        vae = vae.cpu()
+        if vae.codebook is not None and anchors.pairs:
+            vae.link(find(vae, anchors))
         events = (*measured.events, *planned.events()[len(measured.events):])
-        return TableResult(vae.cpu(), schema, measured.rows, events, state.metrics, anchors, self.table.origin)
+        return TableResult(vae, schema, measured.rows, events, state.metrics, anchors, self.table.origin)
 
     def _density(self, codes: Any, measured: Survey, anchors: Any, key: Any, progress: Any) -> TableResult:
         """The rest of ``trainer=density``; every draw is a function of the key, so a run that stopped starts it

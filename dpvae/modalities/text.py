@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from dpvae.data.tokens import MARKS, Vocabulary
 from dpvae.errors import ConfigError, DataError
 from dpvae.modalities import TableWriter
 from dpvae.privacy.events import Event
-from dpvae.privacy.mechanisms import frequent_values, noisy_counts, noisy_mean_clipped
+from dpvae.privacy.mechanisms import frequent_values, noisy_counts
 from dpvae.privacy.plan import SURVEY_WHAT, Plan, PublicFacts, check_delta, make_plan
 from dpvae.privacy.silence import secrets_of
 from dpvae.privacy.text_plan import NATS_PER_BYTE, TextRule
@@ -177,7 +177,8 @@ class TextTask:
         released, drawn = ngrams.measure(source, labels, vocabulary, language, noise=self.plan.anchor_noise, key=key,
                                          texts_per_unit=self.public.per_unit, silent=not self.config.privacy.noise)
         progress.phase("anchor", 1)
-        return self._train(source, released, vocabulary, language, rows, (*events, *drawn), key, progress)
+        return self._train(source, released, vocabulary, language, rows, (*events, *drawn), key, run,
+                           progress)
 
     def _survey(self, key: Any) -> tuple[float, tuple[str, ...], list[Event]]:
         """The public number of units, the labels, and what finding them cost."""
@@ -209,49 +210,29 @@ class TextTask:
                       np.array([number.get(label, -1) if label is not None else -1 for label in held]))
 
     def _train(self, source: Any, released: Any, vocabulary: Vocabulary, language: Language, rows: float,
-               events: tuple[Event, ...], key: Any, progress: Any) -> TextResult:
+               events: tuple[Event, ...], key: Any, run: Any, progress: Any) -> TextResult:
         import torch
 
         from dpvae.models.text import TextVAE
         from dpvae.release.texts import TextModel
         from dpvae.rng import seed_of
-        from dpvae.train import texts as training
-        from dpvae.train.trainer import Moment
+        from dpvae.train.text_trainer import TextTrainer, packed
+        from dpvae.train.texts import known_of
 
-        config = self.config
+        config, model = self.config, self.config.model
         grammar = Grammar.of(released.active, words=self.public.words)
-        marks = np.isin(released.active, MARKS)
-        model = config.model
-        vae = TextVAE(training.known_of(released, grammar, marks), latent_dim=model.latent_dim or 16,
-                      hidden=min(model.hidden, HIDDEN_WORDS if self.public.words else HIDDEN_BYTES),
-                      generator=torch.Generator().manual_seed(seed_of(config.run.seed, "init")))
-        training.calibrate(vae, released.shares, seed=config.run.seed)
-        training.fit(vae, steps=self.plan.fit_steps, seed=config.run.seed,
-                     listen=lambda step, steps: progress.listen(Moment("fit", step, steps)))
-        schema = self.public.schema(released.labels, language.source)
-        held = TextModel(vae, vocabulary, released.active, released.rare, schema)
-        coded = training.Coded(torch.tensor(held.number[source.codes_NT]), torch.tensor(np.maximum(source.labels_N, 0)))
-        metric, drawn = self._elbo(vae, coded, source, rows, events, key)
-        return TextResult(held, rows, (*events, drawn), [metric], released)
-
-    def _elbo(self, vae: Any, coded: Any, source: Any, rows: float, events: tuple[Event, ...],
-              key: Any) -> tuple[dict[str, Any], Event]:
-        """The noisy ELBO of the released model: a unit's value is the mean of its texts'."""
-        import torch
-
-        from dpvae.privacy.accountant import price
-        from dpvae.rng import seed_of
-        from dpvae.train.texts import elbos
-
-        generator = torch.Generator().manual_seed(seed_of(self.config.run.seed, "metric", 0))
-        values = elbos(vae, coded, generator=generator)
-        owned = np.bincount(source.owners_N, np.clip(values, -self.plan.elbo_range, 0.0)) / np.bincount(source.owners_N)
-        value, sd, event = noisy_mean_clipped(
-            owned, lower=-self.plan.elbo_range, upper=0.0, divisor=max(rows, 1.0),
-            noise_multiplier=self.plan.metric_noise, stream=key.stream("metric", 0), phase="metric", what="noisy ELBO")
-        spent = price((*events, event), delta=self.plan.delta, neighbouring=self.plan.neighbouring).upper
-        return {"phase": "fit", "step": self.plan.fit_steps, "noisy_elbo": value, "sd": sd, "unit": "nats per text",
-                "rate": None, "epsilon_spent": spent}, event
+        vae: Any = TextVAE(known_of(released, grammar, np.isin(released.active, MARKS)),
+                           latent_dim=model.latent_dim or 16,
+                           hidden=min(model.hidden, HIDDEN_WORDS if self.public.words else HIDDEN_BYTES),
+                           generator=torch.Generator().manual_seed(seed_of(config.run.seed, "init")))
+        held = TextModel(vae, vocabulary, released.active, released.rare,
+                         self.public.schema(released.labels, language.source))
+        codes = packed(torch.tensor(held.number[source.codes_NT]), torch.tensor(np.maximum(source.labels_N, 0)),
+                       source.owners_N, self.public.per_unit)
+        state = TextTrainer(plan=self.plan, config=config, vae=vae, codes=codes, anchors=cast(Any, None),
+                            rows=max(round(rows), 1), key=key, checkpoint=run.checkpoint, listen=progress.listen,
+                            unit="nats per text", shares=released.shares, per_unit=self.public.per_unit).fit()
+        return TextResult(held, rows, (*events, *self.plan.events()[len(events):]), state.metrics, released)
 
 
 @dataclass(frozen=True)

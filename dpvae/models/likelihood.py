@@ -49,14 +49,12 @@ class _Product(ABC):
         shape, device = (len(outputs_BW), len(self.sizes)), outputs_BW.device
         return self.quantile(outputs_BW, torch.rand(shape, generator=generator, device=device))
 
-    def stratified(self, outputs_KW: Tensor, index_B: Tensor, *, generator: torch.Generator,
-                   shift: Tensor | float = 0.0) -> Tensor:
-        """One row for each entry of the sorted ``index_B``, from that one of K outputs plus ``shift``, (B, D); rows of
-        the same output are drawn by :func:`~dpvae.models.prior.strata`: the same law row by row, with less error
-        together."""
+    def stratified(self, outputs_KW: Tensor, index_B: Tensor, *, generator: torch.Generator) -> Tensor:
+        """One row for each entry of the sorted ``index_B``, from that one of K outputs, (B, D); rows of the same output
+        are drawn by :func:`~dpvae.models.prior.strata`: the same law row by row, with less error together."""
         uniform_BD = strata(index_B, len(self.sizes), generator=generator)
         parts = zip(index_B.split(ROWS_AT_ONCE), uniform_BD.split(ROWS_AT_ONCE), strict=True)
-        return torch.cat([self.quantile(outputs_KW[k] + shift, u) for k, u in parts])
+        return torch.cat([self.quantile(outputs_KW[k], u) for k, u in parts])
 
 
 class Columns(_Product):

@@ -17,7 +17,7 @@ tensor([0.4100])
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dpvae.models.likelihood import Columns
+from dpvae.models.links import Link, follow, lean
 from dpvae.models.prior import systematic
 from dpvae.models.vae import VAE
 
@@ -33,10 +34,13 @@ _CELLS = 2**21  # numbers in a (rows, points) table: bounds memory
 
 
 class Mixture:
-    """``log_weights`` (K,) and ``log_probs`` (K, W), normalised inside each column, both in nats."""
+    """``log_weights`` (K,) and ``log_probs`` (K, W), normalised inside each column, both in nats. What is drawn follows
+    the ``links`` (:mod:`dpvae.models.links`); densities and completions are the product's."""
 
-    def __init__(self, columns: Columns, log_weights_K: Tensor, log_probs_KW: Tensor) -> None:
+    def __init__(self, columns: Columns, log_weights_K: Tensor, log_probs_KW: Tensor, links: Sequence[Link] = ()
+                 ) -> None:
         self.columns, self.log_weights, self.log_probs = columns, log_weights_K, log_probs_KW
+        self.links = tuple(links)
         nothing_1K = torch.zeros(1, len(log_weights_K), dtype=log_probs_KW.dtype)
         self._table_WK = torch.cat([log_probs_KW.T, nothing_1K])  # the last row: a cell that was not observed
 
@@ -54,7 +58,7 @@ class Mixture:
             z_KZ = vae.prior.sample(points, generator=generator)
             log_weights_K = torch.zeros(points, dtype=dtype).log_softmax(0)
         log_KW = torch.cat([vae.likelihood.log_probs(vae.decode(z).to(dtype)) for z in z_KZ.split(4096)])
-        return cls(vae.likelihood, log_weights_K, log_KW.detach())
+        return cls(vae.likelihood, log_weights_K, log_KW.detach(), vae.links)
 
     @property
     def points(self) -> int:
@@ -78,32 +82,22 @@ class Mixture:
         return torch.cat([_logsumexp_(self.joint(codes_BD[s], None if observed_BD is None else observed_BD[s]))
                           for s in self.chunks(codes_BD)] or [self.log_weights[:0]])
 
-    def reweighted(self, log_evidence_K: Tensor) -> Mixture:
-        """The mixture given evidence whose likelihood at each point is ``log_evidence`` (K,)."""
-        return Mixture(self.columns, (self.log_weights + log_evidence_K).log_softmax(0), self.log_probs)
+    def given(self, masks: Mapping[int, Tensor]) -> Mixture:
+        """The mixture where column j falls under ``masks[j]``, a share in [0, 1] for each code, for every j."""
+        leaning_KW, log_evidence_K = lean(self.columns, self.links, self.log_probs, masks)
+        return Mixture(self.columns, (self.log_weights + log_evidence_K).log_softmax(0), leaning_KW, self.links)
+
+    def log_evidence(self, masks: Mapping[int, Tensor]) -> Tensor:
+        """log p(column j falls under ``masks[j]`` for every j | k), (K,)."""
+        return lean(self.columns, self.links, self.log_probs, masks)[1]
 
     def balanced(self, j: int, shares: dict[int, float]) -> Mixture:
         """The mixture in which the codes of column j have these ``shares``, and the rows of each code follow the same
         law as before: a point for every (point, code)."""
-        total = sum(shares.values())
-        weights, probs = [], []
-        for code, share in shares.items():
-            if share > 0:
-                log_K = self.log_weights + self.log_probs[:, self.columns.starts[j] + code]
-                weights.append(log_K.log_softmax(0) + math.log(share / total))
-                log_KW = self.log_probs.clone()
-                log_KW[:, self.columns.slice(j)] = -torch.inf
-                log_KW[:, self.columns.starts[j] + code] = 0.0
-                probs.append(log_KW)
-        return Mixture(self.columns, torch.cat(weights), torch.cat(probs))
-
-    def log_evidence(self, masks: dict[int, Tensor]) -> Tensor:
-        """log p(column j falls under ``masks[j]`` for every j | k), (K,); a mask holds a share in [0, 1] per code."""
-        log_K = torch.zeros_like(self.log_weights)
-        for j, share_C in masks.items():
-            part_KC = self.log_probs[:, self.columns.slice(j)]
-            log_K = log_K + (part_KC + share_C.to(part_KC).log()).logsumexp(1)
-        return log_K
+        total, codes = sum(shares.values()), torch.arange(self.columns.sizes[j])
+        parts = [(self.given({j: codes == code}), share / total) for code, share in shares.items() if share > 0]
+        return Mixture(self.columns, torch.cat([part.log_weights + math.log(share) for part, share in parts]),
+                       torch.cat([part.log_probs for part, _ in parts]), self.links)
 
     def conditionals(self, codes_BD: Tensor) -> Tensor:
         """log p(x_j = v | the other columns), (B, W): for each column, every value it could have had."""
@@ -116,15 +110,12 @@ class Mixture:
             parts.append((without_BK @ probs_KW[:, self.columns.slice(j)]).clamp_min(1e-30).log())
         return torch.cat(parts, 1)
 
-    def sample(self, rows: int, *, generator: torch.Generator, masks: dict[int, Tensor] | None = None) -> Tensor:
-        """Rows of codes, (rows, D), those of a point by strata; where there are ``masks`` the mixture must be
-        :meth:`reweighted` by them."""
+    def sample(self, rows: int, *, generator: torch.Generator) -> Tensor:
+        """Rows of codes, (rows, D), those of a point by strata."""
         order = torch.randperm(rows, generator=generator)
         index_B = systematic(self.log_weights, rows, generator=generator).sort().values
-        shift_W = torch.zeros(self.columns.width, dtype=self.log_probs.dtype)
-        for j, share_C in (masks or {}).items():
-            shift_W[self.columns.slice(j)] = share_C.to(shift_W).log()
-        return self.columns.stratified(self.log_probs, index_B, generator=generator, shift=shift_W)[order]
+        codes_BD = self.columns.stratified(self.log_probs, index_B, generator=generator)
+        return follow(self.columns, self.links, self.log_probs, index_B, codes_BD, generator=generator)[order]
 
     def complete(self, codes_BD: Tensor, observed_BD: Tensor, *, generator: torch.Generator,
                  forbidden: Sequence[int] = ()) -> Tensor:

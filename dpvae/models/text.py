@@ -109,6 +109,11 @@ class TextVAE(nn.Module):
         self.encoder = Encoder(tokens, labels, latent_dim=latent_dim, hidden=hidden, generator=generator)
         self.prepare()
 
+    @property
+    def decoder(self) -> Network:
+        """The part of the decoder that learns by gradients."""
+        return self.network
+
     def prepare(self) -> None:
         """Work out what follows from the buffers, which may have been changed; not saved."""
         rows, self.states = self.rows.float(), self.contexts.long()

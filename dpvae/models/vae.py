@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from dpvae import checks
 from dpvae.models.elbo import Elbo, kl_categorical, kl_to_standard_normal
 from dpvae.models.likelihood import Columns
+from dpvae.models.links import Link, follow
 from dpvae.models.nets import mlp
 from dpvae.models.prior import Codebook, StandardNormal
 
@@ -33,22 +35,24 @@ class VAE(nn.Module):
         cardinalities: number of codes of each column.
         latent_dim: Z. hidden, layers: width and number of the decoder's hidden layers (0: a linear decoder).
         components: points of the codebook prior; ``None`` for the standard normal.
+        links: (source, target) of columns that follow another where rows are drawn; see :meth:`link`.
         generator: public randomness of the initial weights.
     """
 
     def __init__(self, cardinalities: Sequence[int], *, latent_dim: int, hidden: int, layers: int,
-                 components: int | None, generator: torch.Generator) -> None:
+                 components: int | None, generator: torch.Generator, links: Sequence[tuple[int, int]] = ()) -> None:
         super().__init__()
         checks.whole(1, latent_dim=latent_dim, hidden=hidden)
         checks.whole(0, layers=layers)
-        self.shape = {"cardinalities": list(cardinalities), "latent_dim": latent_dim, "hidden": hidden,
-                      "layers": layers, "components": components}
+        self.shape: dict[str, Any] = {"cardinalities": list(cardinalities), "latent_dim": latent_dim, "hidden": hidden,
+                                      "layers": layers, "components": components}
         self.likelihood = Columns(cardinalities)
         self.prior = (StandardNormal(latent_dim) if components is None
                       else Codebook(latent_dim, components, generator=generator))
         self.decoder = mlp(latent_dim, hidden, self.likelihood.width, layers=layers)
         self.encoder = mlp(self.likelihood.width, hidden, 2 * latent_dim, layers=max(layers, 1))
         self._initialise(generator)
+        self.link([Link(i, j, torch.ones(cardinalities[i], cardinalities[j])) for i, j in links])
 
     def _initialise(self, generator: torch.Generator) -> None:
         with torch.no_grad():
@@ -56,6 +60,18 @@ class VAE(nn.Module):
                 if isinstance(layer, nn.Linear):
                     layer.weight.normal_(0, 1 / math.sqrt(layer.in_features), generator=generator)
                     layer.bias.zero_()
+
+    def link(self, links: Sequence[Link]) -> None:
+        """Let columns follow others from here on, where rows are drawn from a codebook."""
+        for link in links:
+            self.register_buffer(f"link_{link.source}_{link.target}", link.ratio_ST)
+        if links:
+            self.shape["links"] = [[link.source, link.target] for link in links]
+
+    @property
+    def links(self) -> tuple[Link, ...]:
+        """The columns that follow others."""
+        return tuple(Link(i, j, getattr(self, f"link_{i}_{j}")) for i, j in self.shape.get("links", ()))
 
     @property
     def width(self) -> int:
@@ -145,4 +161,6 @@ class VAE(nn.Module):
     def _stratified(self, codebook: Codebook, rows: int, generator: torch.Generator) -> Tensor:
         order = torch.randperm(rows, generator=generator, device=generator.device)
         index_B = codebook.sample_index(rows, generator=generator).sort().values
-        return self.likelihood.stratified(self.decode(codebook.points), index_B, generator=generator)[order]
+        log_KW = self.decode(codebook.points)
+        codes_BD = self.likelihood.stratified(log_KW, index_B, generator=generator)
+        return follow(self.likelihood, self.links, log_KW, index_B, codes_BD, generator=generator)[order]

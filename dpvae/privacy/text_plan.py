@@ -14,12 +14,15 @@ SURVEY_WEIGHTS = {"rows": 0.01, "values": 0.04}
 BYTE_WEIGHTS = {"length": 0.04, "unigram": 0.06, "bigram": 0.22, "trigram": 0.38, "fourgram": 0.30}
 WORD_WEIGHTS = {"length": 0.04, "unigram": 0.66, "bigram": 0.30}
 FIT_STEPS = 200
+STEPS = 40  # of DP-SGD, where trainer.anchor_share leaves it something
+RELEASES = 2  # of the noisy ELBO: after the fit, and after DP-SGD if there is any
 NATS_PER_BYTE = 1.5  # a text's ELBO is clipped to that much for each byte of the cap, at most
 
 
 @dataclass(frozen=True)
 class TextRule:
-    """Lengths by label, then sequences of one token, two, three, four; ``words``: texts have public words."""
+    """Lengths by label, then sequences of one token, two, three, four, which take everything unless
+    ``trainer.anchor_share`` leaves a part to DP-SGD; ``words``: texts have public words."""
 
     words: bool
 
@@ -37,12 +40,13 @@ class TextRule:
         if left <= 0:
             raise ConfigError(f"trainer.survey_share={survey:g}, trainer.metric_share={trainer.metric_share:g}: "
                               "expected a sum below 1")
-        if trainer.anchor_share not in (None, 1.0):
-            raise ConfigError(f"trainer.anchor_share={trainer.anchor_share:g}: expected 1; texts are learnt from noisy "
-                              "statistics alone")
+        anchor = 1.0 if trainer.anchor_share is None else trainer.anchor_share
+        if anchor < 1 and config.performance.compile:
+            raise ConfigError("performance.compile=true: texts differ in length, and a compiled step has one shape; "
+                              "expected performance.compile=false, or trainer.anchor_share=1")
         shares = {f"survey/{step}": survey * weight / sum(weights.values()) for step, weight in weights.items()}
-        shares |= {f"anchor/{name}": left * weight for name, weight in self.weights.items()}
-        shares |= {"metric/elbo": trainer.metric_share}
+        shares |= {f"anchor/{name}": left * anchor * weight for name, weight in self.weights.items()}
+        shares |= {"metric/elbo": trainer.metric_share} | ({"dpsgd": left * (1 - anchor)} if anchor < 1 else {})
         return replace(plans.blank(config, facts, delta), shares=shares,
                        fit_steps=trainer.fit_steps if trainer.fit_steps is not None else FIT_STEPS)
 
@@ -53,4 +57,7 @@ class TextRule:
 
     def at(self, draft: Plan, config: TrainConfig, signal: float) -> Plan:
         """See :class:`dpvae.privacy.plan.Rule`."""
-        return plans.scaled(draft, config.trainer, signal)
+        trainer = config.trainer
+        return plans.scaled(draft, replace(trainer, steps=trainer.steps or STEPS,
+                                           latent_samples=trainer.latent_samples or 1,
+                                           metric_releases=trainer.metric_releases or RELEASES), signal)

@@ -119,7 +119,7 @@ def conditioned(vae: VAE, schema: Schema, given: Mapping[str, Any], *, seed: int
     if vae.codebook is None and evidence.effective < FEWEST_EFFECTIVE:
         raise DataError(f"given: {evidence.effective:.0f} of {mixture.points} latents fit; expected at least "
                         f"{FEWEST_EFFECTIVE:.0f}: the model holds this next to impossible, fix fewer columns")
-    return mixture.reweighted(mixture.log_evidence(conditions.masks)), conditions, evidence
+    return mixture.given(conditions.masks), conditions, evidence
 
 
 def code_of(column: Column, value: Any) -> tuple[int, float | None]:

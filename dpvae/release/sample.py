@@ -93,7 +93,7 @@ class Sampler:
             if self._mixture is None:
                 codes = self.vae.sample(count, generator=generator).numpy()
             else:
-                codes = self._mixture.sample(count, generator=generator, masks=self.conditions.masks).numpy()
+                codes = self._mixture.sample(count, generator=generator).numpy()
             return self.conditions.settle(self.codec.decode(codes, rng, self.conditions.between))
 
         return enforce(self.schema, draw(rows), first=first, seed=self.seed, redraw=draw)

@@ -25,7 +25,7 @@ from dpvae.data.tokens import WORDS, Vocabulary, cut
 from dpvae.errors import ConfigError, DataError, RunError
 from dpvae.models.text import RARE, Known, TextVAE
 from dpvae.models.text_draws import Drawer
-from dpvae.release import export
+from dpvae.release import export, threshold
 from dpvae.release.sample import parse_given
 from dpvae.release.unlike import TRIES, Unlike
 from dpvae.rng import seed_of, stream
@@ -201,8 +201,8 @@ def _line(config: SampleConfig, model: TextModel, labels: Sequence[str]) -> str:
 
 def score(config: ScoreConfig, public: Path, to: Path) -> str:
     """``dpvae score`` for texts: nats per text and per byte, higher is stranger; returns what to tell the user."""
-    if config.threshold == "private" or "," in config.run:
-        raise ConfigError("run: is of texts; expected one run, and threshold=synthetic or none")
+    if "," in config.run:
+        raise ConfigError("run: is of texts; expected one run")
     if config.score not in SAMPLES or config.id is not None:
         raise ConfigError(f"score={config.score}, id={config.id}: expected score=iwae or score=elbo for texts, and no "
                           "id; the result has the number of each text")
@@ -219,26 +219,36 @@ def score(config: ScoreConfig, public: Path, to: Path) -> str:
                "per_byte": Cells(scores / size, nothing, "double")}
     line = ""
     if config.threshold is not None:
-        limits = _limits(model, size, config, labelled=label is not None)
+        limits, line = _limits(model, public, scores, size, config, labelled=label is not None)
         columns["anomaly"] = Cells(scores > limits, nothing, "bool")
-        line = (f"threshold {np.median(limits):.3f} at the median length: {config.false_alarm:.2%} of the model's own "
-                "texts lie above that of theirs; nothing was spent\n")
     rows = export.write([columns], to, format=export.format_of(str(to), None), table="scores")
     return (f"scored {rows:,} texts in nats (higher is stranger): {to}\n{line}"
             "A score is about its text and as private as that text: the file is for you, not for publication.")
 
 
-def _limits(model: TextModel, sizes: np.ndarray, config: ScoreConfig, *, labelled: bool) -> np.ndarray:
-    """For texts of so many bytes the nats that ``false_alarm`` of the model's own texts of like length exceed: costs
-    nothing. What a text costs grows with its length, and how far it strays with the root of that."""
+def _limits(model: TextModel, public: Path, scores: np.ndarray, sizes: np.ndarray, config: ScoreConfig, *,
+            labelled: bool) -> tuple[np.ndarray, str]:
+    """For each text the nats above which it is an alarm, and what that rests on. What a text costs grows with its
+    length, and how far it strays with the root of that: the line is the model's own, and free; how far from it an alarm
+    begins is that of ``false_alarm`` of the model's own texts, or, charged, of these."""
     texts, labels = next(model.blocks(BLOCK, seed=seed_of(config.seed, "calibration")))
     told = tuple(model.labels[label] for label in labels) if labelled else None
     held = Texts(tuple(texts), told, np.arange(len(texts)))
     own = -_log_prob(model, held, SAMPLES[config.score], seed=config.seed)
     size = np.array([max(len(text.encode()), 1) for text in texts])
     slope, start = np.polyfit(size, own, 1) if len(np.unique(size)) > 1 else (0.0, own.mean())
-    far = np.quantile((own - start - slope * size) / np.sqrt(size), 1 - config.false_alarm)
-    return np.asarray(start + slope * sizes + far * np.sqrt(sizes))
+    near, nearer = ((start + slope * s - nats) / np.sqrt(s) for s, nats in ((size, own), (sizes, scores)))
+    if config.threshold == "synthetic":
+        far, who, cost = float(np.quantile(near, config.false_alarm)), "the model's own texts lie", "nothing was spent"
+    else:
+        if "unit" in model.schema:
+            raise ConfigError(f"threshold=private: a {model.schema['unit']} holds several texts, and their scores are "
+                              "counted one by one; expected threshold=synthetic")
+        far, cost = threshold.booked_threshold(config, public.parent, near, lambda: nearer)
+        who = "the texts, more or less, lie"
+    limits = np.asarray(start + slope * sizes - far * np.sqrt(sizes))
+    return limits, (f"threshold {np.median(limits):.3f} at the median length: {config.false_alarm:.2%} of {who} above "
+                    f"that of theirs; {cost}\n")
 
 
 def _log_prob(model: TextModel, held: Texts, samples: int, *, seed: int) -> np.ndarray:

@@ -6,14 +6,21 @@ threshold is the grid point below which the wanted share of them lies. One recor
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 
+from dpvae.config import ScoreConfig
+from dpvae.errors import ConfigError
 from dpvae.privacy.accountant import calibrate
 from dpvae.privacy.events import Event, Gaussian
+from dpvae.privacy.ledger import Ledger
 from dpvae.privacy.mechanisms import noisy_counts
-from dpvae.privacy.noise import SecretStream
+from dpvae.privacy.noise import SecretKey, SecretStream
+from dpvae.privacy.plan import default_delta
+from dpvae.report.source import read_run
 
 PHASE, WHAT = "threshold", "noisy histogram of scores, for an alarm's threshold"
 CELLS = 64
@@ -42,3 +49,21 @@ def noisy_threshold(scores: np.ndarray, edges: np.ndarray, false_alarm: float, *
     below = np.maximum.accumulate(np.cumsum(noisy)[:-1])  # counts below each edge; they cannot fall
     total = max(float(noisy.sum()), 1.0)
     return float(edges[max(int(np.searchsorted(below, false_alarm * total, side="right")) - 1, 0)])
+
+
+def booked_threshold(config: ScoreConfig, run: Path, synthetic: np.ndarray, private: Callable[[], np.ndarray]
+                     ) -> tuple[float, str]:
+    """The threshold for ``private()`` scores, on the grid of the model's own, and what was booked for it on the run's
+    data; :class:`ConfigError` where nobody said how much it may cost."""
+    if config.epsilon is None:
+        raise ConfigError("threshold=private: costs budget; say how much, such as epsilon=0.1")
+    claim, scores = read_run(run).claim, private()
+    delta = config.delta if config.delta is not None else default_delta(int(claim.n_ref))
+    ledger = Ledger.open(config.ledger_url or Path(config.root) / "ledger.db")
+    key, asked = SecretKey.generate(), events(config.epsilon, delta, claim.neighbouring)
+    booked = ledger.reserve(claim.dataset, f"{run.name}-threshold-{uuid.uuid4().hex[:12]}", asked, delta=delta,
+                            neighbouring=claim.neighbouring, noise=key.tag(b"noise"))
+    limit = noisy_threshold(scores, grid(synthetic), config.false_alarm, booked=booked.events,
+                            stream=key.stream("threshold"))
+    ledger.commit(booked)
+    return limit, f"measured with noise; epsilon {config.epsilon:g} booked on {claim.dataset}"

@@ -7,7 +7,6 @@ otherwise.
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,15 +18,11 @@ from dpvae.data import builtin, lake, place
 from dpvae.data.lake import Cells, Table
 from dpvae.data.schema import Schema
 from dpvae.errors import ConfigError, DataError, ReleaseError
-from dpvae.privacy.ledger import Ledger
-from dpvae.privacy.noise import SecretKey
-from dpvae.privacy.plan import default_delta
 from dpvae.release import export, image_uses, texts, threshold
 from dpvae.release.impute import Imputer, complete
 from dpvae.release.sample import Sampler, load_public, parse_given, readable, sample_cells
 from dpvae.release.score import Density, Ensemble
 from dpvae.release.scoring import Settings, judged, score_table, select
-from dpvae.report.source import read_run
 from dpvae.rng import seed_of
 from dpvae.train.checkpoint import read_json
 from dpvae.train.run import RunFolder, find_run
@@ -91,24 +86,12 @@ def _limit(config: ScoreConfig, judge: Ensemble, run: RunFolder, source: Any) ->
         limit = judge.threshold(config.false_alarm, config.score)
         return (f"threshold {-limit:.3f}: {config.false_alarm:.2%} of the model's own rows lie above it; nothing was "
                 "spent\n"), limit
-    if config.epsilon is None:
-        raise ConfigError("threshold=private: costs budget; say how much, such as epsilon=0.1")
     member = judge.members[0]
     own = readable(member.schema, sample_cells(member.vae, member.schema, 20_000, seed=seed_of(config.seed, "grid")))
-    edges = threshold.grid(judge.score(own, config.score))
-    scores = np.concatenate([judge.score(select(table, judge.schema), config.score)
-                             for table in lake.batches(source, ROWS_AT_ONCE)])
-    claim = read_run(run.path).claim
-    delta = config.delta if config.delta is not None else default_delta(int(claim.n_ref))
-    ledger = Ledger.open(config.ledger_url or Path(config.root) / "ledger.db")
-    key, asked = SecretKey.generate(), threshold.events(config.epsilon, delta, claim.neighbouring)
-    booked = ledger.reserve(claim.dataset, f"{run.path.name}-threshold-{uuid.uuid4().hex[:12]}", asked, delta=delta,
-                            neighbouring=claim.neighbouring, noise=key.tag(b"noise"))
-    limit = threshold.noisy_threshold(scores, edges, config.false_alarm, booked=booked.events,
-                                      stream=key.stream("threshold"))
-    ledger.commit(booked)
-    return (f"threshold {-limit:.3f}: about {config.false_alarm:.2%} of the table's rows lie above it, measured with "
-            f"noise; epsilon {config.epsilon:g} booked on {claim.dataset}\n"), limit
+    limit, booked = threshold.booked_threshold(
+        config, run.path, judge.score(own, config.score), lambda: np.concatenate([
+            judge.score(select(table, judge.schema), config.score) for table in lake.batches(source, ROWS_AT_ONCE)]))
+    return f"threshold {-limit:.3f}: about {config.false_alarm:.2%} of the table's rows lie above it, {booked}\n", limit
 
 
 def sample(config: SampleConfig) -> str:

@@ -1,11 +1,12 @@
-"""From noisy statistics of texts to a trained text VAE.
+"""From noisy statistics of texts to a text VAE: the steps that cost nothing.
 
-    calibrate  what each label draws is held against what was measured of it: free
-    fit        the latent is given a meaning on texts that the automaton itself draws: free, any number of steps
+    calibrate  what each label draws is held against what was measured of it
+    fit        the latent is given a meaning on texts that the automaton itself draws, in any number of steps
+    sleep      the encoder follows the decoder, on what that draws
 
-Private texts are read for the noisy ELBO alone, which is booked. A latent that is not needed collapses, and
-on texts a good decoder never needs it: so the fit holds the rate at :data:`FREE_NATS` a text (free bits, Kingma et al.
-2016), and the report says what the latent carries.
+Private texts are read for their ELBO alone (:func:`elbos`), which leaves with booked noise. A latent that is not needed
+collapses, and on texts a good decoder never needs it: so the fit holds the rate at :data:`FREE_NATS` a text (free bits,
+Kingma et al. 2016), and the report says what the latent carries.
 """
 
 from __future__ import annotations
@@ -67,6 +68,24 @@ def fit(vae: TextVAE, *, steps: int, seed: int, listen: Listener) -> None:
         schedule.step()
         if (step + 1) % 20 == 0 or step + 1 == steps:
             listen(step + 1, steps)
+
+
+def sleep(vae: TextVAE, *, steps: int, seed: int) -> None:
+    """Let the encoder follow the decoder: log q(z | text) on pairs that the model draws. Reads nothing private."""
+    generator = torch.Generator().manual_seed(seed_of(seed, "text", "sleep"))
+    labels = draw_labels(vae, POOL, generator)
+    z_NZ = torch.randn(POOL, vae.shape["latent_dim"], generator=generator)
+    tokens = vae.sample(labels, generator=generator, z_BZ=z_NZ)
+    order = (tokens != 0).sum(1).argsort(stable=True)
+    optimiser = torch.optim.Adam(vae.encoder.parameters(), lr=LEARNING_RATE)
+    for _ in range(steps):
+        start = int(torch.randint(0, max(POOL - BATCH, 0) + 1, (1,), generator=generator))
+        batch = order[start:start + BATCH]
+        mean_BZ, log_std_BZ = vae.encoder(trimmed(tokens[batch]), labels[batch])
+        loss = (0.5 * ((z_NZ[batch] - mean_BZ) * (-log_std_BZ).exp()) ** 2 + log_std_BZ).sum(-1).mean()
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
 
 
 @torch.no_grad()

@@ -46,7 +46,7 @@ class Mutant:
     trainers: tuple[str, ...] = TRAINED
     clippings: tuple[str, ...] = CLIPPINGS
     rows_measured: bool = False  # shows only where the row count is not declared
-    kinds: tuple[str, ...] = ("table", "images")  # of data, whose training goes through what is broken
+    kinds: tuple[str, ...] = ("table", "images", "text")  # of data, whose training goes through what is broken
 
     @contextlib.contextmanager
     def living(self, program: ModuleType) -> Iterator[None]:

@@ -26,7 +26,7 @@ from dpvae.train.sleep import log_q
 from dpvae.train.trainer import Trainer
 
 WITH_SLEEP = ("anchored", "decoder_only")
-ANY, WITH_STEPS = ("table", "images", "text"), ("table", "images")
+ANY = WITH_STEPS = ("table", "images", "text")
 
 
 def _mutant(says: str, kinds: tuple[str, ...] = ("table",), **where: Any

@@ -1,0 +1,84 @@
+"""Columns that follow another one inside a point of a mixture.
+
+A product of columns knows of a pair what point and columns say; two columns that always go together would need points
+that are sure of both. A link says it instead: given point k and code a of its source, its target has the law
+
+    p(b | a, k) = p(b | k) R[a, b] / sum over b' of p(b' | k) R[a, b']
+
+so p(a | k), and every table that the source is in, stay as they were. A column follows at most one other, and links are
+in an order in which a column is a target before it is a source: trees, on which sums are exact.
+
+Shapes: B rows, D columns, W one-hot width, K points; S, T codes of source and target.
+
+>>> import torch
+>>> same = Link(0, 1, torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+>>> leaning, log_evidence = lean(Columns((2, 2)), (same,), torch.full((1, 4), 0.5).log(), {1: torch.tensor([1.0, 0.0])})
+>>> leaning.exp()[0, :2], log_evidence.exp()                 # where the target is 0, so is the source
+(tensor([1., 0.]), tensor([0.5000]))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dpvae.models.likelihood import ROWS_AT_ONCE, Columns
+from dpvae.models.prior import strata
+
+
+@dataclass(frozen=True)
+class Link:
+    """Column ``target`` follows column ``source``."""
+
+    source: int
+    target: int
+    ratio_ST: Tensor
+
+    def law(self, columns: Columns, p_KW: Tensor, source_KS: Tensor) -> Tensor:
+        """p(b | k), (K, T), where the source has the law ``source_KS`` in each point."""
+        p_KT = p_KW[:, columns.slice(self.target)]
+        return p_KT * ((source_KS / (p_KT @ self.ratio_ST.T)) @ self.ratio_ST)
+
+    def table(self, columns: Columns, p_KW: Tensor, source_KS: Tensor) -> Tensor:
+        """The law of (source, target), (S, T), summed over points; ``source_KS`` may hold their weights."""
+        p_KT = p_KW[:, columns.slice(self.target)]
+        return ((source_KS / (p_KT @ self.ratio_ST.T)).T @ p_KT) * self.ratio_ST
+
+
+def follow(columns: Columns, links: Sequence[Link], log_KW: Tensor, index_B: Tensor, codes_BD: Tensor, *,
+           generator: torch.Generator) -> Tensor:
+    """``codes`` of rows of the points ``index_B``, sorted, with every target drawn anew, given its source."""
+    for link in links:
+        uniform_B1 = strata(index_B, 1, generator=generator)
+        one, log_KT = Columns((columns.sizes[link.target],)), log_KW[:, columns.slice(link.target)]
+        log_ST = link.ratio_ST.to(log_KT).log()
+        parts = zip(index_B.split(ROWS_AT_ONCE), codes_BD[:, link.source].split(ROWS_AT_ONCE),
+                    uniform_B1.split(ROWS_AT_ONCE), strict=True)
+        drawn = [one.quantile(log_KT[k_B] + log_ST[a_B], u_B1) for k_B, a_B, u_B1 in parts]
+        codes_BD[:, link.target] = torch.cat(drawn)[:, 0]
+    return codes_BD
+
+
+def lean(columns: Columns, links: Sequence[Link], log_KW: Tensor, masks: Mapping[int, Tensor]
+         ) -> tuple[Tensor, Tensor]:
+    """What is left of every column in every point where column j falls under ``masks[j]`` (a share for each code), (K,
+    W), and log p(all masks | k), (K,): messages from targets to their sources, as on any tree (Pearl 1988)."""
+    leaning_KW, log_evidence_K = log_KW.clone(), torch.zeros_like(log_KW[:, 0])
+    pulls: dict[int, Tensor] = {j: share_C.to(log_KW).expand(len(log_KW), -1) for j, share_C in masks.items()}
+    for link in reversed(links):
+        if link.target in pulls:
+            p_KT, ratio_TS = log_KW[:, columns.slice(link.target)].exp(), link.ratio_ST.T.to(log_KW)
+            message_KS = ((p_KT * pulls[link.target]) @ ratio_TS) / (p_KT @ ratio_TS)
+            pulls[link.source] = pulls[link.source] * message_KS if link.source in pulls else message_KS
+    following = {link.target for link in links}
+    for j, pull_KC in pulls.items():
+        part_KC = log_KW[:, columns.slice(j)] + pull_KC.log()
+        if j not in following:  # the law of a target is made a law once its source is known
+            held_K = part_KC.logsumexp(1)
+            log_evidence_K = log_evidence_K + held_K
+            part_KC = torch.where(held_K[:, None] > -torch.inf, part_KC - held_K[:, None], part_KC)
+        leaning_KW[:, columns.slice(j)] = part_KC
+    return leaning_KW, log_evidence_K
