@@ -194,9 +194,13 @@ class ImageVAE(nn.Module):
 
     # -- the encoder -------------------------------------------------------------------------------------------------
 
-    def project(self, x_ND: Tensor, label_N: Tensor) -> Tensor:
-        """Where a picture lies in the released directions, (N, Z): a function of it and of what is released."""
-        x_NE = seen_in(x_ND, self.frames[label_N], self.size) if self.posed else x_ND
+    def project(self, x_ND: Tensor, label_N: Tensor, drawn_from_NZ: Tensor | None = None) -> Tensor:
+        """Where a picture lies in the released directions, (N, Z): a function of it and of what is released.
+        ``drawn_from``: the latents of a picture of the model, which tell its pose."""
+        x_NE = x_ND
+        if self.posed:
+            told_NP = None if drawn_from_NZ is None else (drawn_from_NZ @ self.basis)[:, self.pixels:]
+            x_NE = seen_in(x_ND, self.frames[label_N], self.size, told_NP)
         return (x_NE - self.means[label_N]) @ self.basis.T
 
     def encode(self, x_ND: Tensor, label_N: Tensor) -> tuple[Tensor, Tensor]:
@@ -206,13 +210,21 @@ class ImageVAE(nn.Module):
 
     @torch.no_grad()
     def dream(self, count: int, *, generator: torch.Generator) -> None:
-        """Fit gain and spread of the encoder to the decoder's own pictures, by least squares: free."""
+        """Fit gain and spread of the encoder to the decoder's own pictures, by least squares: free. Their poses are
+        told: measured on pixels that were drawn one by one they would be noisier than those of any real picture.
+
+        The spread is the best of a q whose latents are independent: one over the posterior's precision, that of the
+        picture and that of the prior together (Bishop 2006, section 10.1.2).
+        """
         label_N = self.draw_labels(count, generator=generator)
         z_NZ = self.draw_latents(label_N, generator=generator)
-        seen_NZ = torch.cat([self.project(Pixels.sample(*self.decode(z, y), generator=generator), y)
+        seen_NZ = torch.cat([self.project(Pixels.sample(*self.decode(z, y), generator=generator), y, z)
                              for z, y in zip(z_NZ.split(AT_ONCE), label_N.split(AT_ONCE), strict=True)])
         self.gain.copy_(((seen_NZ * z_NZ).sum(0) / seen_NZ.square().sum(0).clamp_min(1e-6)).clamp(0.2, 2.0))
-        self.log_std.copy_((z_NZ - seen_NZ * self.gain).square().mean(0).sqrt().clamp_min(LEAST_STD).log())
+        told_Z = (z_NZ - seen_NZ * self.gain).square().mean(0)
+        prior_CZ = torch.linalg.inv(self.factors).square().sum(1)
+        precision_Z = 1 / told_Z.clamp_min(LEAST_STD**2) + self.log_labels.exp() @ prior_CZ
+        self.log_std.copy_(-0.5 * precision_Z.log())
 
     def elbo(self, x_ND: Tensor, label_N: Tensor, noise_NZ: Tensor) -> Elbo:
         """The bound on log p(x, y), one value per picture, from one latent sample each."""

@@ -69,10 +69,12 @@ def redraw(x_NCHW: Tensor, seen_NP: Tensor, wanted_NP: Tensor) -> Tensor:
     return F.grid_sample(x_NCHW, places.to(x_NCHW.dtype), mode="bicubic", padding_mode="border", align_corners=False)
 
 
-def seen_in(x_ND: Tensor, frame_NP: Tensor, size: tuple[int, int, int]) -> Tensor:
-    """Pictures redrawn in the frame of their class, and how far their pose was from it in :data:`UNIT`, (N, D + P)."""
+def seen_in(x_ND: Tensor, frame_NP: Tensor, size: tuple[int, int, int], told_NP: Tensor | None = None) -> Tensor:
+    """Pictures redrawn in the frame of their class, and how far their pose was from it in :data:`UNIT`, (N, D + P);
+    ``told``: how far it is, where that is known."""
     limit = _of(APART, x_ND)
-    apart_NP = (poses(x_ND, size) - frame_NP).clamp(-limit, limit)
+    apart_NP = poses(x_ND, size) - frame_NP if told_NP is None else told_NP.double() * _of(UNIT, x_ND)
+    apart_NP = apart_NP.clamp(-limit, limit)
     picture_ND = redraw(x_ND.view(len(x_ND), *size), frame_NP + apart_NP, frame_NP.double()).flatten(1)
     return torch.cat([picture_ND.clamp(0, 1), (apart_NP / _of(UNIT, x_ND)).to(x_ND.dtype)], 1)
 

@@ -85,8 +85,9 @@ def test_a_new_decoder_is_the_linear_picture_in_any_size(size: tuple[int, int, i
     assert as_bytes(middle, size).shape == (5, *size)
 
 
-def test_no_picture_of_a_batch_moves_another() -> None:
-    vae = some_model((3, 8, 10))
+@pytest.mark.parametrize("posed", [False, True])
+def test_no_picture_of_a_batch_moves_another(posed: bool) -> None:
+    vae = some_model((3, 8, 10), posed=posed)
     z, label = torch.randn(6, 4, generator=torch.Generator().manual_seed(5)), torch.tensor([0, 1, 2, 0, 1, 2])
     alone = [torch.cat(vae.decode(z[i:i + 1], label[i:i + 1]), 1) for i in range(6)]
     torch.testing.assert_close(torch.cat(vae.decode(z, label), 1), torch.cat(alone), rtol=1e-5, atol=1e-5)

@@ -53,6 +53,14 @@ def test_clusters_have_shapes_of_their_own_where_there_is_much_signal() -> None:
     assert shaped == [(60_000, 3.0), (60_000, 10.0)]
 
 
+@pytest.mark.parametrize(("side", "posed"), [(8, False), (15, False), (16, True), (28, True)])
+def test_poses_are_measured_of_images_that_can_be_redrawn(side: int, posed: bool) -> None:
+    shares = ImageRule(side).draft(config(), facts(60_000).facts, 1e-5).shares
+    assert ("anchor/pose" in shares) is posed
+    assert sum(shares.values()) == pytest.approx(1.0)
+    assert "anchor/pose" not in ImageRule(side).draft(config(name="joint"), facts(60_000).facts, 1e-5).shares
+
+
 @pytest.mark.parametrize(("trainer", "says"), [
     ({"name": "decoder_only"}, "expected trainer=anchored or trainer=joint"),
     ({"name": "joint", "anchor_share": 0.5}, "measures nothing but the classes"),
