@@ -221,9 +221,10 @@ class ImageVAE(nn.Module):
         seen_NZ = torch.cat([self.project(Pixels.sample(*self.decode(z, y), generator=generator), y, z)
                              for z, y in zip(z_NZ.split(AT_ONCE), label_N.split(AT_ONCE), strict=True)])
         self.gain.copy_(((seen_NZ * z_NZ).sum(0) / seen_NZ.square().sum(0).clamp_min(1e-6)).clamp(0.2, 2.0))
-        told_Z = (z_NZ - seen_NZ * self.gain).square().mean(0)
+        slope_Z = (seen_NZ * z_NZ).sum(0) / z_NZ.square().sum(0).clamp_min(1e-6)  # of what is seen on what is true
+        noise_Z = (seen_NZ - slope_Z * z_NZ).square().mean(0).clamp_min(LEAST_STD**2)
         prior_CZ = torch.linalg.inv(self.factors).square().sum(1)
-        precision_Z = 1 / told_Z.clamp_min(LEAST_STD**2) + self.log_labels.exp() @ prior_CZ
+        precision_Z = slope_Z.square() / noise_Z + self.log_labels.exp() @ prior_CZ
         self.log_std.copy_(-0.5 * precision_Z.log())
 
     def elbo(self, x_ND: Tensor, label_N: Tensor, noise_NZ: Tensor) -> Elbo:
