@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -24,11 +23,11 @@ def pictures(rows: int = ROWS, seed: int = 0) -> dict[str, Any]:
     return {"images": images.astype(np.uint8), "labels": np.array(["across", "down"])[labels]}
 
 
-def some_model(size: tuple[int, int, int] = (1, 9, 8), seed: int = 0) -> ImageVAE:
+def some_model(size: tuple[int, int, int] = (1, 9, 8), seed: int = 0, *, posed: bool = False) -> ImageVAE:
     """Three classes, two clusters each (the last has one), four directions; the decoder is not what it started as."""
     generator = torch.Generator().manual_seed(seed)
-    vae = ImageVAE(size, classes=3, clusters=2, directions=4, axes=2, hidden=8, generator=generator)
-    pixels = math.prod(size)
+    vae = ImageVAE(size, classes=3, clusters=2, directions=4, axes=2, posed=posed, hidden=8, generator=generator)
+    pixels = vae.means.shape[1]
     vae.means.copy_(torch.rand(3, pixels, generator=generator))
     vae.basis.copy_(torch.linalg.qr(torch.randn(pixels, 4, generator=generator))[0].T)
     vae.log_labels.copy_(torch.tensor([0.5, 0.3, 0.2]).log())

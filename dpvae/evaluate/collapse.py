@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dpvae.models.images import AT_ONCE, ImageVAE, Pixels
 from dpvae.models.vae import VAE
 
 ACTIVE = 0.01
@@ -46,3 +47,20 @@ def diagnose(vae: VAE, one_way: Sequence[NDArray[np.int64]], *, generator: torch
     return {"independent_elbo": independent_elbo(one_way), "rate": float(vae.elbo(codes, noise).rate.mean()),
             "active_units": int((vae.latent(codes).var(0) > ACTIVE).sum()), "latent_dim": vae.prior.dim,
             "unit": "nats per row"}
+
+
+@torch.no_grad()
+def diagnose_images(vae: ImageVAE, *, generator: torch.Generator) -> dict[str, Any]:
+    """The same for a released model of images, from :data:`ROWS` images of its own, nats per image: independent pixels
+    are those of these images, without their class; the rate holds the class, too."""
+    rates, means, drawn, labels = [], [], [], vae.draw_labels(ROWS, generator=generator)
+    for label_N in labels.split(AT_ONCE):
+        law = vae.decode(vae.draw_latents(label_N, generator=generator), label_N)
+        x_ND = Pixels.sample(*law, generator=generator)
+        rates.append(vae.elbo(x_ND, label_N, torch.randn(len(x_ND), vae.basis.shape[0], generator=generator)).rate)
+        means.append(vae.encode(x_ND, label_N)[0])
+        drawn.append((x_ND * 255).round().to(torch.uint8).numpy())
+    tables = [np.bincount(column, minlength=256) for column in (*np.concatenate(drawn).T, labels.numpy())]
+    return {"independent_elbo": independent_elbo(tables), "rate": float(torch.cat(rates).mean()),
+            "active_units": int((torch.cat(means).var(0) > ACTIVE).sum()), "latent_dim": vae.basis.shape[0],
+            "unit": "nats per image"}

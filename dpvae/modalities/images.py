@@ -142,7 +142,7 @@ class Public:
 
     def plan(self, config: TrainConfig) -> Plan:
         """The plan that these facts lead to."""
-        return make_plan(config, self.facts, ImageRule())
+        return make_plan(config, self.facts, ImageRule(min(self.size[1:])))
 
     def schema(self, classes: tuple[str, ...]) -> dict[str, Any]:
         """``schema.json`` of a run."""
@@ -287,15 +287,21 @@ class ImageResult:
     sd: float
 
     def publish(self, public: Path, seed: int) -> None:
-        """Model, schema, the noisy counts of the classes, and pictures that the model draws."""
+        """Model, schema, the noisy counts of the classes, diagnostics, and pictures that the model draws."""
+        import torch
+
+        from dpvae.evaluate.collapse import diagnose_images
         from dpvae.release.images import save_images
         from dpvae.report.gallery import gallery
+        from dpvae.rng import seed_of
         from dpvae.train.checkpoint import write_json
 
         save_images(self.vae, public)
         write_json(public / "schema.json", dict(self.schema))
         write_json(public / "reference.json", {
             "label": {"labels": list(self.classes), "noisy": self.counts.tolist(), "sd": self.sd}})
+        generator = torch.Generator().manual_seed(seed_of(seed, "report"))
+        write_json(public / "diagnostics.json", diagnose_images(self.vae, generator=generator))
         write_json(public / "preview.json", {"gallery": gallery(self.vae, self.classes, seed=seed)})
 
 

@@ -5,10 +5,14 @@
     x | z, y ~ one logistic law per pixel, cut to 256 steps; its middle and its width come from a small convolutional
                network that sees the linear picture  mean_y + z B  (B: released directions) and the mean picture of y
 
-The encoder is linear in x and made of released numbers, so inference is free: q(z | x, y) is normal around
+Where the model is posed, the linear picture is one in the frame of its class, its pose beside it, and is redrawn in
+that pose before the network sees it (:mod:`dpvae.models.pose`).
+
+The encoder is linear in x (redrawn) and made of released numbers, so inference is free: q(z | x, y) is normal around
 ``B (x - mean_y)`` times a gain, which is fitted to the decoder's own pictures (sleep phase).
 
-Shapes: N images, C classes, K clusters of a class, Z directions, D = channels x height x width pixels in [0, 1].
+Shapes: N images, C classes, K clusters of a class, Z directions, D = channels x height x width pixels in [0, 1], E = D,
+or D + P where the model is posed.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dpvae.models.elbo import Elbo
+from dpvae.models.pose import POSE, drawn_from, seen_in
 
 LOG_SCALE = (-5.5, -0.5)  # of a pixel's logistic law, in units of the whole range
 START = -2.5
@@ -97,11 +102,13 @@ class ImageVAE(nn.Module):
     Args:
         size: (channels, height, width).
         classes, clusters, directions, axes: C, K, Z, F.
+        posed: whether pictures have a frame for each class, and poses of their own.
         hidden: channels of the decoder's hidden layers.
     """
 
-    means: Tensor  # (C, D)
-    basis: Tensor  # (Z, D), orthonormal rows
+    means: Tensor  # (C, E)
+    basis: Tensor  # (Z, E), orthonormal rows
+    frames: Tensor  # (C, P), or (C, 0) where the model is not posed
     log_labels: Tensor  # (C,)
     log_weights: Tensor  # (C, K); -inf where a class has fewer clusters
     centres: Tensor  # (C, K, Z)
@@ -111,14 +118,15 @@ class ImageVAE(nn.Module):
     log_std: Tensor  # (Z,) of the encoder
 
     def __init__(self, size: tuple[int, int, int], *, classes: int, clusters: int, directions: int, hidden: int,
-                 axes: int = 1, generator: torch.Generator) -> None:
+                 axes: int = 1, posed: bool = False, generator: torch.Generator) -> None:
         super().__init__()
-        self.size = (size[0], size[1], size[2])
+        self.size, self.posed = (size[0], size[1], size[2]), posed
         self.shape: dict[str, Any] = {"size": list(size), "classes": classes, "clusters": clusters,
-                                      "directions": directions, "axes": axes, "hidden": hidden}
-        pixels = size[0] * size[1] * size[2]
+                                      "directions": directions, "axes": axes, "posed": posed, "hidden": hidden}
+        self.pixels, pose = math.prod(size), POSE * posed
         for name, value in {
-                "means": torch.zeros(classes, pixels), "basis": torch.zeros(directions, pixels),
+                "means": torch.zeros(classes, self.pixels + pose),
+                "basis": torch.zeros(directions, self.pixels + pose), "frames": torch.zeros(classes, pose),
                 "log_labels": torch.zeros(classes), "log_weights": torch.zeros(classes, clusters),
                 "centres": torch.zeros(classes, clusters, directions),
                 "factors": torch.eye(directions).repeat(classes, 1, 1),
@@ -163,13 +171,17 @@ class ImageVAE(nn.Module):
 
     # -- the decoder -------------------------------------------------------------------------------------------------
 
-    def linear(self, z_NZ: Tensor, label_N: Tensor) -> Tensor:
-        """The linear picture, (N, D)."""
-        return self.means[label_N] + z_NZ @ self.basis
+    def linear(self, z_NZ: Tensor, label_N: Tensor) -> list[Tensor]:
+        """The linear picture and the mean picture of its class, both in the pose of this one, (N, D) each."""
+        mean_NE = self.means[label_N]
+        linear_NE = mean_NE + z_NZ @ self.basis
+        if not self.posed:
+            return [linear_NE, mean_NE]
+        return drawn_from(linear_NE, self.frames[label_N], self.size, mean_NE[:, :self.pixels])
 
     def decode(self, z_NZ: Tensor, label_N: Tensor) -> tuple[Tensor, Tensor]:
         """Middle and log scale of every pixel's law, (N, D) each."""
-        return self.decoder(self.linear(z_NZ, label_N), self.means[label_N])
+        return self.decoder(*self.linear(z_NZ, label_N))
 
     @torch.no_grad()
     def sample(self, label_N: Tensor, *, generator: torch.Generator) -> Tensor:
@@ -182,9 +194,14 @@ class ImageVAE(nn.Module):
 
     # -- the encoder -------------------------------------------------------------------------------------------------
 
-    def project(self, x_ND: Tensor, label_N: Tensor) -> Tensor:
-        """Where a picture lies in the released directions, (N, Z): a function of it and of what is released."""
-        return (x_ND - self.means[label_N]) @ self.basis.T
+    def project(self, x_ND: Tensor, label_N: Tensor, drawn_from_NZ: Tensor | None = None) -> Tensor:
+        """Where a picture lies in the released directions, (N, Z): a function of it and of what is released.
+        ``drawn_from``: the latents of a picture of the model, which tell its pose."""
+        x_NE = x_ND
+        if self.posed:
+            told_NP = None if drawn_from_NZ is None else (drawn_from_NZ @ self.basis)[:, self.pixels:]
+            x_NE = seen_in(x_ND, self.frames[label_N], self.size, told_NP)
+        return (x_NE - self.means[label_N]) @ self.basis.T
 
     def encode(self, x_ND: Tensor, label_N: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log standard deviation of q(z | x, y), (N, Z) each."""
@@ -193,13 +210,22 @@ class ImageVAE(nn.Module):
 
     @torch.no_grad()
     def dream(self, count: int, *, generator: torch.Generator) -> None:
-        """Fit gain and spread of the encoder to the decoder's own pictures, by least squares: free."""
+        """Fit gain and spread of the encoder to the decoder's own pictures, by least squares: free. Their poses are
+        told: measured on pixels that were drawn one by one they would be noisier than those of any real picture.
+
+        The spread is the best of a q whose latents are independent: one over the posterior's precision, that of the
+        picture and that of the prior together (Bishop 2006, section 10.1.2).
+        """
         label_N = self.draw_labels(count, generator=generator)
         z_NZ = self.draw_latents(label_N, generator=generator)
-        seen_NZ = torch.cat([self.project(Pixels.sample(*self.decode(z, y), generator=generator), y)
+        seen_NZ = torch.cat([self.project(Pixels.sample(*self.decode(z, y), generator=generator), y, z)
                              for z, y in zip(z_NZ.split(AT_ONCE), label_N.split(AT_ONCE), strict=True)])
         self.gain.copy_(((seen_NZ * z_NZ).sum(0) / seen_NZ.square().sum(0).clamp_min(1e-6)).clamp(0.2, 2.0))
-        self.log_std.copy_((z_NZ - seen_NZ * self.gain).square().mean(0).sqrt().clamp_min(LEAST_STD).log())
+        slope_Z = (seen_NZ * z_NZ).sum(0) / z_NZ.square().sum(0).clamp_min(1e-6)  # of what is seen on what is true
+        noise_Z = (seen_NZ - slope_Z * z_NZ).square().mean(0).clamp_min(LEAST_STD**2)
+        prior_CZ = torch.linalg.inv(self.factors).square().sum(1)
+        precision_Z = slope_Z.square() / noise_Z + self.log_labels.exp() @ prior_CZ
+        self.log_std.copy_(-0.5 * precision_Z.log())
 
     def elbo(self, x_ND: Tensor, label_N: Tensor, noise_NZ: Tensor) -> Elbo:
         """The bound on log p(x, y), one value per picture, from one latent sample each."""

@@ -1,6 +1,7 @@
 """How a budget is split over what is measured of images: by public facts alone.
 
     labels          how many images each class has (undeclared classes: above a threshold, survey/values)
+    pose            where the images of a class lie, how large they are and how they lean; not of the smallest images
     mean-image      the sum of each class's images, in low frequencies
     second-moment   of what is left of an image without its class's mean: the directions in which images vary
     cluster-i       rounds of clustering inside each class, in those directions
@@ -14,7 +15,7 @@ Measured on MNIST and Fashion-MNIST (reports/bench/images.md).
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from dpvae.config import TrainConfig
 from dpvae.errors import ConfigError
@@ -22,6 +23,8 @@ from dpvae.privacy import plan as plans
 from dpvae.privacy.plan import Plan, PublicFacts
 
 ROUNDS = 3
+SMALLEST_POSED = 16  # pixels a side: smaller images lose by being redrawn
+POSE_SHARE = 0.015  # of the moments: five numbers a class
 LABEL_SHARE = 0.01  # of the budget, for the counts of the classes
 WEIGHTS = {"second-moment": 0.42, **{f"cluster-{i + 1}": 0.38 / ROUNDS for i in range(ROUNDS)}, "spread": 0.20}
 SHAPED = {"second-moment": 0.36, **{f"cluster-{i + 1}": 0.34 / ROUNDS for i in range(ROUNDS)}, "spread": 0.12,
@@ -36,8 +39,11 @@ LARGEST_RATE = 0.25
 NATS_PER_PIXEL = 6.0  # an image's ELBO is clipped to that much for each pixel and channel; uniform bytes take 5.55
 
 
+@dataclass(frozen=True)
 class ImageRule:
-    """See the module; ``trainer=joint`` has nothing but DP-SGD."""
+    """See the module; ``trainer=joint`` has nothing but DP-SGD. ``side``: pixels along the shorter side."""
+
+    side: int
 
     def draft(self, config: TrainConfig, facts: PublicFacts, delta: float) -> Plan:
         """The shares of squared signal."""
@@ -63,8 +69,12 @@ class ImageRule:
         if anchor:
             much = strength(facts.rows, config.privacy.epsilon)
             mean = min(max(0.13 * much**-0.35, 0.13), 0.5)
-            shares["anchor/mean-image"] = left * anchor * mean
-            shares |= {f"anchor/{name}": left * anchor * (1 - mean) * weight
+            moments = left * anchor
+            if self.side >= SMALLEST_POSED:
+                shares["anchor/pose"] = moments * POSE_SHARE
+                moments *= 1 - POSE_SHARE
+            shares["anchor/mean-image"] = moments * mean
+            shares |= {f"anchor/{name}": moments * (1 - mean) * weight
                        for name, weight in (SHAPED if much >= MANY else WEIGHTS).items()}
         shares |= {"metric/elbo": trainer.metric_share}
         if anchor < 1:

@@ -1,10 +1,12 @@
 """Noisy moments of labelled images, and the prior and linear decoder that follow from them.
 
-Everything here is five kinds of Gaussian release (:mod:`dpvae.privacy.image_plan` splits the budget), each a sum over
+Everything here is six kinds of Gaussian release (:mod:`dpvae.privacy.image_plan` splits the budget), each a sum over
 images of an outer product of two bounded vectors (:func:`~dpvae.privacy.mechanisms.noisy_products`): one image moves it
 by at most the product of the bounds. What an image adds depends on it and on earlier releases alone: the mean of its
-class, the released directions, the centre nearest to it.
+class, the released directions, the centre nearest to it. Where poses are measured, an image is its pixels redrawn in
+the frame of its class, and its pose beside them, from the means on (:mod:`dpvae.models.pose`).
 
+    pose        one-hot class x (pose, in [-1, 1])                        bound  1 x sqrt(P): nothing is cut
     means       one-hot class x low frequencies of (image - 1/2)          bound  1 x sqrt(D) / 2: nothing is cut
     moments     residual x residual                                       bound  R x R
     clusters    one-hot (class, nearest centre) x (coordinates, R / 2)    bound  1 x R sqrt(5) / 2
@@ -13,7 +15,8 @@ class, the released directions, the centre nearest to it.
 
 The white rest is what an image adds to its centre, along the first F principal axes of its class's spread and in units
 of it. How many directions, clusters and axes are kept follows from what was released and its known noise. Afterwards
-the data is not looked at again. Shapes: n images, C classes, K clusters, Z directions, F axes, Q frequencies, D pixels.
+the data is not looked at again. Shapes: n images, C classes, K clusters, Z directions, F axes, Q frequencies, D pixels,
+P numbers of a pose, or none.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ import torch
 from numpy.typing import NDArray
 
 from dpvae.models.images import ImageVAE
+from dpvae.models.pose import MIDDLE, POSE, REACH, poses, seen_in
 from dpvae.privacy.events import Gaussian
 from dpvae.privacy.image_plan import ROUNDS, frequencies
 from dpvae.privacy.mechanisms import noisy_products
@@ -42,22 +46,37 @@ TAIL = 1.5  # squared norm of a white rest, in units of its expectation: longer 
 AXES_NOISE, MOST_AXES = 0.35, 40  # noise of a cluster's shape that is borne for one axis more
 LEAST_SHAPE = 0.05
 CELLS = 2**22  # numbers of a block of vectors: bounds memory
+AT_ONCE = 2048  # images that are redrawn together
 
 
 @dataclass(frozen=True)
 class Images:
-    """Private images: ``pixels`` uint8 (n, D) and class numbers ``labels`` (n,)."""
+    """Private images: ``pixels`` uint8 (n, D), class numbers ``labels`` (n,), and numbers ``beside`` them (n, P)."""
 
     pixels: NDArray[np.uint8]
     labels: NDArray[np.int64]
+    beside: Array | None = None
 
     def blocks(self, width: int = 0) -> Iterator[tuple[Array, NDArray[np.int64]]]:
-        """(pixels in [0, 1], labels) in parts; one empty part where there is no image. ``width`` is that of the longest
-        vector that is made of an image."""
+        """(pixels in [0, 1] and what is beside them, labels) in parts; one empty part where there is no image.
+        ``width`` is that of the longest vector that is made of an image."""
         at_once = max(CELLS // max(width, self.pixels.shape[1], 1024), 1)
-        for start in range(0, max(len(self.pixels), 1), at_once):
-            part = slice(start, start + at_once)
-            yield self.pixels[part].astype(np.float64) / 255, self.labels[part]
+        for part in _parts(max(len(self.pixels), 1), at_once):
+            pixels = self.pixels[part].astype(np.float64) / 255
+            yield pixels if self.beside is None else np.hstack([pixels, self.beside[part]]), self.labels[part]
+
+    def redrawn(self, frames: Array, size: tuple[int, int, int]) -> Images:
+        """The images in the frames (C, P) of their classes, each by itself."""
+        pixels, beside = np.empty_like(self.pixels), np.empty((len(self.pixels), POSE))
+        for part in _parts(len(pixels), AT_ONCE):
+            x_NE = seen_in(torch.as_tensor(self.pixels[part] / np.float32(255)),
+                           torch.as_tensor(frames[self.labels[part]]), size).numpy()
+            pixels[part], beside[part] = np.rint(x_NE[:, :-POSE] * 255), x_NE[:, -POSE:]
+        return Images(pixels, self.labels, beside)
+
+
+def _parts(rows: int, at_once: int) -> Iterator[slice]:
+    return (slice(start, start + at_once) for start in range(0, rows, at_once))
 
 
 def cosines(size: tuple[int, int, int], kept: tuple[int, int]) -> Array:
@@ -76,8 +95,9 @@ def cosines(size: tuple[int, int, int], kept: tuple[int, int]) -> Array:
 class Released:
     """All that was learned, as it may be published."""
 
-    means: Array  # (C, D)
-    basis: Array  # (Z, D)
+    frames: Array  # (C, P)
+    means: Array  # (C, D + P)
+    basis: Array  # (Z, D + P)
     weights: Array  # (C, K)
     centres: Array  # (C, K, Z)
     factors: Array  # (C, Z, Z): principal axes of a class's spread as columns, longest first
@@ -87,10 +107,11 @@ class Released:
         """The VAE that these moments are, with a decoder that has learned nothing yet."""
         classes, clusters, directions = self.centres.shape
         vae = ImageVAE(size, classes=classes, clusters=clusters, directions=directions, axes=self.shapes.shape[2],
-                       hidden=hidden, generator=generator)
+                       posed=self.frames.shape[1] > 0, hidden=hidden, generator=generator)
         with np.errstate(divide="ignore"):
             log_weights = np.log(self.weights)
-        for name, value in {"means": self.means, "basis": self.basis, "log_labels": np.log(counts / counts.sum()),
+        for name, value in {"frames": self.frames, "means": self.means, "basis": self.basis,
+                            "log_labels": np.log(counts / counts.sum()),
                             "log_weights": log_weights, "centres": self.centres,
                             "factors": self.factors, "shapes": self.shapes}.items():
             getattr(vae, name).copy_(torch.as_tensor(value))
@@ -106,6 +127,9 @@ def measure(images: Images, counts: Array, size: tuple[int, int, int], *, noise:
     the clusters of a class.
     """
     work = _Measure(images, counts, size, dict(noise), epsilon, key, rng, most)
+    frames = np.zeros((len(counts), 0))
+    if "pose" in noise:
+        frames = work.frames()
     means = work.means()
     basis, variances = work.directions(means)
     weights, centres = work.clusters(means, basis, variances)
@@ -113,7 +137,7 @@ def measure(images: Images, counts: Array, size: tuple[int, int, int], *, noise:
     shapes = np.ones((*weights.shape, 1, 1))
     if "shape" in noise:
         shapes = work.shapes(means, basis, weights, centres, factors)
-    return Released(means, basis, weights, centres, factors, shapes), tuple(work.events)
+    return Released(frames, means, basis, weights, centres, factors, shapes), tuple(work.events)
 
 
 class _Measure:
@@ -123,12 +147,12 @@ class _Measure:
                  epsilon: float, key: SecretKey, rng: np.random.Generator, most: tuple[int, int]) -> None:
         self.most_directions, self.most_clusters = most
         self.images, self.counts, self.noise, self.key, self.rng = images, counts, noise, key, rng
-        self.rows = float(counts.sum())
-        self.pixels = size[0] * size[1] * size[2]
+        self.rows, self.size = float(counts.sum()), size
+        self.pixels = math.prod(size)
         self.radius = RADIUS * math.sqrt(self.pixels)
         finest = math.isqrt(MOST_FREQUENCIES // size[0])
         height, width = (min(frequencies(side, self.rows, epsilon), finest) for side in size[1:])
-        self.cosines = cosines(size, (height, width))
+        self.cosines = self.low = cosines(size, (height, width))  # low: of all that an image is
         self.events: list[Gaussian] = []
 
     def _release(self, name: str, blocks: Iterator[tuple[Array, Array]], left: float,
@@ -140,24 +164,44 @@ class _Measure:
         self.events.append(event)
         return total, sd
 
-    def means(self) -> Array:
-        """The mean image of each class, (C, D), in low frequencies: classes are drawn together where noise is all that
-        tells them apart (James and Stein 1961, frequency by frequency)."""
+    def _per_class(self, name: str, vectors: Iterator[tuple[Array, NDArray[np.int64]]], norm: float) -> Array:
+        """Noisy means by class of vectors of bounded norm, (C, V): classes are drawn together where noise is all that
+        tells them apart (James and Stein 1961, number by number)."""
         classes = len(self.counts)
-        total, sd = self._release("mean-image", ((_one_hot(labels, classes), (x - 0.5) @ self.cosines.T)
-                                                 for x, labels in self.images.blocks(classes)),
-                                  1.0, math.sqrt(self.pixels) / 2)
+        total, sd = self._release(name, ((_one_hot(labels, classes), v) for v, labels in vectors), 1.0, norm)
         own = total / self.counts[:, None]
         together = total.sum(0) / self.rows
         apart = own - together
         doubt = np.mean((sd / self.counts) ** 2)
         kept = np.maximum(1 - doubt / np.maximum(np.mean(apart**2, axis=0), 1e-12), 0.0)
-        middle = np.zeros_like(together) + 0.5 * self.cosines.sum(1)  # of the gray image that was taken away
-        return np.clip((together + kept * apart + middle) @ self.cosines, 0.0, 1.0)
+        return np.asarray(together + kept * apart)
+
+    def frames(self) -> Array:
+        """The mean pose of each class, (C, P); from here on images are what they look like in these frames."""
+        middle, reach = np.array(MIDDLE), np.array(REACH)
+
+        def vectors() -> Iterator[tuple[Array, NDArray[np.int64]]]:
+            for x, labels in self.images.blocks():
+                yield (poses(torch.as_tensor(x), self.size).numpy() - middle) / reach, labels
+
+        frames = middle + reach * np.clip(self._per_class("pose", vectors(), math.sqrt(POSE)), -1, 1)
+        self.images = self.images.redrawn(frames, self.size)
+        self.low = np.block([[self.cosines, np.zeros((len(self.cosines), POSE))],
+                             [np.zeros((POSE, self.pixels)), np.eye(POSE)]])
+        return frames
+
+    def means(self) -> Array:
+        """The mean image of each class in low frequencies, and no pose beside it, (C, D + P)."""
+        classes = len(self.counts)
+        found = self._per_class("mean-image", (((x[:, :self.pixels] - 0.5) @ self.cosines.T, labels)
+                                               for x, labels in self.images.blocks(classes)),
+                                math.sqrt(self.pixels) / 2)
+        pixels = np.clip((found + 0.5 * self.cosines.sum(1)) @ self.cosines, 0.0, 1.0)  # with the gray again
+        return np.hstack([pixels, np.zeros((classes, self.low.shape[1] - self.pixels))])
 
     def _residuals(self, means: Array) -> Iterator[Array]:
         for x, labels in self.images.blocks():
-            yield (x - means[labels]) @ self.cosines.T
+            yield (x - means[labels]) @ self.low.T
 
     def directions(self, means: Array) -> tuple[Array, Array]:
         """Orthonormal directions (Z, D) in which images vary more than the noise does, and their variances (Z,)."""
@@ -167,7 +211,7 @@ class _Measure:
         edge = math.sqrt(2 * len(total)) * sd  # of the spectrum of the noise alone: 2 sqrt(Q) sd / sqrt(2)
         kept = int(np.clip((values > edge).sum(), min(2, self.most_directions), self.most_directions))
         clean = np.maximum(values[:kept] - edge**2 / 4 / np.maximum(values[:kept], edge), 0.1 * edge)
-        return vectors[:, :kept].T @ self.cosines, clean / self.rows
+        return vectors[:, :kept].T @ self.low, clean / self.rows
 
     def clusters(self, means: Array, basis: Array, variances: Array) -> tuple[Array, Array]:
         """Rounds of clustering inside each class: weights (C, K) and centres (C, K, Z)."""

@@ -98,7 +98,7 @@ def pairs(vae: ImageVAE) -> Loss:
             mean_BZ, log_std_BZ = vae.encode(x_BD, label_B)
             z_NZ = (mean_BZ[:, None] + log_std_BZ.exp()[:, None] * noise_BKZ).flatten(0, 1)
             label_N = label_B.repeat_interleave(samples)
-            linear_ND, mean_ND = vae.linear(z_NZ, label_N), vae.means[label_N]
+            linear_ND, mean_ND = vae.linear(z_NZ, label_N)
             x_ND = x_BD.repeat_interleave(samples, 0)
         log_N = Pixels.log_prob(x_ND, *module(linear_ND, mean_ND))
         return -log_N.view(len(x_BD), samples).mean(1) / x_BD.shape[1]
@@ -123,7 +123,7 @@ def random_images(vae: ImageVAE) -> Example:
     """Images of random pixels and classes: for checks that must not look at a private one."""
 
     def draw(count: int, generator: torch.Generator) -> Tensor:
-        pixels = torch.randint(0, 256, (count, vae.basis.shape[1]), generator=generator)
+        pixels = torch.randint(0, 256, (count, vae.pixels), generator=generator)
         labels = torch.randint(0, len(vae.means), (count, 1), generator=generator)
         return torch.cat([pixels, labels], 1).to(torch.uint8)
 

@@ -85,8 +85,9 @@ def test_a_new_decoder_is_the_linear_picture_in_any_size(size: tuple[int, int, i
     assert as_bytes(middle, size).shape == (5, *size)
 
 
-def test_no_picture_of_a_batch_moves_another() -> None:
-    vae = some_model((3, 8, 10))
+@pytest.mark.parametrize("posed", [False, True])
+def test_no_picture_of_a_batch_moves_another(posed: bool) -> None:
+    vae = some_model((3, 8, 10), posed=posed)
     z, label = torch.randn(6, 4, generator=torch.Generator().manual_seed(5)), torch.tensor([0, 1, 2, 0, 1, 2])
     alone = [torch.cat(vae.decode(z[i:i + 1], label[i:i + 1]), 1) for i in range(6)]
     torch.testing.assert_close(torch.cat(vae.decode(z, label), 1), torch.cat(alone), rtol=1e-5, atol=1e-5)
@@ -106,6 +107,27 @@ def test_dreaming_makes_the_encoder_undo_what_the_decoder_does() -> None:
     vae.dream(2000, generator=torch.Generator().manual_seed(6))
     assert (vae.log_std != before).all()
     assert float(vae.gain.min()) >= 0.2
+
+
+def test_the_encoder_is_as_sure_as_picture_and_prior_together() -> None:
+    """Closed form: linear pictures under a wide prior leave the noise of a pixel (the basis is orthonormal); a narrow
+    prior leaves its own spread."""
+    vae, generator = some_model((1, 8, 8)), torch.Generator()
+    vae.shapes.copy_(torch.eye(2).expand_as(vae.shapes))
+    vae.means.fill_(0.5)
+    vae.centres.zero_()
+
+    def linear(z: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        middle = vae.linear(z, label)[0]
+        return middle, torch.full_like(middle, math.log(0.02))
+
+    vae.decode = linear  # type: ignore[method-assign]
+    noise = 0.02 * math.pi / math.sqrt(3)  # of a logistic law
+    for wide in (0.3, 0.01):
+        vae.factors.copy_(wide * torch.eye(4).expand_as(vae.factors))
+        vae.dream(4000, generator=generator.manual_seed(6))
+        wanted = (1 / noise**2 + 1 / wide**2) ** -0.5
+        torch.testing.assert_close(vae.log_std.exp(), torch.full((4,), wanted), rtol=0.15, atol=0)
 
 
 @torch.no_grad()

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from small_runs import ScriptedKey, silent
 
+from dpvae.models.pose import poses
 from dpvae.privacy.image_plan import ROUNDS
 from dpvae.rng import stream
 from dpvae.train import image_anchors
@@ -17,6 +19,8 @@ from dpvae.train.image_anchors import Images, cosines, measure
 SIZE, CLASSES = (1, 8, 8), 3
 NOISE = {"mean-image": 2.0, "second-moment": 3.0, **{f"cluster-{i + 1}": 4.0 for i in range(ROUNDS)}, "spread": 5.0,
          "shape": 6.0}
+POSED = {"pose": 1.0} | NOISE
+BOTH = pytest.mark.parametrize("noise", [NOISE, POSED], ids=["as they are", "posed"])
 
 
 def some_images(rows: int, seed: int = 0) -> Images:
@@ -34,7 +38,8 @@ def measured(images: Images, key: Any, noise: dict[str, float] = NOISE, epsilon:
     return measure(images, counts, SIZE, noise=noise, epsilon=epsilon, key=key, rng=stream(0, "test"))
 
 
-def sums_of(images: Images, monkeypatch: pytest.MonkeyPatch, releases: list[Any] | None = None) -> list[Any]:
+def sums_of(images: Images, monkeypatch: pytest.MonkeyPatch, releases: list[Any] | None = None,
+            noise: dict[str, float] = NOISE) -> list[Any]:
     """What each release adds up before its noise, with its bound; later releases see ``releases`` instead of it."""
     found: list[Any] = []
 
@@ -46,7 +51,7 @@ def sums_of(images: Images, monkeypatch: pytest.MonkeyPatch, releases: list[Any]
         return shown, 1e-3, image_anchors.Gaussian(phase, what, noise_multiplier)
 
     monkeypatch.setattr(image_anchors, "noisy_products", record)
-    measured(images, ScriptedKey())
+    measured(images, ScriptedKey(), noise)
     return found
 
 
@@ -66,23 +71,25 @@ PEOPLE = {"black": np.zeros(64, np.uint8), "white": np.full(64, 255, np.uint8),
           "checkers": np.where(np.indices((8, 8)).sum(0).ravel() % 2, 255, 0).astype(np.uint8)}
 
 
+@BOTH
 @pytest.mark.parametrize("label", range(CLASSES))
 @pytest.mark.parametrize("pixels", PEOPLE.values(), ids=PEOPLE)
-def test_one_image_moves_no_sum_by_more_than_its_bound(pixels: np.ndarray, label: int,
+def test_one_image_moves_no_sum_by_more_than_its_bound(pixels: np.ndarray, label: int, noise: dict[str, float],
                                                        monkeypatch: pytest.MonkeyPatch) -> None:
     images = some_images(120)
-    without = sums_of(images, monkeypatch)
-    with_one = sums_of(joined(images, pixels, label), monkeypatch, releases=without)
-    assert len(without) == len(NOISE)
+    without = sums_of(images, monkeypatch, noise=noise)
+    with_one = sums_of(joined(images, pixels, label), monkeypatch, releases=without, noise=noise)
+    assert len(without) == len(noise)
     for (before, bound), (after, same) in zip(without, with_one, strict=True):
         assert same == bound
         assert np.linalg.norm(after - before) <= bound * (1 + 1e-9)
 
 
-def test_the_bounds_are_tight_for_some_image(monkeypatch: pytest.MonkeyPatch) -> None:
+@BOTH
+def test_the_bounds_are_tight_for_some_image(noise: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
     images = some_images(120)
-    without = sums_of(images, monkeypatch)
-    joining = [sums_of(joined(images, pixels, 1), monkeypatch, releases=without) for pixels in PEOPLE.values()]
+    without = sums_of(images, monkeypatch, noise=noise)
+    joining = [sums_of(joined(images, pixels, 1), monkeypatch, without, noise) for pixels in PEOPLE.values()]
     moved = [max(np.linalg.norm(sums[i][0] - before) / bound for sums in joining)
              for i, (before, bound) in enumerate(without)]
     assert min(moved) > 0.4, "noise for a bound that nobody reaches is wasted"
@@ -104,6 +111,24 @@ def rescaled(placed: Any) -> Any:
     return scaled
 
 
+def in_frames_of_all(redrawn: Any) -> Any:
+    """A mutant: how far a pose is from its frame, in units of the private spread of poses, which every image moves."""
+    def scaled(self: Images, frames: np.ndarray, size: tuple[int, int, int]) -> Images:
+        found = redrawn(self, frames, size)
+        return Images(found.pixels, found.labels, found.beside / found.beside.std(0))
+
+    return scaled
+
+
+def test_poses_in_units_of_everybodys_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Images, "redrawn", in_frames_of_all(Images.redrawn))
+    images = some_images(2000)
+    without = sums_of(images, monkeypatch, noise=POSED)
+    moved = [np.linalg.norm(sums_of(joined(images, pixels, 1), monkeypatch, without, POSED)[2][0] - without[2][0])
+             for pixels in PEOPLE.values()]
+    assert max(moved) > 1.2 * without[2][1]
+
+
 @pytest.mark.parametrize(("broken", "release"), [("_residuals", 1), ("_placed", 2), ("_placed", 6)])
 def test_a_measurement_that_lets_one_image_count_for_more_is_caught(broken: str, release: int,
                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,11 +140,12 @@ def test_a_measurement_that_lets_one_image_count_for_more_is_caught(broken: str,
     assert max(moved) > 1.2 * without[release][1]
 
 
-def test_what_is_drawn_is_one_event_for_each_noise_in_order() -> None:
+@BOTH
+def test_what_is_drawn_is_one_event_for_each_noise_in_order(noise: dict[str, float]) -> None:
     key = ScriptedKey()
-    _, events = measured(some_images(120), key)
-    assert [(e.what, e.noise_multiplier) for e in events] == [(f"noisy {n} tables", nm) for n, nm in NOISE.items()]
-    assert [draw.names for draw in key.draws] == [("anchor", name) for name in NOISE]
+    _, events = measured(some_images(120), key, noise)
+    assert [(e.what, e.noise_multiplier) for e in events] == [(f"noisy {n} tables", nm) for n, nm in noise.items()]
+    assert [draw.names for draw in key.draws] == [("anchor", name) for name in noise]
 
 
 def test_without_noise_means_directions_and_spread_are_those_of_the_images() -> None:
@@ -171,9 +197,41 @@ def test_where_no_shape_is_measured_a_cluster_has_that_of_its_class() -> None:
     np.testing.assert_array_equal(released.shapes, np.ones((*released.weights.shape, 1, 1)))
 
 
-def test_an_empty_set_is_measured_like_any_other() -> None:
-    released, events = measured(Images(np.zeros((0, 64), np.uint8), np.zeros(0, np.int64)), ScriptedKey())
-    assert len(events) == len(NOISE)
+def spots(rows: int, side: int = 18) -> Images:
+    """Spots whose place and size are their own, wider and further to the right by class."""
+    rng = np.random.default_rng(6)
+    labels, at = rng.integers(0, CLASSES, rows), np.arange(side) - (side - 1) / 2
+    across, down, size = (2 * rng.normal(size=rows) * scale for scale in (0.8, 0.8, 0.1))
+    across += labels - 1
+    right, below = at[None, None] - across[:, None, None], at[:, None] - down[:, None, None]
+    wide, tall = np.exp(size)[:, None, None] * (1.5 + labels[:, None, None] / 2), np.exp(size)[:, None, None] * 2
+    mass = np.exp(-0.5 * ((right / wide) ** 2 + (below / tall) ** 2))
+    return Images(np.rint(255 * mass).astype(np.uint8).reshape(rows, -1), labels)
+
+
+def test_in_the_frame_of_its_class_a_spot_is_its_pose_and_the_model_draws_spots_of_all_poses() -> None:
+    images, size = spots(3000), (1, 18, 18)
+    counts = np.bincount(images.labels).astype(float)
+    quiet = {"noise": dict.fromkeys(POSED, 1e-6), "epsilon": 20.0, "rng": stream(0, "test")}
+    plain, posed = (measure(images, counts, size, key=ScriptedKey(normal=silent), **(quiet | {"noise": noise}))[0]
+                    for noise in (dict.fromkeys(NOISE, 1e-6), quiet["noise"]))
+    seen = images.redrawn(posed.frames, size)
+    apart = [np.square(x / 255 - released.means[images.labels, :324]).sum(1).mean()
+             for x, released in ((images.pixels, plain), (seen.pixels, posed))]
+    assert apart[1] < 0.1 * apart[0], "redrawn in one frame, spots of a class are one spot"
+    model = posed.model(counts, size, 4, torch.Generator().manual_seed(0))
+    label = torch.zeros(2000, dtype=torch.long)
+    drawn = model.sample(label, generator=torch.Generator().manual_seed(1)).flatten(1) / 255
+    wanted, found = (poses(torch.as_tensor(x), size) for x in (images.pixels[images.labels == 0] / 255, drawn))
+    torch.testing.assert_close(found.mean(0), wanted.mean(0), atol=0.05, rtol=0)
+    torch.testing.assert_close(found.std(0), wanted.std(0), atol=0.05, rtol=0)
+
+
+@BOTH
+def test_an_empty_set_is_measured_like_any_other(noise: dict[str, float]) -> None:
+    nobody = Images(np.zeros((0, 64), np.uint8), np.zeros(0, np.int64))
+    released, events = measured(nobody, ScriptedKey(), noise)
+    assert len(events) == len(noise)
     assert np.isfinite(released.factors).all()
     assert np.isfinite(released.shapes).all()
 

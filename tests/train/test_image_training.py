@@ -23,7 +23,7 @@ from dpvae.train.dpsgd import PrivateSteps
 from dpvae.train.images import pairs, random_images
 
 RELEASED = ("model.safetensors", "model.json", "events.jsonl", "metrics.jsonl", "schema.json", "reference.json",
-            "plan.json", "preview.json")
+            "plan.json", "preview.json", "diagnostics.json")
 
 
 def config_of(folder: Path, **changes: Any) -> TrainConfig:
@@ -78,6 +78,21 @@ def test_one_image_more_changes_no_step_no_size_and_no_event(tmp_path: Path, mon
     adaptive = ("cluster", "spread", "shape")
     assert [d for d in one if not str(d[0][1]).startswith(adaptive)] == [
         d for d in other if not str(d[0][1]).startswith(adaptive)]
+
+
+def test_images_of_sixteen_pixels_have_poses_and_are_diagnosed_from_images_of_the_model(tmp_path: Path) -> None:
+    table = pictures()
+    table["images"] = table["images"].repeat(2, 1).repeat(2, 2)
+    run = api.train(config_of(tmp_path), table)
+    assert "noisy pose tables" in [event.what for event in run.plan.events() if event.phase == "anchor"]
+    public = tmp_path / "run" / "public"
+    assert json.loads((public / "model.json").read_text())["posed"]
+    found = json.loads((public / "diagnostics.json").read_text())
+    assert found["unit"] == "nats per image"
+    assert 0 < found["active_units"] <= found["latent_dim"]
+    assert -256 * np.log(256) - np.log(2) <= found["independent_elbo"] < 0
+    drawn = modality.made_up(public, 10, seed=1)
+    assert drawn["images"].shape == (10, 16, 16)
 
 
 def test_an_empty_class_and_a_set_with_nobody_in_it_train_like_any_other(tmp_path: Path) -> None:
