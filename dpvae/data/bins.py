@@ -52,8 +52,8 @@ def coarsened(cells: np.ndarray) -> list[np.ndarray]:
 def denoise(noisy: Sequence[np.ndarray], sd: float, total: float, reach: int | None = None) -> np.ndarray:
     """The histogram behind the tables that :func:`coarsened` made and noise of ``sd`` per cell came upon.
 
-    Non-negative, shape of ``noisy[0]``, summing to ``total``, which is known better than any sum of cells. Little evidence
-    is enough beside cells that stand out, in blocks of at most ``reach`` cells where that is given.
+    Non-negative, shape of ``noisy[0]``, summing to ``total``, which is known better than any sum of cells. Little
+    evidence is enough beside cells that stand out, in blocks of at most ``reach`` cells where that is given.
     """
     cells = len(noisy[0])
     sums, noise = _tree(noisy, sd)

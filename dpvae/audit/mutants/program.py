@@ -68,8 +68,7 @@ def bounds_from_the_rows(patch: Patch) -> None:
 def statistics_in_the_codec(patch: Patch) -> None:
     def encode(real: Callable[..., Any], self: TableCodec, table: Any, outside: str = "error") -> Any:
         found = real(self, table, outside)
-        columns = list(self.schema.columns)
-        for j, column in enumerate(columns):
+        for column in self.schema.columns:
             if column.is_numeric and column.edges:
                 edges = np.array(column.edges)
                 edges[-1] += 1e-3 * found.mean()  # of all columns: one alone may have a single bin
