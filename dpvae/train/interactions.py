@@ -35,7 +35,7 @@ from dpvae.train.contrasts import Numbers, shares
 PHASE = "interactions"
 ORDERS = (3, 4, 5)  # numbers of columns in the sets that are asked about, the target among them or not
 SETS_AT_ONCE = 256
-SEARCHED_AT_ONCE = 2**13  # records: with a thousand products of signs of each, 64 MB
+SEARCHED_AT_ONCE = 2**12  # records: with a thousand products of signs of each, 32 MB
 MOST_WORK = 8e10  # multiplications of one search: seconds
 FEWEST_RECORDS = 2000
 ROUNDING = 1e-3  # kept back of a score's sensitivity: sums of a million doubles err by less
@@ -206,7 +206,9 @@ def _sums(family: _Family, part: list[tuple[int, ...]], codes: NDArray[np.intege
 
 def _products(family: _Family, part: list[tuple[int, ...]], values: Numbers) -> Numbers:
     """Products of the columns of ``values`` (N, D) over each left set and the target, (sets, N)."""
-    left = np.stack([values[:, list(s)].prod(1) for s in part])
+    left = np.empty((len(part), len(values)))
+    for row, s in zip(left, part, strict=True):
+        values[:, list(s)].prod(1, out=row)
     return left if family.target is None else left * values[:, family.target]
 
 
