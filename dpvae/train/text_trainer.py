@@ -135,13 +135,15 @@ def decoder_only(vae: TextVAE) -> Loss:
 
 
 def random_texts(vae: TextVAE, width: int, per_unit: int) -> Example:
-    """Units of random tokens, lengths and labels: for checks that must not look at a private one."""
+    """Units of long texts of random tokens and labels: for checks that must not look at a private one, and that tell
+    records apart by what they add."""
     places = width // per_unit - 1
+    most = min(places, texts.PLACES)
 
     def draw(count: int, generator: torch.Generator) -> Tensor:
         shape = (count, per_unit)
         tokens = torch.randint(1, vae.tokens, (*shape, places), generator=generator)
-        length = torch.randint(0, min(places, texts.PLACES) + 1, (*shape, 1), generator=generator)
+        length = torch.randint(most // 2 + 1, most + 1, (*shape, 1), generator=generator)
         label = torch.randint(0, len(vae.labels), (*shape, 1), generator=generator) + 1
         return torch.cat([tokens * (torch.arange(places) < length), label], -1).flatten(1).int()
 
