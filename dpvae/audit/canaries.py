@@ -25,7 +25,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from scipy import optimize, special, stats
+from scipy import linalg, optimize, special, stats
 
 from dpvae.audit.instruments import Floats, seeded
 from dpvae.audit.verdict import Bound, Finding
@@ -37,6 +37,8 @@ from dpvae.rng import stream
 CONFIDENCE = 0.95  # of the bounds that are shown
 ALARM = 1 - 1e-6  # of those that may fail an audit: never by chance
 MOST_EPSILON = 60.0
+OWN = 0.05  # of the clip norm: the part of a record that the others do not have, without which it cannot be read off
+FEWEST = 24  # records that must have one; where there are not so many, all are kept, and what is read off is wrong
 SIMULATED = 200  # runs under the claim
 SAFETY = 5.0  # p-values against simulations are taken this much larger
 Curve = Callable[[Floats], Floats]  # probability under one table -> least probability under its neighbour
@@ -189,6 +191,7 @@ class Probe:
     decode: Floats  # (P, m)
     inverse: Floats  # (m, m): covariance of the decoded parts, per unit of noise
     clip: float
+    kept: Any  # (m,): which of the records that were offered; the others' parts follow from these
 
     @property
     def spread(self) -> Floats:
@@ -213,9 +216,12 @@ def probe(runner: Any, rows: Any, claim: Any) -> Probe:
     """One canary per batch, silent, weights still: what each of them contributes."""
     seen = runner.run(rows, seeded(1, silent=True, still=True, batch=_one_by_one), steps=len(rows), freeze=True)
     alone = np.nan_to_num(seen.total if seen.total is not None else seen.released, nan=0.0, posinf=0.0, neginf=0.0)
-    gram = alone @ alone.T
-    inverse = np.linalg.pinv(gram, rcond=1e-6, hermitian=True)
-    return Probe(alone, alone.T @ inverse, inverse, claim.clip_norm)
+    apart, order = linalg.qr(alone.T, mode="r", pivoting=True)
+    own = np.abs(np.diag(apart)) > OWN * claim.clip_norm
+    kept = np.sort(order[:len(own)][own]) if own.sum() >= FEWEST else np.arange(len(rows))
+    alone = alone[kept]
+    inverse = np.linalg.pinv(alone @ alone.T, rcond=1e-6, hermitian=True)
+    return Probe(alone, alone.T @ inverse, inverse, claim.clip_norm, kept)
 
 
 def _one_by_one(step: int, rows: int) -> Any:

@@ -508,12 +508,12 @@ def _other_coins(one: Floats | None, two: Floats | None, where: str) -> Finding:
 
 def planted_records(runner: Runner, claim: Claim, scene: Scene) -> Stage:
     """T3 read off the sums themselves, then T4 and T7: one gradient per record, decoded by least squares."""
-    probe = planted.probe(runner, scene.canaries, claim)
-    where = scene.where
+    probe, where = planted.probe(runner, scene.canaries, claim), scene.where
+    canaries = np.asarray(scene.canaries)[probe.kept]
     steps = T3_STEPS // 2 if scene.quick else T3_STEPS
     still: dict[str, Any] = {"steps": steps, "freeze": True}
-    silent = runner.run(scene.canaries, seeded(scene.key(3), silent=True, still=True), **still)
-    other = runner.run(scene.canaries, seeded(scene.key(4), silent=True, still=True), steps=8, freeze=True)
+    silent = runner.run(canaries, seeded(scene.key(3), silent=True, still=True), **still)
+    other = runner.run(canaries, seeded(scene.key(4), silent=True, still=True), steps=8, freeze=True)
     counts, gap = probe.participation(_sums(silent))
     found = [Finding("T1", "a sum is what its records would give alone", float(gap <= 0.02), f"off by {gap:.2g}",
                      where),
@@ -521,6 +521,6 @@ def planted_records(runner: Runner, claim: Claim, scene: Scene) -> Stage:
                      f"{probe.largest:.4g} C", where)]
     found += sampling_law(counts, claim.sampling_rate, where=where)
     found.append(_other_coins(counts[:8], probe.participation(_sums(other))[0], where))
-    more, bounds = planted.attack(runner, claim, probe, scene.canaries, steps=min(claim.steps, steps), where=where,
+    more, bounds = planted.attack(runner, claim, probe, canaries, steps=min(claim.steps, steps), where=where,
                                   key=scene.key(5))
     return found + more, bounds, []

@@ -82,3 +82,21 @@ def lean(columns: Columns, links: Sequence[Link], log_KW: Tensor, masks: Mapping
             part_KC = torch.where(held_K[:, None] > -torch.inf, part_KC - held_K[:, None], part_KC)
         leaning_KW[:, columns.slice(j)] = part_KC
     return leaning_KW, log_evidence_K
+
+
+def fill(columns: Columns, links: Sequence[Link], log_BW: Tensor, codes_BD: Tensor, observed_BD: Tensor, *,
+         generator: torch.Generator) -> Tensor:
+    """Cells that are not observed, drawn given those that are, (B, D); ``log_BW`` are the laws of the rows' points."""
+    leaning_BW = log_BW.clone()
+    for link in reversed(links):
+        source, target, log_ST = columns.slice(link.source), columns.slice(link.target), link.ratio_ST.to(log_BW).log()
+        told_BS = log_ST.T[codes_BD[:, link.target]]
+        pulled_BS = (leaning_BW[:, target].exp() @ log_ST.exp().T).log()
+        free_BS = (log_BW[:, target].exp() @ log_ST.exp().T).log()
+        leaning_BW[:, source] += torch.where(observed_BD[:, link.target, None], told_BS, pulled_BS) - free_BS
+    drawn_BD = torch.where(observed_BD, codes_BD, columns.sample(leaning_BW, generator=generator))
+    for link in links:
+        logits_BT = leaning_BW[:, columns.slice(link.target)] + link.ratio_ST.to(log_BW).log()[drawn_BD[:, link.source]]
+        anew_B = Columns((columns.sizes[link.target],)).sample(logits_BT, generator=generator)[:, 0]
+        drawn_BD[:, link.target] = torch.where(observed_BD[:, link.target], codes_BD[:, link.target], anew_B)
+    return drawn_BD

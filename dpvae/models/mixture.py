@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dpvae.models.likelihood import Columns
-from dpvae.models.links import Link, follow, lean
+from dpvae.models.links import Link, fill, follow, lean
 from dpvae.models.prior import systematic
 from dpvae.models.vae import VAE
 
@@ -35,7 +35,7 @@ _CELLS = 2**21  # numbers in a (rows, points) table: bounds memory
 
 class Mixture:
     """``log_weights`` (K,) and ``log_probs`` (K, W), normalised inside each column, both in nats. What is drawn follows
-    the ``links`` (:mod:`dpvae.models.links`); densities and completions are the product's."""
+    the ``links`` (:mod:`dpvae.models.links`); densities are the product's."""
 
     def __init__(self, columns: Columns, log_weights_K: Tensor, log_probs_KW: Tensor, links: Sequence[Link] = ()
                  ) -> None:
@@ -128,8 +128,8 @@ class Mixture:
         done = []
         for s in self.chunks(codes_BD):
             k_B = _gumbel_max(self.joint(codes_BD[s], observed_BD[s]), generator=generator)
-            drawn_BD = self.columns.sample(log_KW[k_B], generator=generator)
-            done.append(torch.where(observed_BD[s], codes_BD[s].long(), drawn_BD))
+            done.append(fill(self.columns, self.links, log_KW[k_B], codes_BD[s].long(), observed_BD[s],
+                             generator=generator))
         return torch.cat(done) if done else codes_BD.long()
 
 

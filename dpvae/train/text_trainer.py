@@ -1,7 +1,8 @@
 """Training on texts: a generator written down from noisy sequences, and DP-SGD on its network where a share is left.
 
     anchored   calibrate and fit the automaton (free) -> DP-SGD on the network, the automaton and the free encoder
-               held fixed -> sleep: the encoder learns from texts that the taught decoder draws (free)
+               held fixed -> refit: each label's words back to what was measured of them (free) -> sleep: the encoder
+               learns from texts that the taught decoder draws (free)
 
 A record is a unit: one text, or all texts of one person side by side, whose gradients are one and are clipped as one.
 What a text's loss reads besides that text is released already, so no record sees another.
@@ -25,7 +26,7 @@ from dpvae.train.dpsgd import Example, Loss, PrivateSteps
 from dpvae.train.texts import Coded, trimmed
 from dpvae.train.trainer import Moment, Trainer, TrainState
 
-PHASES = ("fit", "dpsgd", "sleep")
+PHASES = ("fit", "dpsgd", "refit", "sleep")
 RATE = 0.2  # of trainer.learning_rate: the automaton is near its optimum, and most of a gradient is noise
 TOGETHER = 128  # units of a batch at once: more leave the cache
 
@@ -62,6 +63,12 @@ class TextTrainer(Trainer):
         texts.calibrate(self._model, self.shares, seed=seed)
         texts.fit(self._model, steps=steps, seed=seed, listen=lambda step, _: self.listen(Moment("fit", step, steps)))
         return Moment("fit", steps, steps, self._release_metric(state, "fit", steps, 0))
+
+    def _refit(self, state: TrainState, saved: dict[str, Any]) -> None:
+        """Post-processing: the noise of DP-SGD blurs what tells labels apart, and that was measured."""
+        if self.plan.sgd is not None:
+            texts.calibrate(self._model, self.shares, seed=self.config.run.seed, use_network=True)
+            self.listen(Moment("refit", 1, 1))
 
     def _sleep(self, state: TrainState, saved: dict[str, Any], name: str = "sleep") -> None:
         """The encoder follows a decoder that DP-SGD has moved: post-processing."""
@@ -128,13 +135,15 @@ def decoder_only(vae: TextVAE) -> Loss:
 
 
 def random_texts(vae: TextVAE, width: int, per_unit: int) -> Example:
-    """Units of random tokens, lengths and labels: for checks that must not look at a private one."""
+    """Units of long texts of random tokens and labels: for checks that must not look at a private one, and that tell
+    records apart by what they add."""
     places = width // per_unit - 1
+    most = min(places, texts.PLACES)
 
     def draw(count: int, generator: torch.Generator) -> Tensor:
         shape = (count, per_unit)
         tokens = torch.randint(1, vae.tokens, (*shape, places), generator=generator)
-        length = torch.randint(0, min(places, texts.PLACES) + 1, (*shape, 1), generator=generator)
+        length = torch.randint(most // 2 + 1, most + 1, (*shape, 1), generator=generator)
         label = torch.randint(0, len(vae.labels), (*shape, 1), generator=generator) + 1
         return torch.cat([tokens * (torch.arange(places) < length), label], -1).flatten(1).int()
 

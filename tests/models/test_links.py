@@ -93,6 +93,21 @@ def test_another_balance_of_a_follower_keeps_the_rows_of_each_of_its_codes() -> 
     assert chisquare(drawn.numpy(), (wanted * 20_000).numpy()).pvalue > 1e-4
 
 
+@pytest.mark.parametrize("seen", [{2: 1}, {1: 0}, {0: 2}, {0: 1, 2: 3}, {}])
+def test_missing_cells_of_a_point_are_drawn_by_the_law_given_those_that_are_there(seen: dict[int, int]) -> None:
+    columns = Columns(SIZES)
+    one = Mixture(columns, torch.zeros(1, dtype=torch.float64), mixture_of(()).log_probs[:1], chain())
+    rows, observed = torch.zeros(20_000, 3, dtype=torch.long), torch.zeros(20_000, 3, dtype=torch.bool)
+    held = law_of(one)
+    for j, code in seen.items():
+        rows[:, j], observed[:, j] = code, True
+        held = torch.where(ROWS[:, j] == code, held, 0)
+    drawn = counted(one.complete(rows, observed, generator=torch.Generator().manual_seed(5)))
+    assert int(drawn[held > 0].sum()) == 20_000
+    wanted = (held / held.sum() * 20_000)[held > 0]
+    assert chisquare(drawn[held > 0].numpy(), wanted.numpy()).pvalue > 1e-4
+
+
 def test_a_function_is_kept_in_every_row_of_a_saved_model(tmp_path: Path) -> None:
     vae = VAE(SIZES, latent_dim=3, hidden=4, layers=0, components=7, generator=torch.Generator().manual_seed(2))
     ratio_ST = torch.full((4, 3), 1e-9)
