@@ -111,17 +111,17 @@ def rescaled(placed: Any) -> Any:
     return scaled
 
 
-def in_frames_of_all(redrawn: Any) -> Any:
-    """A mutant: how far a pose is from its frame, in units of the private spread of poses, which every image moves."""
-    def scaled(self: Images, frames: np.ndarray, size: tuple[int, int, int]) -> Images:
+def centred_on_all(redrawn: Any) -> Any:
+    """A mutant: how far a pose is from everybody's, which every image moves, and not from a released frame."""
+    def centred(self: Images, frames: np.ndarray, size: tuple[int, int, int]) -> Images:
         found = redrawn(self, frames, size)
-        return Images(found.pixels, found.labels, found.beside / found.beside.std(0))
+        return Images(found.pixels, found.labels, found.beside - found.beside.sum(0))
 
-    return scaled
+    return centred
 
 
-def test_poses_in_units_of_everybodys_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Images, "redrawn", in_frames_of_all(Images.redrawn))
+def test_poses_that_are_seen_from_everybodys_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Images, "redrawn", centred_on_all(Images.redrawn))
     images = some_images(2000)
     without = sums_of(images, monkeypatch, noise=POSED)
     moved = [np.linalg.norm(sums_of(joined(images, pixels, 1), monkeypatch, without, POSED)[2][0] - without[2][0])
