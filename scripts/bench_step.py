@@ -10,7 +10,8 @@ GPU; a ratio is the median over rounds of (this way / plain in the same round). 
 process that takes three steps one way; not of a compiled way, where the compiler itself takes more than the step.
 
 Options: models=table,conv,transformer,gru  batch=N,N (default: each model's own)  ways=...  rounds=21  threads=1
-device=cpu|cuda  peak=true|false  out=FILE.json (a file that is there is added to)  plot=FILE.svg
+device=cpu|cuda  peak=true|false  out=FILE.json (a file that is there is added to)  plot=FILE.svg  page=FILE.md
+(models= measures nothing: plot and page of what the file holds)
 """
 
 from __future__ import annotations
@@ -170,6 +171,24 @@ def plot(results: dict[str, Any], path: Path) -> None:
     path.write_text(sheet.svg("bench", "What a private step costs", said, standalone=True) + "\n")
 
 
+def page(results: dict[str, Any], path: Path) -> None:
+    """Ratios, with the milliseconds of an ordinary step and the peak memory of both, as a table."""
+    lines = ["<!-- python scripts/bench_step.py models= out=reports/bench/step.json page=reports/bench/step.md -->",
+             "# What a private step costs", "",
+             "Time of a whole private step as a multiple of an ordinary one of the same model: medians over rounds in "
+             "which all ways take turns. The command of each row is in `step.json`.", "",
+             "| model / batch | plain, ms | " + " | ".join(way.replace("_", ", ") for way in WAYS[1:])
+             + " | rounds | peak MB, plain | peak MB, fast | device |", "|" + "---|" * (len(WAYS) + 5)]
+    for name, entry in sorted(results.items(), key=lambda item: _place(item[0])):
+        ratios = [f"{entry[way]['ratio']:.2f}" if entry.get(way) else "" for way in WAYS[1:]]
+        peaks = [entry.get("peak_mb", {}).get(way) for way in ("plain", "fast")]
+        rounds = max(entry[way]["rounds"] for way in WAYS[1:] if entry.get(way))
+        cells = [name, f"{entry['plain']:.1f}", *ratios, str(rounds),
+                 *["" if value is None else f"{value:.0f}" for value in peaks], entry["device"]]
+        lines.append("| " + " | ".join(cells) + " |")
+    path.write_text("\n".join(lines) + "\n")
+
+
 def _place(name: str) -> tuple[str, int]:
     model, _, batch = name.partition("/")
     return model, int(batch)
@@ -178,7 +197,7 @@ def _place(name: str) -> tuple[str, int]:
 def main() -> None:
     defaults = {"models": ",".join(MODELS), "batch": "", "ways": ",".join(WAYS), "rounds": "21", "threads": "1",
                 "device": "cuda" if torch.cuda.is_available() else "cpu", "peak": "false", "out": "", "plot": "",
-                "only": ""}
+                "page": "", "only": ""}
     options = defaults | dict(argument.split("=", 1) for argument in sys.argv[1:])
     if unknown := set(options) - set(defaults):
         raise SystemExit(f"{unknown.pop()}: no such option; see the head of this file")
@@ -187,7 +206,7 @@ def main() -> None:
     device, ways = torch.device(options["device"]), options["ways"].split(",")
     out = Path(options["out"]) if options["out"] else None
     results = json.loads(out.read_text()) if out is not None and out.exists() else {}
-    for name in options["models"].split(","):
+    for name in filter(None, options["models"].split(",")):
         for batch in [int(b) for b in options["batch"].split(",") if b] or MODELS[name][1]:
             if options["only"] == "peak":
                 print(peak(name, batch, ways[0], device))
@@ -206,6 +225,8 @@ def main() -> None:
                 out.write_text(json.dumps(results, indent=1) + "\n")
     if options["plot"]:
         plot(results, Path(options["plot"]))
+    if options["page"]:
+        page(results, Path(options["page"]))
 
 
 if __name__ == "__main__":

@@ -32,8 +32,8 @@ def torchrun(*command: str, cwd: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[torch.Tensor, list[int]]]]:
-    """Weights after all steps, and the sizes of their parts, of two processes: by mode, then by process."""
+def together(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
+    """What :func:`weights` gave two processes: by mode, then by process."""
     place = tmp_path_factory.mktemp("together")
     torchrun(str(HERE.parent / "parallel_steps.py"), str(place / "out"), cwd=place)
     return {mode: [torch.load(f"{place}/out.{mode}.{rank}") for rank in (0, 1)] for mode in MODES}
@@ -42,8 +42,8 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[t
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", [mode for mode in MODES if mode.partition("+")[2] not in BROKEN])
 def test_two_processes_take_the_steps_of_one_also_where_a_share_is_empty(mode: str, together: Any) -> None:
-    alone, _ = weights(mode, None)
-    both, seen = zip(*together[mode], strict=True)
+    alone, _, _ = weights(mode, None)
+    both, seen, _ = zip(*together[mode], strict=True)
     assert any(0 in step and sum(step) for step in zip(*seen, strict=True)), "one share empty, the other not"
     assert torch.equal(both[0], both[1])
     torch.testing.assert_close(both[0], alone, atol=1e-5, rtol=0)
@@ -53,8 +53,14 @@ def test_two_processes_take_the_steps_of_one_also_where_a_share_is_empty(mode: s
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", [f"sharded+{name}" for name in BROKEN])
 def test_a_piece_without_noise_or_with_it_twice_is_found_out(mode: str, together: Any) -> None:
-    alone, _ = weights("ghost", None)
+    alone, _, _ = weights("ghost", None)
     assert float((together[mode][0][0] - alone).abs().max()) > 0.01
+
+
+@pytest.mark.slow
+def test_what_two_processes_began_with_a_shared_model_one_goes_on_with(together: Any) -> None:
+    alone, _, _ = weights("ghost", None)
+    torch.testing.assert_close(weights("ghost", None, together["sharded"][1][2])[0], alone, atol=1e-5, rtol=0)
 
 
 @pytest.mark.slow
