@@ -32,7 +32,7 @@ BLOCKS = (1, 16, 256)  # cells of a table in one cell of its coarser copies
 SIGNIFICANT = 4.0  # noise sds that a bin's mass must reach
 _YEARS = np.array([f"{year}-01-01" for year in (*range(1600, 1900, 50), *range(1900, 2100), *range(2100, 2550, 50))],
                   dtype="datetime64[s]").astype(np.float64)
-_FALSE_ALARMS = 0.02  # expected number of empty blocks, of all sizes, taken for data
+_FALSE_ALARMS = 0.002  # expected number of empty blocks, of all sizes, taken for data
 _BESIDE = 2.0  # noise sds that are enough beside a block that stands out
 _SPLIT = 3.0  # noise sds by which two halves must differ to be split unevenly
 
@@ -49,14 +49,15 @@ def coarsened(cells: np.ndarray) -> list[np.ndarray]:
     return [np.add.reduceat(cells, np.arange(0, len(cells), size)) for size in blocks]
 
 
-def denoise(noisy: Sequence[np.ndarray], sd: float, total: float) -> np.ndarray:
+def denoise(noisy: Sequence[np.ndarray], sd: float, total: float, reach: int | None = None) -> np.ndarray:
     """The histogram behind the tables that :func:`coarsened` made and noise of ``sd`` per cell came upon.
 
-    Non-negative, shape of ``noisy[0]``, summing to ``total``, which is known better than any sum of cells.
+    Non-negative, shape of ``noisy[0]``, summing to ``total``, which is known better than any sum of cells. Little evidence
+    is enough beside cells that stand out, in blocks of at most ``reach`` cells where that is given.
     """
     cells = len(noisy[0])
     sums, noise = _tree(noisy, sd)
-    alive = _alive(sums, noise)
+    alive = _alive(sums, noise, reach or len(sums[-1]))
     alive[cells:] = 0.0
     counts = _halves(alive)
     mass = np.array([total])
@@ -93,7 +94,7 @@ def _tree(noisy: Sequence[np.ndarray], sd: float) -> tuple[list[np.ndarray], lis
     return sums, noise
 
 
-def _alive(sums: list[np.ndarray], noise: list[float]) -> np.ndarray:
+def _alive(sums: list[np.ndarray], noise: list[float], reach: int) -> np.ndarray:
     """1 for the cells that may hold something: in or beside a block, of any size, that stands out of the noise."""
     clear = NormalDist().inv_cdf(1 - _FALSE_ALARMS / (2 * len(sums[-1])))
     stands_out = [s > max(clear * z, 0.5) for s, z in zip(sums, noise, strict=True)]
@@ -102,7 +103,8 @@ def _alive(sums: list[np.ndarray], noise: list[float]) -> np.ndarray:
     kept = np.ones(1, dtype=bool)
     for level in range(1, len(sums)):
         inner = np.repeat(stands_out[level].reshape(-1, 2).any(axis=1), 2)  # something smaller stands out in there
-        beside = sums[level] > max(_BESIDE * noise[level], 0.5)
+        enough = _BESIDE if len(sums[-1]) >> level <= reach else clear
+        beside = sums[level] > max(enough * noise[level], 0.5)
         kept = np.repeat(kept, 2) & (~inner | stands_out[level] | beside)
     return kept.astype(np.float64)
 

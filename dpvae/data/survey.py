@@ -254,7 +254,7 @@ class _Survey:
             "bounds", [_sum(binning.count(e, axis) for axis in self._values(j))
                        for j, e in zip(asked, cells, strict=True)])
         for j, edges, counts in zip(asked, cells, noisy, strict=True):
-            mass = binning.denoise([counts], sd, self._present(j))
+            mass = binning.denoise([counts], sd, self._present(j), reach=binning.PER_OCTAVE)
             held = binning.trim(mass)
             self.scale[j] = edges[held.start:held.stop + 1], mass[held]
             lower, upper = binning.bounds(self.columns[j], edges, mass)

@@ -120,3 +120,18 @@ def test_compressing_keeps_mass_and_density(mass):
     assert weights.sum() == pytest.approx(mass.sum())
     assert {0.0, 2.0, float(len(mass))} <= set(fine)
     assert np.interp(edges, fine, np.append(0, np.cumsum(weights))) == pytest.approx(np.append(0, np.cumsum(mass)))
+
+
+def test_far_noise_is_not_a_tail():
+    """4 cells are an octave: what 2 noise sds make of half the scale would be a bound of 1e20 for values below 1000."""
+    truth = np.zeros(1290)
+    truth[650:690] = 500
+    truth[690:700] = 500 * 0.5 ** np.arange(1, 11)
+    rng, ends, tails = np.random.default_rng(0), [], []
+    for _ in range(300):
+        mass = bins.denoise([truth + 25 * rng.standard_normal(len(truth))], 25.0, truth.sum(), reach=bins.PER_OCTAVE)
+        held = bins.trim(mass)
+        ends.append(max(650 - held.start, held.stop - 700))
+        tails.append(mass[690:700].sum() / truth[690:700].sum())
+    assert np.mean(np.array(ends) > 4) <= 0.01  # 0.14 where any block beside the values may be kept for 2 sds
+    assert np.mean(tails) > 0.95

@@ -62,6 +62,7 @@ def test_a_stream_never_repeats_itself_and_always_starts_the_same() -> None:
     np.testing.assert_array_equal(FIXED.stream("noise").normal(1000), first)
 
 
+@pytest.mark.usefixtures("real_keys")
 def test_generated_keys_come_from_the_operating_system(monkeypatch: pytest.MonkeyPatch) -> None:
     assert SecretKey.generate().tag(b"x") != SecretKey.generate().tag(b"x")
     monkeypatch.setattr("os.urandom", lambda n: bytes(n))

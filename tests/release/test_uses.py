@@ -116,8 +116,9 @@ def test_a_test_database_loads(here: Path) -> None:
     assert typed("sample run=one rows=450 to=people.sql id=person") == 0
     base = sqlite3.connect(":memory:")
     base.executescript(Path("people.sql").read_text())
-    found = base.execute('SELECT count(*), count(DISTINCT person), min(age) >= 18 FROM "people"').fetchone()
-    assert found == (450, 450, 1)
+    found = base.execute('SELECT count(*), count(DISTINCT person), count(age) FROM "people"').fetchone()
+    assert found == (450, 450, 450)
+    assert base.execute('SELECT DISTINCT typeof(age) FROM "people"').fetchall() == [("integer",)]
 
 
 def test_another_balance_is_what_was_asked_for(here: Path) -> None:

@@ -72,7 +72,7 @@ def statistics_in_the_codec(patch: Patch) -> None:
         for j, column in enumerate(columns):
             if column.is_numeric and column.edges:
                 edges = np.array(column.edges)
-                edges[-1] += 1e-3 * found[:, j].mean()
+                edges[-1] += 1e-3 * found.mean()  # of all columns: one alone may have a single bin
                 object.__setattr__(column, "edges", tuple(edges.tolist()))
                 return found
         print(f"codec: mean code {found.mean():.6f}")
