@@ -34,7 +34,7 @@ from dpvae.privacy.plan import SgdPlan
 from dpvae.rng import seed_of
 from dpvae.train.checkpoint import optimiser_state, restore_optimiser
 from dpvae.train.clipping.compiled import Part, compiled, compiled_half_sums, part_of
-from dpvae.train.clipping.ghost import Ghost, quiet
+from dpvae.train.clipping.ghost import Ghost
 from dpvae.train.clipping.memory import Footprint, records_at_once
 from dpvae.train.clipping.recorder import Recorder
 from dpvae.train.clipping.recurrent import swap_recurrent
@@ -196,7 +196,6 @@ class PrivateSteps:
         self._programs: dict[int, Part] = {}
         self._half_sums = compiled_half_sums() if compile else half_sums
 
-    @quiet()
     def _check(self, example: Example, *, measure: bool) -> None:
         generator = torch.Generator().manual_seed(seed_of(0, "independence"))
         latents = torch.randn((RECORDS + 1, *self.latents), generator=generator).to(self.device)
@@ -226,7 +225,6 @@ class PrivateSteps:
         recorder.clip(torch.zeros_like)
         return (2 * kept.bytes + 2 * held) / len(records)
 
-    @quiet()
     def step(self, number: int, rate_factor: float) -> None:
         """Step ``number``: sample -> clip -> noise -> update. Costs one step of the plan's event."""
         for group, base in zip(self.optimizer.param_groups, self._base_rates(), strict=True):

@@ -32,6 +32,7 @@ from dpvae.rng import seed_of
 from dpvae.train import anchor, interactions, latent, objectives
 from dpvae.train.anchor import Anchors
 from dpvae.train.checkpoint import load_state, optimiser_state, restore_optimiser, save_state
+from dpvae.train.clipping.ghost import quiet
 from dpvae.train.contrasts import Numbers
 from dpvae.train.dpsgd import Example, PrivateSteps
 from dpvae.train.interactions import Interaction
@@ -200,6 +201,7 @@ class Trainer:
             sleep.run(min(25, steps - step), generator=self._generator(name, step))
             self.listen(Moment(name, min(step + 25, steps), steps))
 
+    @quiet()
     def _dpsgd(self, state: TrainState, saved: dict[str, Any]) -> None:
         """The private phase. Costs what the plan's SampledGaussian event says, and the noisy ELBOs."""
         if self.plan.sgd is None:
