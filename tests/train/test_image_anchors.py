@@ -51,6 +51,7 @@ def sums_of(images: Images, monkeypatch: pytest.MonkeyPatch, releases: list[Any]
         return shown, 1e-3, image_anchors.Gaussian(phase, what, noise_multiplier)
 
     monkeypatch.setattr(image_anchors, "noisy_products", record)
+    monkeypatch.setattr(image_anchors, "LEANING", 0.0)  # whatever leans at all is redrawn
     measured(images, ScriptedKey(), noise)
     return found
 
@@ -80,6 +81,7 @@ def test_one_image_moves_no_sum_by_more_than_its_bound(pixels: np.ndarray, label
     without = sums_of(images, monkeypatch, noise=noise)
     with_one = sums_of(joined(images, pixels, label), monkeypatch, releases=without, noise=noise)
     assert len(without) == len(noise)
+    assert (without[list(noise).index("second-moment")][0].shape[1] == 64 + 5) is ("pose" in noise)
     for (before, bound), (after, same) in zip(without, with_one, strict=True):
         assert same == bound
         assert np.linalg.norm(after - before) <= bound * (1 + 1e-9)
