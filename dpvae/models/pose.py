@@ -8,7 +8,8 @@ normal; the pose itself becomes five more coordinates, beside the pixels. A pose
     width, height     logarithms of its mass's spread; the width is what is left beside the leaning
     slant             how far across for each step down
 
-Mass is how far a pixel of the smoothed picture is from the median of its border, above :data:`GROUND`.
+A pixel of the smoothed picture has mass where it is apart from the median of its border: from none at ``GROUND[0]`` to
+all of it at ``GROUND[1]``, so a pose is that of a silhouette, whatever is drawn inside.
 
 Shapes: N pictures, C channels, D pixels of all channels, P = 5 numbers of a pose, E = D + P.
 """
@@ -19,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-POSE = 5
+POSE, SLANT = 5, 4  # numbers of a pose, and which of them is the slant
 SMOOTH = 2  # times over 3 x 3 pixels: the noise of single ones has no place and no size
-GROUND = 0.1  # of a pixel's range: less is no mass, but noise
+GROUND = (0.05, 0.15)  # of a pixel's range
 LEAST = 0.05  # spread, in halves of the frame
 MIDDLE, REACH = (0.0, 0.0, -1.5, -1.5, 0.0), (0.6, 0.6, 1.5, 1.5, 1.5)  # poses lie in MIDDLE +- REACH
 APART = (0.3, 0.3, 0.5, 0.5, 0.7)  # from the frame of a class: no picture is redrawn over more than that
@@ -39,7 +40,8 @@ def poses(x_ND: Tensor, size: tuple[int, int, int]) -> Tensor:
         x_NCHW = F.avg_pool2d(x_NCHW, 3, 1, 1, count_include_pad=False)
     edges = torch.cat([x_NCHW[..., 0, :], x_NCHW[..., -1, :], x_NCHW[..., 0], x_NCHW[..., -1]], 2)
     ground_NC11 = edges.median(2).values[..., None, None]
-    mass_NHW = ((x_NCHW - ground_NC11).abs().mean(1) - GROUND).clamp_min(0) + 1e-9
+    apart_NHW = (x_NCHW - ground_NC11).abs().mean(1)
+    mass_NHW = ((apart_NHW - GROUND[0]) / (GROUND[1] - GROUND[0])).clamp(0, 1) + 1e-9
     down_H1, across_1W = _grid(size, x_ND)
     total_N = mass_NHW.sum((1, 2))
 

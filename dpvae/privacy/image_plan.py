@@ -1,7 +1,8 @@
 """How a budget is split over what is measured of images: by public facts alone.
 
     labels          how many images each class has (undeclared classes: above a threshold, survey/values)
-    pose            where the images of a class lie, how large they are and how they lean; not of the smallest images
+    pose            where the images of a class lie, how large they are, how and how differently they lean; not of the
+                    smallest images
     mean-image      the sum of each class's images, in low frequencies
     second-moment   of what is left of an image without its class's mean: the directions in which images vary
     cluster-i       rounds of clustering inside each class, in those directions
