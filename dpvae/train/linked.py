@@ -49,8 +49,8 @@ class _Found:
 
 
 def find(vae: VAE, anchors: Anchors) -> list[Link]:
-    """The links that ``anchors`` ask of ``vae`` (codebook prior), in the order of drawing: those that bring
-    all tables of their target together nearer to what was released."""
+    """The links that ``anchors`` ask of ``vae`` (codebook prior), in the order of drawing: those that bring all pair
+    tables of their target together nearer to what was released, and take its table with the label no farther."""
     mixture, columns = Mixture.of(vae, generator=torch.Generator(), double=True), vae.likelihood
     weight_K1, p_KW = mixture.log_weights.exp()[:, None] * anchors.rows, mixture.log_probs.exp()
     chosen: list[_Found] = []
@@ -63,17 +63,18 @@ def find(vae: VAE, anchors: Anchors) -> list[Link]:
         link = _link(one, columns, p_KW, weight_K1 * source_KS)
         linked_KW = law_KW.clone()
         linked_KW[:, columns.slice(one.target)] = link.law(columns, p_KW, source_KS)
-        after = _misfit(columns, anchors, weight_K1, linked_KW, link.target,
-                        {link.source: link.table(columns, p_KW, weight_K1 * source_KS)})
-        if after < _misfit(columns, anchors, weight_K1, law_KW, link.target, {}):
+        known = {link.source: link.table(columns, p_KW, weight_K1 * source_KS)}
+        pairs, label = _misfit(columns, anchors, weight_K1, linked_KW, link.target, known)
+        before, label_before = _misfit(columns, anchors, weight_K1, law_KW, link.target, {})
+        if pairs < before and label < label_before + STANDS_OUT**2:
             links, law_KW = [*links, link], linked_KW
     return [replace(link, ratio_ST=link.ratio_ST.float()) for link in links]
 
 
 def _misfit(columns: Columns, anchors: Anchors, weight_K1: Tensor, law_KW: Tensor, j: int, known: dict[int, Tensor]
-            ) -> float:
-    """Sum of squares, in units of the noise, by which the tables of column j are off; ``known`` (S, codes of j) by the
-    other column, where a table does not follow from the points alone."""
+            ) -> tuple[float, float]:
+    """Sums of squares, in units of the noise, by which the pair tables of column j are off, and its table with the
+    label; ``known`` (S, codes of j) by the other column, where a table does not follow from the points alone."""
     total = 0.0
     for columns_, counts in anchors.pairs.items():
         if j in columns_:
@@ -83,11 +84,11 @@ def _misfit(columns: Columns, anchors: Anchors, weight_K1: Tensor, law_KW: Tenso
                 law_KW[:, columns.slice(other)].T @ (weight_K1 * law_KW[:, columns.slice(j)]))
             total += float((model - (table if columns_[1] == j else table.T)).square().sum()) / len(counts)
     total /= anchors.sd["pairs"] ** 2
-    if j in anchors.with_target and anchors.target is not None:
-        table = torch.as_tensor(anchors.with_target[j], dtype=law_KW.dtype)
-        model = law_KW[:, columns.slice(j)].T @ (weight_K1 * law_KW[:, columns.slice(anchors.target)])
-        total += float((model - table).square().sum()) / anchors.sd["with-target"] ** 2
-    return total
+    if j not in anchors.with_target or anchors.target is None:
+        return total, 0.0
+    table = torch.as_tensor(anchors.with_target[j], dtype=law_KW.dtype)
+    model = law_KW[:, columns.slice(j)].T @ (weight_K1 * law_KW[:, columns.slice(anchors.target)])
+    return total, float((model - table).square().sum()) / anchors.sd["with-target"] ** 2
 
 
 def _root(column: int, chosen: list[_Found]) -> int:

@@ -1,8 +1,7 @@
 """Training on texts: a generator written down from noisy sequences, and DP-SGD on its network where a share is left.
 
     anchored   calibrate and fit the automaton (free) -> DP-SGD on the network, the automaton and the free encoder
-               held fixed -> refit: each label's words back to what was measured of them (free) -> sleep: the encoder
-               learns from texts that the taught decoder draws (free)
+               held fixed -> sleep: the encoder learns from texts that the taught decoder draws (free)
 
 A record is a unit: one text, or all texts of one person side by side, whose gradients are one and are clipped as one.
 What a text's loss reads besides that text is released already, so no record sees another.
@@ -26,7 +25,7 @@ from dpvae.train.dpsgd import Example, Loss, PrivateSteps
 from dpvae.train.texts import Coded, trimmed
 from dpvae.train.trainer import Moment, Trainer, TrainState
 
-PHASES = ("fit", "dpsgd", "refit", "sleep")
+PHASES = ("fit", "dpsgd", "sleep")
 RATE = 0.2  # of trainer.learning_rate: the automaton is near its optimum, and most of a gradient is noise
 TOGETHER = 128  # units of a batch at once: more leave the cache
 
@@ -63,12 +62,6 @@ class TextTrainer(Trainer):
         texts.calibrate(self._model, self.shares, seed=seed)
         texts.fit(self._model, steps=steps, seed=seed, listen=lambda step, _: self.listen(Moment("fit", step, steps)))
         return Moment("fit", steps, steps, self._release_metric(state, "fit", steps, 0))
-
-    def _refit(self, state: TrainState, saved: dict[str, Any]) -> None:
-        """Post-processing: the noise of DP-SGD blurs what tells labels apart, and that was measured."""
-        if self.plan.sgd is not None:
-            texts.calibrate(self._model, self.shares, seed=self.config.run.seed, use_network=True)
-            self.listen(Moment("refit", 1, 1))
 
     def _sleep(self, state: TrainState, saved: dict[str, Any], name: str = "sleep") -> None:
         """The encoder follows a decoder that DP-SGD has moved: post-processing."""

@@ -89,16 +89,16 @@ def sleep(vae: TextVAE, *, steps: int, seed: int) -> None:
 
 
 @torch.no_grad()
-def calibrate(vae: TextVAE, shares: np.ndarray, *, seed: int, use_network: bool = False) -> None:
-    """Let each label's tokens come out as often as they were measured, (L, A): what the automaton draws (or the whole
-    model) is counted, and the label's tilt is moved by the logarithm of what is missing. Post-processing."""
+def calibrate(vae: TextVAE, shares: np.ndarray, *, seed: int) -> None:
+    """Let each label's tokens come out as often as they were measured, (L, A): what the automaton draws is counted, and
+    the label's tilt is moved by the logarithm of what is missing. Post-processing."""
     target_LA = torch.tensor(shares, dtype=torch.float32)
     target_LA[:, :RARE + 1] = 0.0  # rare words stay as the sequences have them
     target_LA /= target_LA.sum(1, keepdim=True).clamp_min(1e-9)
     for number in range(CALIBRATIONS):
         generator = torch.Generator().manual_seed(seed_of(seed, "text", "calibrate", number))
         labels = draw_labels(vae, POOL, generator)
-        tokens = vae.sample(labels, generator=generator, use_network=use_network)
+        tokens = vae.sample(labels, generator=generator, use_network=False)
         drawn_LA = torch.zeros_like(target_LA)
         drawn_LA.index_put_((labels[:, None].expand_as(tokens), tokens), torch.ones(()), accumulate=True)
         drawn_LA[:, :RARE + 1] = 0.0

@@ -95,3 +95,11 @@ def test_no_column_follows_two_and_none_follows_itself_however_many_tables_stand
         for link in links:
             assert link.source not in {other.target for other in links} - drawn, "its source is drawn later"
             drawn.add(link.target)
+
+
+@pytest.mark.parametrize(("pairs", "label", "kept"), [(1.0, 10.0, True), (1.0, 17.0, False), (3.0, 0.0, False)])
+def test_a_link_that_takes_its_column_from_the_label_or_from_other_tables_is_left_out(
+        pairs: float, label: float, kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    anchors = anchors_of(rows_of("function", 0), 0)
+    monkeypatch.setattr(linked, "_misfit", lambda *rest: (pairs, label) if rest[-1] else (2.0, 0.0))
+    assert bool(find(independent(anchors), anchors)) is kept

@@ -114,8 +114,7 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_bits_and_one_reservation(
     with killed_at(-1) as moments:
         api.train(config_of(tmp_path / "straight"), ROWS)
     wanted = {name: (tmp_path / "straight" / "run" / "public" / name).read_bytes() for name in RELEASED}
-    phases = list(dict.fromkeys(moment[0] for moment in moments))
-    assert phases == ["survey", "anchor", "fit", "dpsgd", "refit", "sleep"]
+    assert list(dict.fromkeys(moment[0] for moment in moments)) == ["survey", "anchor", "fit", "dpsgd", "sleep"]
     for number in range(4, len(moments) + 1, 5):
         folder = tmp_path / str(number)
         with killed_at(number), pytest.raises(Killed):
