@@ -84,7 +84,8 @@ def report(out: Path) -> None:
     rows = grouped(held["runs"])
     lines = [f"`{held['command']}`", "",
              "Classifiers are trained on 10,000 synthetic images and tested on real ones (percent right); judge_fd is "
-             "a Frechet distance in a small network's features (lower is better); medians over the seeds.", "",
+             "a Frechet distance in a small network's features (lower is better); medians over the seeds."
+             + held.get("note", ""), "",
              "| images | arm | epsilon | seeds | " + " | ".join(name for name, _ in FIGURES) + " | train CPU s |",
              "|---" * (5 + len(FIGURES)) + "|"]
     for row in rows:
