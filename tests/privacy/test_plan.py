@@ -127,7 +127,7 @@ def test_a_wide_table_gets_a_latent_code_and_a_narrow_one_all_pairs_and_the_plan
 
 
 @pytest.mark.parametrize(("epsilon", "public", "groups"), [
-    (1.0, {}, 3), (0.5, {}, 2), (10.0, {}, 4), (1.0, {"rows": 1000}, 0), (1.0, {"columns": TRIPLES, "rows": 90_000}, 3),
+    (1.0, {}, 3), (0.5, {}, 2), (10.0, {}, 4), (1.0, {"rows": 1000}, 0), (1.0, {"columns": TRIPLES, "rows": 90_000}, 4),
     (10.0, {"columns": TRIPLES + 1}, 0), (10.0, {"columns": FEW - 1}, 0), (10.0, {"target": False}, 0)])
 def test_three_columns_are_counted_by_the_target_where_a_cell_holds_more_than_its_noise(
         epsilon: float, public: dict[str, Any], groups: int) -> None:
