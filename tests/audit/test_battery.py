@@ -45,7 +45,8 @@ def test_a_broken_program_is_caught(name: str) -> None:
     assert [c.by != () for c in caught] == [True], caught
 
 
-@pytest.mark.parametrize(("kind", "name"), [("images", "five per cent over"), ("text", "quiet sums")])
+@pytest.mark.parametrize(("kind", "name"), [
+    ("images", "five per cent over"), pytest.param("text", "quiet sums", marks=pytest.mark.slow)])
 def test_a_broken_program_of_images_or_texts_is_caught(kind: str, name: str) -> None:
     caught = self_test(api.train, clippings=["fast"], mutants=[BY_NAME[name]], kinds=[kind])
     assert [c.by != () for c in caught] == [True], caught
