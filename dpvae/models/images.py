@@ -114,7 +114,6 @@ class ImageVAE(nn.Module):
     centres: Tensor  # (C, K, Z)
     factors: Tensor  # (C, Z, Z): axes of a class's spread as columns
     shapes: Tensor  # (C, K, F, F), lower: what a cluster makes of the first F of its class's axes
-    crisp = 0.5  # of the pictures that are drawn: those of the network; the other ones are linear
     gain: Tensor  # (Z,) of the encoder
     log_std: Tensor  # (Z,) of the encoder
 
@@ -186,15 +185,10 @@ class ImageVAE(nn.Module):
 
     @torch.no_grad()
     def sample(self, label_N: Tensor, *, generator: torch.Generator) -> Tensor:
-        """Pictures of these classes, as bytes (N, channels, height, width), of two decoders by chance: the middle of
-        every pixel's law (:attr:`crisp` of them), or the linear picture."""
+        """Pictures of these classes: the middle of every pixel's law, as bytes (N, channels, height, width)."""
         parts = []
         for label in label_N.split(AT_ONCE):
-            z_NZ = self.draw_latents(label, generator=generator)
-            middle_ND, _ = self.decode(z_NZ, label)
-            if self.crisp < 1:
-                crisp_N1 = torch.rand(len(label), 1, generator=generator, device=generator.device) < self.crisp
-                middle_ND = torch.where(crisp_N1, middle_ND, self.linear(z_NZ, label)[0])
+            middle_ND, _ = self.decode(self.draw_latents(label, generator=generator), label)
             parts.append(as_bytes(middle_ND, self.size))
         return torch.cat(parts)
 

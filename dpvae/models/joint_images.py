@@ -69,8 +69,6 @@ class Both(nn.Module):
 class JointImageVAE(ImageVAE):
     """An :class:`ImageVAE` whose prior is the standard normal and whose halves are both learned."""
 
-    crisp = 1.0  # there is no linear picture
-
     def __init__(self, size: tuple[int, int, int], *, classes: int, clusters: int = 1, directions: int = LATENT,
                  axes: int = 1, posed: bool = False, hidden: int, generator: torch.Generator) -> None:
         super().__init__(size, classes=classes, clusters=clusters, directions=directions, axes=axes, posed=posed,

@@ -75,14 +75,6 @@ def test_classes_are_drawn_within_one_of_their_share() -> None:
     assert label[:20].unique().numel() > 1, "in random order"
 
 
-def test_half_of_the_pictures_are_the_networks_and_half_are_linear() -> None:
-    vae = some_model()
-    white = torch.ones(1, vae.pixels)
-    vae.decode = lambda z, label: (white.expand(len(z), -1), white)  # type: ignore[method-assign]
-    drawn = vae.sample(torch.zeros(4000, dtype=torch.long), generator=torch.Generator().manual_seed(9))
-    assert float((drawn == 255).flatten(1).all(1).float().mean()) == pytest.approx(0.5, abs=0.04)
-
-
 @pytest.mark.parametrize("size", [(1, 8, 8), (1, 9, 11), (3, 8, 10)])
 def test_a_new_decoder_is_the_linear_picture_in_any_size(size: tuple[int, int, int]) -> None:
     vae = ImageVAE(size, classes=2, clusters=1, directions=3, hidden=8, generator=torch.Generator().manual_seed(0))
