@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 
 from dpvae import __version__
 from dpvae.audit import attacks, page, pipeline, scenes
@@ -72,7 +73,8 @@ def audit_run(run: Path, train: Train, *, quick: bool = False) -> AuditReport:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return _audited(run, train, quick, started)
+        with threadpool_limits(1):  # products of small matrices: a second thread would only spin
+            return _audited(run, train, quick, started)
     finally:
         torch.set_num_threads(threads)
 
