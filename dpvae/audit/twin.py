@@ -115,7 +115,7 @@ class TwinRunner:
     @contextlib.contextmanager
     def _examined_once(self, state: str, dims: int) -> Iterator[None]:
         """What a trainer checks on public records before it trains is the same in every twin of one shape: it is asked
-        once, which saves a third of an audit."""
+        once, which saves a quarter of a self-test."""
         with contextlib.ExitStack() as stack:
             if (state, dims) in self.examined:
                 stack.enter_context(mock.patch.object(dpsgd, "check_independence"))
