@@ -331,14 +331,18 @@ def _chosen(real: Callable[..., Any], stream: Any, rows: int, rate: float) -> An
 
 def _mechanisms() -> Iterator[tuple[Any, str, Callable[..., Any]]]:
     """(module, name, function) of every mechanism, in every module of dpvae that holds one."""
+    for module, name in _places(len(sys.modules)):
+        yield module, name, getattr(module, name)
+
+
+@functools.lru_cache(maxsize=1)
+def _places(modules: int) -> list[tuple[Any, str]]:
+    """Looked up again whenever the number of loaded ``modules`` has changed: an audit opens a thousand laboratories."""
     names = [name for name, value in vars(mechanisms).items() if inspect.isfunction(value)
              and not name.startswith("_") and "stream" in inspect.signature(value).parameters]
-    for title, module in list(sys.modules.items()):
-        if title == "dpvae" or title.startswith("dpvae."):
-            for name in names:
-                value = vars(module).get(name)
-                if callable(value):
-                    yield module, name, value
+    return [(module, name) for title, module in list(sys.modules.items())
+            if title == "dpvae" or title.startswith("dpvae.")
+            for name in names if callable(vars(module).get(name))]
 
 
 def seeded(seed: int, *, silent: bool = False, **scripts: Any) -> Secrets:

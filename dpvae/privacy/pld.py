@@ -24,6 +24,7 @@ _MOST_HALVINGS = 12
 _SMALL = 1e-2  # an epsilon below it is computed to this one's precision
 
 
+@functools.lru_cache(maxsize=1024)
 def epsilon(composition: Composition, delta: float, *, library: bool = True) -> float:
     """An upper bound on epsilon at ``delta``, within about 0.2 % of the true value."""
     above = rdp.epsilon(composition, delta)

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import lru_cache
 
 import numpy as np
 from numpy.fft import irfft, rfft
@@ -40,6 +41,7 @@ Bounds = tuple[float, float, float]
 Complex = NDArray[np.complex128]
 
 
+@lru_cache(maxsize=1024)  # a run asks what it has spent again and again, an audit of many runs with one plan
 def bounds(composition: Composition, delta: float, *, relative: float = 2e-3) -> Bounds:
     """(lower, estimate, upper) of epsilon at ``delta``; aims at upper - lower = 2 * ``relative`` * epsilon."""
     if composition.empty:
@@ -59,6 +61,7 @@ def bounds(composition: Composition, delta: float, *, relative: float = 2e-3) ->
     return best
 
 
+@lru_cache(maxsize=1024)
 def estimate(composition: Composition, delta: float, *, relative: float = 2e-4) -> float:
     """A fast figure without a bound, for searches: on a mean-preserving grid the error shrinks with k h**2."""
     if composition.empty:

@@ -7,7 +7,7 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -32,6 +32,19 @@ GRID = [
     (1024, 0.6, 5000, 58.212), (1024, 0.8, 500, 7.386), (1024, 1.0, 5000, 16.304), (1024, 2.0, 5000, 5.401),
     (1024, 4.0, 5000, 2.299),
 ]
+
+
+def _forget() -> None:
+    for remembered in (prv.bounds, prv.estimate, pld.epsilon):
+        remembered.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def forgetful() -> Iterator[None]:
+    """No answer of one test is another's: some of them put a wrong accountant in the place of a right one."""
+    _forget()
+    yield
+    _forget()
 
 
 def gaussian(noise: float, count: int = 1) -> Gaussian:
@@ -128,6 +141,17 @@ def test_each_direction_is_right_also_where_it_is_not_the_worse_one(
     assert high >= exact * 0.9999
     assert middle == pytest.approx(exact, rel=0.003)
     assert exact <= rdp.epsilon(composition, 1e-5) <= 2.2 * exact
+
+
+def test_what_was_priced_once_is_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An audit prices the same plan a thousand times. Other events, another delta are other questions."""
+    first = price([gaussian(4.0)], delta=1e-5)
+    monkeypatch.setattr(prv, "_worst", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(pld, "_at_mesh", lambda *_: pytest.fail("computed again"))
+    assert price([gaussian(4.0)], delta=1e-5) == first
+    for other in (lambda: price([gaussian(5.0)], delta=1e-5), lambda: price([gaussian(4.0)], delta=1e-6)):
+        with pytest.raises(pytest.fail.Exception, match="computed again"):
+            other()
 
 
 @pytest.mark.parametrize(("epsilon", "count"), [(1.0, 1), (0.5, 2), (0.05, 8)])
