@@ -139,15 +139,13 @@ def _try(train: Train, program: ModuleType, mutant: Mutant, kind: str, name: str
     return Caught(mutant.name, mutant.says, name if kind == "table" else kind, clipping, battery.caught_by, seen)
 
 
-def specimen(name: str, clipping: str = "auto", *, measured: bool = False, kind: str = "table"
-             ) -> tuple[TrainConfig, scenes.Rows]:
+def specimen(name: str, clipping: str = "auto", *, kind: str = "table") -> tuple[TrainConfig, scenes.Rows]:
     """A few records and settings for them: what mutants are tried on, and false alarms are counted on."""
-    rows = None if measured else ROWS
     records, data = {
-        "table": lambda: (scenes.people(ROWS), DataConfig(target="income", rows=rows)),
-        "images": lambda: (scenes.images(ROWS), DataConfig(kind="images", labels="0|1|2", rows=rows)),
+        "table": lambda: (scenes.people(ROWS), DataConfig(target="income", rows=ROWS)),
+        "images": lambda: (scenes.images(ROWS), DataConfig(kind="images", labels="0|1|2", rows=ROWS)),
         "text": lambda: (scenes.texts(ROWS), DataConfig(kind="text", text="text", label="label", labels="fun|money",
-                                                        cap=32, rows=rows)),
+                                                        cap=32, rows=ROWS)),
     }[kind]()
     config = TrainConfig(
         data=data, trainer=TrainerConfig(name=name, sampling_rate=0.2, steps=60, metric_releases=2,

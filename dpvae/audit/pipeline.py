@@ -5,9 +5,7 @@ the private loss, the seed in a log file), it makes something public that does n
 
 * P1: the same releases and the same secrets, a table with one person more: every public byte, and every line printed,
   must be the same. The same releases, *other* secrets: the same again, or the secret shows;
-* M1, M2: the exact answers behind each one-shot release move by at most what its noise was set for, and its noise,
-  drawn many times over, follows the law that the *ledger* priced, not the one the code says it uses; a value of one
-  person never passes its threshold by more luck than was paid for;
+* M1, M2: each one-shot release, many times over (:mod:`dpvae.audit.one_shot`);
 * T5: each release has its line on the ledger and each line its release; the ledger is written first; a run that was
   stopped and goes on ends with the same bytes and one booking; a second run is booked beside the first;
 * T6: one row more changes no step, no rate, no order of draws.
@@ -29,23 +27,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
-from dpvae.audit.instruments import NORMALS, Floats, Laboratory, Release, Secrets, Trace, seeded
-from dpvae.audit.laws import noise_law
+from dpvae.audit.instruments import NORMALS, Laboratory, Secrets, Trace, seeded
+from dpvae.audit.one_shot import one_shot
 from dpvae.audit.twin import Train, scratch
 from dpvae.audit.verdict import Finding
 from dpvae.config import TrainConfig
-from dpvae.privacy.events import Event, Gaussian, SampledGaussian, Threshold
+from dpvae.privacy.events import Event, SampledGaussian
 from dpvae.privacy.ledger import Ledger
-from dpvae.privacy.mechanisms import cell_sd, publication_threshold
 from dpvae.privacy.noise import SecretKey
 from dpvae.report.source import read_events
-from dpvae.rng import stream
 
-REPEATS = 60
-COORDINATES = 4096  # of a release whose noise is looked at
-VECTORS = ("noisy_counts", "noisy_mean_clipped", "noisy_sums", "noisy_sparse_sums", "noisy_products")
 NAME = "twin"
 VOLATILE = re.compile(rb'"(created|ledger_run|ledger_head|issued)": ?"[^"]*"')
 VOLATILE_TEXT = re.compile(rb"\b\d{4}-\d\d-\d\dT[0-9:.+Z]+|\b[0-9a-f]{64}\b(?=[^\n]*ledger)")
@@ -261,171 +253,6 @@ def second_run(train: Train, config: TrainConfig, table: Any, where: str) -> Fin
                    f"{run.booked} reservations, {len(run.ledger)} events", where)
 
 
-# -- M1, M2 ----------------------------------------------------------------------------------------------------------
-
-
-def one_shot(run: Passage, neighbours: Mapping[str, Passage], where: str, *, seed: int = 0
-             ) -> tuple[list[Finding], list[str]]:
-    """M1 and M2 for every release of ``run``; ``neighbours`` are runs on tables with one person more."""
-    found: list[Finding] = []
-    left_out: list[str] = []
-    noises: list[Floats] = []
-    for number, release in enumerate(run.trace.releases):
-        event = _booked_for(release, run.ledger)
-        others = {who: other.trace.releases[number] for who, other in neighbours.items()
-                  if number < len(other.trace.releases)}
-        if event is None:
-            continue  # T5 says so
-        where_ = f"{where} {'/'.join(map(str, release.names))}".strip()
-        if release.name == "frequent_values" and isinstance(event, Threshold):
-            found += _values(release, others, event, where_, seed)
-        elif release.name in VECTORS and isinstance(event, Gaussian):
-            found += _vector(release, others, event, where_, noises, seed)
-        elif release.name == "noisy_choice":
-            found += _scores(release, others, where_)
-            left_out.append("M2: the noise of private choices")
-        else:
-            left_out.append(f"M1, M2: {release.name} ({release.what}) is not a mechanism this audit knows")
-    if noises:
-        found += noise_law(np.concatenate(noises, axis=1), test="M2", where=f"{where} all statistics".strip())
-    return found, left_out
-
-
-def _booked_for(release: Release, ledger: Sequence[Event]) -> Event | None:
-    return next((e for e in ledger if (e.phase, e.what) == (release.phase, release.what)), None)
-
-
-def _exact(release: Release) -> Floats:
-    return _flat(release.repeat(seeded(1, silent=True)))
-
-
-def _flat(result: Any) -> Floats:
-    """The released numbers, in the unit of one record's part of one table."""
-    first = result[0]
-    if isinstance(first, (int, float)):
-        return np.array([first / _unit(result)])
-    if isinstance(first, np.ndarray):  # a sum of vectors, of length 1 or in the unit that its sd tells
-        return np.asarray(first.ravel() / (_unit(result) if len(result) > 2 else 1.0), dtype=np.float64)
-    return np.concatenate([np.asarray(table, dtype=np.float64).ravel() for table in first])
-
-
-def _unit(result: Any) -> float:
-    """Of a mean: what one record moves it by at most, which is its noise's sd over the multiplier it states."""
-    return float(result[1] / result[2].noise_multiplier)
-
-
-def _vector(release: Release, others: Mapping[str, Release], event: Gaussian, where: str,
-            noises: list[Floats], seed: int) -> Iterator[Finding]:
-    first = release.result[0]
-    whole = isinstance(first, list)  # counts, with noise in whole numbers
-    tables = len(first) if whole else 1
-    exact = _exact(release)
-    for who, other in others.items():
-        theirs = _exact(other)
-        moved = float(np.linalg.norm(theirs - exact)) / math.sqrt(tables) if theirs.shape == exact.shape else math.inf
-        yield Finding("M1", "one record moves it by at most what its noise was set for", float(moved <= 1 + 1e-6),
-                      f"{moved:.4g}", f"{where}, {who}")
-        yield Finding("M1", "its scale and its price do not depend on the rows",
-                      float(release.result[1:] == other.result[1:]), "", f"{where}, {who}")
-        same = theirs.shape == exact.shape and np.allclose(
-            _flat(other.repeat(seeded(99))) - theirs, _flat(release.repeat(seeded(99))) - exact, atol=1e-4)
-        yield Finding("M2", "its noise does not depend on the rows", float(same), "", f"{where}, {who}")
-    if isinstance(first, (int, float)):
-        yield _fuzzed(release, exact, where)
-    seen = stream(seed, "coordinates").permutation(len(exact))[:COORDINATES]  # of a long vector, some
-    exact = exact[seen]
-    drawn = np.stack([_flat(release.repeat(seeded(100 + i + 1000 * seed)))[seen] for i in range(REPEATS)]) - exact
-    kinds = {column.tobytes() for column in np.abs(drawn).T}
-    yield Finding("M2", "no two numbers share their noise", float(len(kinds) == drawn.shape[1]),
-                  f"{len(kinds)} of {drawn.shape[1]} differ", where)
-    own = (_flat(release.result)[seen] - exact)[None]
-    sd = cell_sd(event.noise_multiplier, tables)
-    unit = 1.0 if whole else 0.0
-    z = _normal_scores(np.concatenate([drawn, own]), sd, unit)
-    noises.append(z[:REPEATS])
-    yield Finding("M2", "its noise has the scale that the ledger priced", float(_two_sided((z**2).sum(), z.size)),
-                  f"{float(np.sqrt((z**2).mean())):.3f} of it", where)
-    once = float(_two_sided((z[-1] ** 2).sum(), z.shape[1]))
-    yield Finding("M2", "so had the noise of the run itself", once, "", where)
-
-
-def _scores(release: Release, others: Mapping[str, Release], where: str) -> Iterator[Finding]:
-    """A private choice: one record moves no candidate's score by more than 1."""
-    def scores(call: Release) -> Floats:
-        blocks = call.args[0] if call.args else call.kwargs["blocks"]
-        return np.concatenate([np.ravel(np.asarray(block, dtype=np.float64)) for block in blocks])
-
-    for who, other in others.items():
-        mine, theirs = scores(release), scores(other)
-        moved = float(np.abs(theirs - mine).max(initial=0.0)) if mine.shape == theirs.shape else math.inf
-        yield Finding("M1", "one record moves no score by more than its noise was set for", float(moved <= 1 + 1e-6),
-                      f"{moved:.4g}", f"{where}, {who}")
-
-
-def _fuzzed(release: Release, exact: Floats, where: str) -> Finding:
-    """A mean: whatever one more record's number is, it moves the release by at most what its noise was set for."""
-    values = np.asarray(release.args[0] if release.args else release.kwargs["values"], dtype=np.float64)
-    moved = {}
-    for evil in (math.nan, math.inf, -math.inf, 1e30, -1e30, 0.0):
-        with np.errstate(all="ignore"):
-            more = np.append(values, evil)
-            changed = (replace(release, args=(more, *release.args[1:])) if release.args else
-                       replace(release, kwargs={**release.kwargs, "values": more}))
-            moved[evil] = float(np.abs(_exact(changed) - exact)[0])
-    worst = max(moved, key=lambda evil: np.inf if np.isnan(moved[evil]) else moved[evil])
-    return Finding("M1", "no number, however wild, moves it further", float(moved[worst] <= 1 + 1e-6),
-                   f"{moved[worst]:.4g} for {worst}", where)
-
-
-def _two_sided(statistic: Any, freedom: int) -> Any:
-    return min(1.0, 2 * min(stats.chi2.cdf(statistic, freedom), stats.chi2.sf(statistic, freedom)))
-
-
-def _normal_scores(noise: Floats, sd: float, step: float) -> Floats:
-    """Rounded Gaussian noise as standard normals: a random point of each step's share of the law, mapped back."""
-    if not step:
-        return noise / sd
-    low, high = stats.norm.cdf((noise - step / 2) / sd), stats.norm.cdf((noise + step / 2) / sd)
-    upper = noise > 0  # the far tail keeps its digits on the other side
-    low = np.where(upper, stats.norm.sf((noise + step / 2) / sd), low)
-    high = np.where(upper, stats.norm.sf((noise - step / 2) / sd), high)
-    place = low + stream(3, "rounding").random(noise.shape) * (high - low)
-    return np.asarray(np.where(upper, stats.norm.isf(place), stats.norm.ppf(place)))
-
-
-def _values(release: Release, others: Mapping[str, Release], event: Threshold, where: str, seed: int
-            ) -> Iterator[Finding]:
-    """Thresholded counts: the exact histograms, the noise of frequent values, and the fate of a value held by one."""
-    held = release.args[0] if release.args else release.kwargs["histograms"]
-    columns = len(held)
-    sd = cell_sd(event.noise_multiplier, columns)
-    least = publication_threshold(event.noise_multiplier, columns, event.delta)
-    lone = [(column, value, release) for column, counts in enumerate(held) for value, n in counts.items() if n == 1]
-    for who, other in others.items():
-        theirs = other.args[0] if other.args else other.kwargs["histograms"]
-        moves = [{v: theirs[c].get(v, 0) - held[c].get(v, 0) for v in {*theirs[c], *held[c]}} for c in range(columns)]
-        moved = math.sqrt(sum(step**2 for column in moves for step in column.values()) / columns)
-        yield Finding("M1", "one record moves it by at most what its noise was set for", float(moved <= 1 + 1e-6),
-                      f"{moved:.4g}", f"{where}, {who}")
-        lone += [(c, v, other) for c in range(columns) for v, n in theirs[c].items() if n == 1]
-    published = [str(column) for column, value, source in lone
-                 if value in source.repeat(seeded(1, constant=(least - 2.6) / sd))[0][column]]
-    yield Finding("M1", "a value that one record holds stays below its threshold", float(not published),
-                  f"{len(lone)} such values" if not published else f"{len(published)} published", where)
-    frequent = [(c, v, n) for c, counts in enumerate(held) for v, n in counts.items() if n > least + 7 * sd]
-    if frequent:
-        again = [release.repeat(seeded(100 + i + 1000 * seed))[0] for i in range(REPEATS)]
-        noise = np.array([[tables[c].get(v, 0) - n for c, v, n in frequent] for tables in again], dtype=np.float64)
-        z = _normal_scores(noise, sd, 1.0)
-        yield Finding("M2", "its noise has the scale that the ledger priced", float(_two_sided((z**2).sum(), z.size)),
-                      f"{float(np.sqrt((z**2).mean())):.3f} of it", where)
-    shift = release.repeat(seeded(1, constant=50.0))
-    scale = [(shift[0][c][v] - n) / 50.0 / sd for c, counts in enumerate(held) for v, n in counts.items()
-             if v in shift[0][c]]
-    right = (bool(scale) and max(abs(s - 1) for s in scale) < 0.02 + 0.02 / sd) or not any(held)
-    yield Finding("M2", "every value gets noise of that scale", float(right), "", where)
-
-
 # -- all of it -------------------------------------------------------------------------------------------------------
 
 
@@ -469,7 +296,8 @@ def stages(program: Program) -> Iterator[tuple[list[Finding], list[str]]]:
     yield [same_public(run, stranger, "other secrets change nothing public, given the releases", where),
            Finding("T5", "each run has a key of its own, and one only", float(_own_keys(run, stranger)), "", where),
            ], []
-    yield one_shot(run, neighbours, where)
+    yield one_shot(run.trace.releases, {who: other.trace.releases for who, other in neighbours.items()}, run.ledger,
+                   where)
     if program.quick:
         yield [], ["T5: stopping and going on", "T5: a second run on the same ledger"]
         return

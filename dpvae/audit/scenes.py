@@ -21,11 +21,13 @@ STEPS = 8  # of DP-SGD, where the program as a whole is looked at
 
 
 def people(rows: int, seed: int = 0) -> Rows:
-    """A table with text, integers, decimals and a target that depends on them; nothing missing."""
+    """A table with text, integers, decimals and a target that depends on them; nothing missing; as many columns as
+    every kind of one-shot release takes."""
     rng = stream(seed, "people")
     age = rng.integers(18, 80, rows)
     return {"city": rng.choice(["north", "south", "east"], rows).tolist(), "age": age.tolist(),
             "pay": np.round(rng.gamma(2.0, 10.0, rows), 1).tolist(),
+            "member": rng.choice(["yes", "no"], rows).tolist(),
             "income": np.where(age > 50, "high", "low").tolist()}
 
 

@@ -16,6 +16,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -60,6 +61,11 @@ def consequences(
     ``upper`` is what they cost at ``delta``, where that is known already; the curve is stated at shares of it.
     """
     composition, left = open_(events, delta, neighbouring)
+    return _worked_out(composition, delta, left, upper)
+
+
+@lru_cache(maxsize=64)
+def _worked_out(composition: Composition, delta: float, left: float, upper: float | None) -> Consequences:
     above = rdp.epsilon(composition, left)
     if composition.selected:
         return Consequences((), tuple(Group(records, None, SELECTED) for records in GROUPS))

@@ -45,7 +45,6 @@ class Mutant:
     whole: bool = False  # a fault of the program around the trainer, not of a step
     trainers: tuple[str, ...] = TRAINED
     clippings: tuple[str, ...] = CLIPPINGS
-    rows_measured: bool = False  # shows only where the row count is not declared
     kinds: tuple[str, ...] = ("table", "images", "text")  # of data, whose training goes through what is broken
 
     @contextlib.contextmanager

@@ -15,10 +15,10 @@ from dpvae.data import survey as survey_module
 from dpvae.data.survey import _Survey
 from dpvae.data.table import TableCodec
 from dpvae.privacy import mechanisms, plan
-from dpvae.privacy.events import Event, Gaussian, SampledGaussian
+from dpvae.privacy.events import Event, Gaussian, PureDP, SampledGaussian
 from dpvae.privacy.ledger import Ledger
 from dpvae.privacy.noise import SecretKey
-from dpvae.train import anchor, image_anchors, ngrams
+from dpvae.train import anchor, image_anchors, interactions, ngrams
 from dpvae.train import run as run_module
 from dpvae.train import trainer as trainer_module
 from dpvae.train.dpsgd import PrivateSteps
@@ -243,6 +243,26 @@ def quiet_sums(patch: Patch) -> None:
 
     patch.wrap(image_anchors, "noisy_products", quieter)
     patch.wrap(ngrams, "noisy_sparse_sums", quieter)
+
+
+@_mutant("private choices get half of the noise that is booked", trainers=("anchored",))
+def quiet_choices(patch: Patch) -> None:
+    def quieter(real: Callable[..., Any], blocks: Any, *, epsilon: float, phase: str, what: str, choices: int,
+                **rest: Any) -> Any:
+        found, _ = real(blocks, epsilon=2 * epsilon, phase=phase, what=what, choices=choices, **rest)
+        return found, PureDP(phase, what, epsilon, choices)
+
+    patch.wrap(interactions, "noisy_choice", quieter)
+
+
+@_mutant("all candidates of a private choice get the same noise, so the best is named", trainers=("anchored",))
+def choices_share_their_noise(patch: Patch) -> None:
+    def shared(real: Callable[..., Any], blocks: Any, **rest: Any) -> Any:
+        scores = np.concatenate([np.asarray(block, dtype=np.float64) for block in blocks])
+        _, event = real([scores], **rest)
+        return np.argsort(-scores)[:rest["choices"]].tolist(), event
+
+    patch.wrap(interactions, "noisy_choice", shared)
 
 
 @_mutant("something else is measured along the way")

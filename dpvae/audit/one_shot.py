@@ -1,0 +1,239 @@
+"""One-shot releases, many times over: counts, sums, means, values above a threshold, private choices.
+
+    findings, left_out = one_shot(releases, {"a newcomer": other_releases}, ledger)
+
+The exact answers behind each release move by at most what its noise was set for (M1), and its noise, drawn again and
+again, follows the law that the *ledger* priced, not the one the code says it uses (M2); a value of one person never
+passes its threshold by more luck than was paid for. Reads no private row of anybody: the tables are the auditor's own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from dpvae.audit.instruments import Floats, Release, seeded
+from dpvae.audit.laws import noise_law
+from dpvae.audit.verdict import Finding
+from dpvae.privacy.events import Event, Gaussian, PureDP, Threshold
+from dpvae.privacy.mechanisms import cell_sd, publication_threshold
+from dpvae.rng import stream
+
+REPEATS = 60
+COORDINATES = 4096  # of a release whose noise is looked at
+VECTORS = ("noisy_counts", "noisy_mean_clipped", "noisy_sums", "noisy_sparse_sums", "noisy_products")
+LADDER = 40, 24  # candidates of the auditor's own, in two blocks, from which a private choice is made again
+CHOICES = 400  # times
+SCORES = 4_000_000  # that are drawn for again at most, where a run has very many candidates
+
+
+def one_shot(releases: Sequence[Release], neighbours: Mapping[str, Sequence[Release]], ledger: Sequence[Event],
+             where: str = "", *, seed: int = 0) -> tuple[list[Finding], list[str]]:
+    """M1 and M2 for every release of a run, and what is left out.
+
+    Args:
+        releases: in the order in which the run made them.
+        neighbours: the same of runs on tables with one person more, by who that is.
+        ledger: what was booked for them.
+        where: put before the place of every finding.
+    """
+    found: list[Finding] = []
+    left_out: list[str] = []
+    noises: list[Floats] = []
+    for number, release in enumerate(releases):
+        event = _booked_for(release, ledger)
+        others = {who: other[number] for who, other in neighbours.items() if number < len(other)}
+        if event is None:
+            continue  # T5 says so
+        where_ = f"{where} {'/'.join(map(str, release.names))}".strip()
+        if release.name == "frequent_values" and isinstance(event, Threshold):
+            found += _values(release, others, event, where_, seed)
+        elif release.name in VECTORS and isinstance(event, Gaussian):
+            found += _vector(release, others, event, where_, noises, seed)
+        elif release.name == "noisy_choice" and isinstance(event, PureDP):
+            found += _choice(release, others, event, where_, seed)
+        else:
+            left_out.append(f"M1, M2: {release.name} ({release.what}) is not a mechanism this audit knows")
+    if noises:
+        found += noise_law(np.concatenate(noises, axis=1), test="M2", where=f"{where} all statistics".strip())
+    return found, left_out
+
+
+def _booked_for(release: Release, ledger: Sequence[Event]) -> Event | None:
+    return next((e for e in ledger if (e.phase, e.what) == (release.phase, release.what)), None)
+
+
+def _exact(release: Release) -> Floats:
+    return _flat(release.repeat(seeded(1, silent=True)))
+
+
+def _flat(result: Any) -> Floats:
+    """The released numbers, in the unit of one record's part of one table."""
+    first = result[0]
+    if isinstance(first, (int, float)):
+        return np.array([first / _unit(result)])
+    if isinstance(first, np.ndarray):  # a sum of vectors, of length 1 or in the unit that its sd tells
+        return np.asarray(first.ravel() / (_unit(result) if len(result) > 2 else 1.0), dtype=np.float64)
+    return np.concatenate([np.asarray(table, dtype=np.float64).ravel() for table in first])
+
+
+def _unit(result: Any) -> float:
+    """Of a mean: what one record moves it by at most, which is its noise's sd over the multiplier it states."""
+    return float(result[1] / result[2].noise_multiplier)
+
+
+def _vector(release: Release, others: Mapping[str, Release], event: Gaussian, where: str,
+            noises: list[Floats], seed: int) -> Iterator[Finding]:
+    first = release.result[0]
+    whole = isinstance(first, list)  # counts, with noise in whole numbers
+    tables = len(first) if whole else 1
+    exact = _exact(release)
+    for who, other in others.items():
+        theirs = _exact(other)
+        moved = float(np.linalg.norm(theirs - exact)) / math.sqrt(tables) if theirs.shape == exact.shape else math.inf
+        yield Finding("M1", "one record moves it by at most what its noise was set for", float(moved <= 1 + 1e-6),
+                      f"{moved:.4g}", f"{where}, {who}")
+        yield Finding("M1", "its scale and its price do not depend on the rows",
+                      float(release.result[1:] == other.result[1:]), "", f"{where}, {who}")
+        same = theirs.shape == exact.shape and np.allclose(
+            _flat(other.repeat(seeded(99))) - theirs, _flat(release.repeat(seeded(99))) - exact, atol=1e-4)
+        yield Finding("M2", "its noise does not depend on the rows", float(same), "", f"{where}, {who}")
+    if isinstance(first, (int, float)):
+        yield _fuzzed(release, exact, where)
+    seen = stream(seed, "coordinates").permutation(len(exact))[:COORDINATES]  # of a long vector, some
+    exact = exact[seen]
+    drawn = np.stack([_flat(release.repeat(seeded(100 + i + 1000 * seed)))[seen] for i in range(REPEATS)]) - exact
+    kinds = {column.tobytes() for column in np.abs(drawn).T}
+    yield Finding("M2", "no two numbers share their noise", float(len(kinds) == drawn.shape[1]),
+                  f"{len(kinds)} of {drawn.shape[1]} differ", where)
+    own = (_flat(release.result)[seen] - exact)[None]
+    sd = cell_sd(event.noise_multiplier, tables)
+    unit = 1.0 if whole else 0.0
+    z = _normal_scores(np.concatenate([drawn, own]), sd, unit)
+    noises.append(z[:REPEATS])
+    yield Finding("M2", "its noise has the scale that the ledger priced", float(_two_sided((z**2).sum(), z.size)),
+                  f"{float(np.sqrt((z**2).mean())):.3f} of it", where)
+    once = float(_two_sided((z[-1] ** 2).sum(), z.shape[1]))
+    yield Finding("M2", "so had the noise of the run itself", once, "", where)
+
+
+def _choice(release: Release, others: Mapping[str, Release], event: PureDP, where: str, seed: int
+            ) -> Iterator[Finding]:
+    """A private choice: one record moves no candidate's score by more than 1, and the winners are those of the
+    exponential mechanism, peeled, at the booked epsilon: from the run's own scores, and from a ladder of scores whose
+    ends differ by 8 / epsilon, on which half of the noise would be plain to see."""
+    own = _scores(release)
+    for who, other in others.items():
+        theirs = _scores(other)
+        moved = float(np.abs(theirs - own).max(initial=0.0)) if own.shape == theirs.shape else math.inf
+        yield Finding("M1", "one record moves no score by more than its noise was set for", float(moved <= 1 + 1e-6),
+                      f"{moved:.4g}", f"{where}, {who}")
+    yield Finding("M1", "no more is chosen than was booked", float(len(release.result[0]) <= event.count),
+                  f"{len(release.result[0])} of {event.count}", where)
+    rungs = stream(5, "ladder").permutation(np.linspace(0.0, 8.0 / event.epsilon, sum(LADDER)))
+    few = max(4, min(REPEATS, SCORES // max(len(own), 1)))
+    for scores, times, says in ((own, few, "its noise has the law that the ledger priced"),
+                                (rungs, CHOICES, "so it has for any scores")):
+        call = _with_scores(release, np.split(scores, LADDER[:1]))
+        chosen = [call.repeat(seeded(100 + i + 1000 * seed))[0] for i in range(times)]
+        places = _places(scores * (event.epsilon / 2), chosen, seed)
+        yield Finding("M2", says, float(stats.kstest(places, "uniform").pvalue) if len(places) else 1.0,
+                      f"winners at {places.mean():.3f} of the law, 0.5 expected" if len(places) else "nothing chosen",
+                      where)
+
+
+def _scores(call: Release) -> Floats:
+    blocks = call.args[0] if call.args else call.kwargs["blocks"]
+    return np.concatenate([np.zeros(0), *(np.ravel(np.asarray(block, dtype=np.float64)) for block in blocks)])
+
+
+def _with_scores(call: Release, blocks: Sequence[Floats]) -> Release:
+    if call.args:
+        return replace(call, args=(blocks, *call.args[1:]))
+    return replace(call, kwargs={**call.kwargs, "blocks": blocks})
+
+
+def _places(logits: Floats, chosen: Sequence[Sequence[int]], seed: int) -> Floats:
+    """Where every winner lies in the law it was drawn from, the best candidates first: independent and uniform, if the
+    next of those that are left is i with probability exp(logits_i) over their sum (Plackett-Luce)."""
+    weight = np.exp(logits - logits.max(initial=0.0))
+    order = np.argsort(-weight, kind="stable")
+    above = np.empty_like(weight)
+    above[order] = np.cumsum(weight[order]) - weight[order]
+    jitter, places = stream(seed, "places"), []
+    for winners in chosen:
+        for rank, winner in enumerate(winners):
+            gone = np.asarray(winners[:rank], dtype=np.int64)
+            before = float(above[winner] - weight[gone[above[gone] < above[winner]]].sum())
+            left = float(weight.sum() - weight[gone].sum())
+            places.append((before + jitter.random() * weight[winner]) / left)
+    return np.asarray(places)
+
+
+def _fuzzed(release: Release, exact: Floats, where: str) -> Finding:
+    """A mean: whatever one more record's number is, it moves the release by at most what its noise was set for."""
+    values = np.asarray(release.args[0] if release.args else release.kwargs["values"], dtype=np.float64)
+    moved = {}
+    for evil in (math.nan, math.inf, -math.inf, 1e30, -1e30, 0.0):
+        with np.errstate(all="ignore"):
+            more = np.append(values, evil)
+            changed = (replace(release, args=(more, *release.args[1:])) if release.args else
+                       replace(release, kwargs={**release.kwargs, "values": more}))
+            moved[evil] = float(np.abs(_exact(changed) - exact)[0])
+    worst = max(moved, key=lambda evil: np.inf if np.isnan(moved[evil]) else moved[evil])
+    return Finding("M1", "no number, however wild, moves it further", float(moved[worst] <= 1 + 1e-6),
+                   f"{moved[worst]:.4g} for {worst}", where)
+
+
+def _two_sided(statistic: Any, freedom: int) -> Any:
+    return min(1.0, 2 * min(stats.chi2.cdf(statistic, freedom), stats.chi2.sf(statistic, freedom)))
+
+
+def _normal_scores(noise: Floats, sd: float, step: float) -> Floats:
+    """Rounded Gaussian noise as standard normals: a random point of each step's share of the law, mapped back."""
+    if not step:
+        return noise / sd
+    low, high = stats.norm.cdf((noise - step / 2) / sd), stats.norm.cdf((noise + step / 2) / sd)
+    upper = noise > 0  # the far tail keeps its digits on the other side
+    low = np.where(upper, stats.norm.sf((noise + step / 2) / sd), low)
+    high = np.where(upper, stats.norm.sf((noise - step / 2) / sd), high)
+    place = low + stream(3, "rounding").random(noise.shape) * (high - low)
+    return np.asarray(np.where(upper, stats.norm.isf(place), stats.norm.ppf(place)))
+
+
+def _values(release: Release, others: Mapping[str, Release], event: Threshold, where: str, seed: int
+            ) -> Iterator[Finding]:
+    """Thresholded counts: the exact histograms, the noise of frequent values, and the fate of a value held by one."""
+    held = release.args[0] if release.args else release.kwargs["histograms"]
+    columns = len(held)
+    sd = cell_sd(event.noise_multiplier, columns)
+    least = publication_threshold(event.noise_multiplier, columns, event.delta)
+    lone = [(column, value, release) for column, counts in enumerate(held) for value, n in counts.items() if n == 1]
+    for who, other in others.items():
+        theirs = other.args[0] if other.args else other.kwargs["histograms"]
+        moves = [{v: theirs[c].get(v, 0) - held[c].get(v, 0) for v in {*theirs[c], *held[c]}} for c in range(columns)]
+        moved = math.sqrt(sum(step**2 for column in moves for step in column.values()) / columns)
+        yield Finding("M1", "one record moves it by at most what its noise was set for", float(moved <= 1 + 1e-6),
+                      f"{moved:.4g}", f"{where}, {who}")
+        lone += [(c, v, other) for c in range(columns) for v, n in theirs[c].items() if n == 1]
+    published = [str(column) for column, value, source in lone
+                 if value in source.repeat(seeded(1, constant=(least - 2.6) / sd))[0][column]]
+    yield Finding("M1", "a value that one record holds stays below its threshold", float(not published),
+                  f"{len(lone)} such values" if not published else f"{len(published)} published", where)
+    frequent = [(c, v, n) for c, counts in enumerate(held) for v, n in counts.items() if n > least + 7 * sd]
+    if frequent:
+        again = [release.repeat(seeded(100 + i + 1000 * seed))[0] for i in range(REPEATS)]
+        noise = np.array([[tables[c].get(v, 0) - n for c, v, n in frequent] for tables in again], dtype=np.float64)
+        z = _normal_scores(noise, sd, 1.0)
+        yield Finding("M2", "its noise has the scale that the ledger priced", float(_two_sided((z**2).sum(), z.size)),
+                      f"{float(np.sqrt((z**2).mean())):.3f} of it", where)
+    shift = release.repeat(seeded(1, constant=50.0))
+    scale = [(shift[0][c][v] - n) / 50.0 / sd for c, counts in enumerate(held) for v, n in counts.items()
+             if v in shift[0][c]]
+    right = (bool(scale) and max(abs(s - 1) for s in scale) < 0.02 + 0.02 / sd) or not any(held)
+    yield Finding("M2", "every value gets noise of that scale", float(right), "", where)
