@@ -39,12 +39,13 @@ from dpvae.privacy.noise import SecretKey
 
 Array = NDArray[np.float64]
 RADIUS = 0.25  # of a residual, times sqrt(D): longer ones are cut
-MOST_DIRECTIONS, MOST_CLUSTERS = 100, 40
+MOST_DIRECTIONS, MOST_CLUSTERS = 200, 40
 MOST_FREQUENCIES = 800  # of all channels together: the second moments are a square table of them
 RECORDS_PER_CLUSTER = 8.0  # in units of the noise of a cluster's sum
 BORN = 0.7  # of the spread of a class: where centres start, and what a cluster's mean may be away from it
 TAIL = 1.5  # squared norm of a white rest, in units of its expectation: longer ones are cut
 AXES_NOISE, MOST_AXES = 0.35, 40  # noise of a cluster's shape that is borne for one axis more
+LEAST_SPREAD = 0.25  # of the variance of all classes along an axis, that of one class: noise hides less
 LEAST_SHAPE = 0.05
 CELLS = 2**22  # numbers of a block of vectors: bounds memory
 LEANING = 0.18  # spread of slants inside classes from which images are redrawn: 0.25 in MNIST, 0.13 in Fashion-MNIST
@@ -285,7 +286,7 @@ class _Measure:
 
     def spread(self, means: Array, basis: Array, weights: Array, centres: Array, variances: Array) -> Array:
         """The covariance inside the clusters of each class, (C, Z, Z): its own where it stands out of its noise, drawn
-        towards that of all classes."""
+        towards that of all classes, and along no axis less than :data:`LEAST_SPREAD` of that."""
         classes, most, size = centres.shape
         flat = centres.reshape(classes * most, size)
 
@@ -300,13 +301,15 @@ class _Measure:
         total, sd = self._release("spread", blocks(), self.radius, self.radius)
         tables = total.reshape(classes, size, size)
         tables = (tables + tables.transpose(0, 2, 1)) / 2
-        least = 0.02 * variances.min()
-        pooled = _positive(tables.sum(0) / self.rows, least)
+        pooled = _positive(tables.sum(0) / self.rows, 0.02 * variances.min())
+        root = np.linalg.cholesky(pooled)
         likely = 0.09 * np.outer(np.diag(pooled), np.diag(pooled))  # how far a class's own may be away, squared
         found = []
         for c in range(classes):
             doubt = (sd / self.counts[c]) ** 2 / 2
-            found.append(_positive(pooled + (tables[c] / self.counts[c] - pooled) * likely / (likely + doubt), least))
+            apart = (tables[c] / self.counts[c] - pooled) * likely / (likely + doubt)
+            white = np.linalg.solve(root, np.linalg.solve(root, apart).T)
+            found.append(root @ _positive(np.eye(size) + white, LEAST_SPREAD) @ root.T)
         return np.stack(found)
 
     def shapes(self, means: Array, basis: Array, weights: Array, centres: Array, factors: Array) -> Array:
