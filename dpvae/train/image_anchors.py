@@ -39,7 +39,7 @@ from dpvae.privacy.noise import SecretKey
 
 Array = NDArray[np.float64]
 RADIUS = 0.25  # of a residual, times sqrt(D): longer ones are cut
-MOST_DIRECTIONS, MOST_CLUSTERS = 200, 40
+MOST_DIRECTIONS, MOST_CLUSTERS = 100, 40
 MOST_FREQUENCIES = 800  # of all channels together: the second moments are a square table of them
 RECORDS_PER_CLUSTER = 8.0  # in units of the noise of a cluster's sum
 BORN = 0.7  # of the spread of a class: where centres start, and what a cluster's mean may be away from it
