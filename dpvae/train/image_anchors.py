@@ -301,7 +301,7 @@ class _Measure:
         total, sd = self._release("spread", blocks(), self.radius, self.radius)
         tables = total.reshape(classes, size, size)
         tables = (tables + tables.transpose(0, 2, 1)) / 2
-        pooled = _positive(tables.sum(0) / self.rows, 0.02 * variances.min())
+        pooled = _positive(tables.sum(0) / self.rows, variances.min())  # clusters take little from the last directions
         root = np.linalg.cholesky(pooled)
         likely = 0.09 * np.outer(np.diag(pooled), np.diag(pooled))  # how far a class's own may be away, squared
         found = []
