@@ -156,7 +156,8 @@ def main() -> None:
     parser.add_argument("--only-report", action="store_true")
     args = parser.parse_args()
     file = args.out.with_suffix(".json")
-    runs = json.loads(file.read_text())["runs"] if file.is_file() else []
+    held = json.loads(file.read_text()) if file.is_file() else {"runs": []}
+    runs = held["runs"]
     command = "python scripts/bench_images.py --judge JUDGE --data mnist=mnist.npz ... --arms default moments ..."
     for text in args.data if not args.only_report else ():
         name, _, path = text.partition("=")
@@ -168,7 +169,7 @@ def main() -> None:
                     runs.append(one(name, Path(path), epsilon, seed, arm, args.judge, args.rows))
                     print(runs[-1], flush=True)
                     args.out.parent.mkdir(parents=True, exist_ok=True)
-                    file.write_text(json.dumps({"command": command, "runs": runs}, indent=1) + "\n")
+                    file.write_text(json.dumps({"command": command} | held, indent=1) + "\n")
     report(args.out)
 
 

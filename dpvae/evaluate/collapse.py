@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dpvae.models.images import AT_ONCE, ImageVAE, Pixels
+from dpvae.models.images import AT_ONCE, ImageVAE, Pixels, by_coin
 from dpvae.models.vae import VAE
 
 ACTIVE = 0.01
@@ -55,8 +55,8 @@ def diagnose_images(vae: ImageVAE, *, generator: torch.Generator) -> dict[str, A
     are those of these images, without their class; the rate holds the class, too."""
     rates, means, drawn, labels = [], [], [], vae.draw_labels(ROWS, generator=generator)
     for label_N in labels.split(AT_ONCE):
-        law = vae.decode(vae.draw_latents(label_N, generator=generator), label_N)
-        x_ND = Pixels.sample(*law, generator=generator)
+        laws = vae.laws(vae.draw_latents(label_N, generator=generator), label_N)
+        x_ND = by_coin([Pixels.sample(*law, generator=generator) for law in laws], generator=generator)
         rates.append(vae.elbo(x_ND, label_N, torch.randn(len(x_ND), vae.basis.shape[0], generator=generator)).rate)
         means.append(vae.encode(x_ND, label_N)[0])
         drawn.append((x_ND * 255).round().to(torch.uint8).numpy())

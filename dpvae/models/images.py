@@ -2,8 +2,13 @@
 
     y ~ noisy counts of the classes
     z | y ~ a mixture of normal laws around the clusters of that class
-    x | z, y ~ one logistic law per pixel, cut to 256 steps; its middle and its width come from a small convolutional
-               network that sees the linear picture  mean_y + z B  (B: released directions) and the mean picture of y
+    x | z, y ~ one logistic law per pixel, cut to 256 steps, of one of two decoders, by a fair coin for each picture:
+               network   middle and width come from a small convolutional network that sees the linear picture
+                         mean_y + z B  (B: released directions) and the mean picture of y
+               linear    the middle is the linear picture itself; the width follows from what no direction holds
+
+The network's pictures are crisp and near to real ones; the linear ones teach classifiers more. A bound on log p(x, y)
+sums over both sides of the coin: it is exact there.
 
 Where the model is posed, the linear picture is one in the frame of its class, its pose beside it, and is redrawn in
 that pose before the network sees it (:mod:`dpvae.models.pose`).
@@ -18,7 +23,7 @@ or D + P where the model is posed.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -116,6 +121,7 @@ class ImageVAE(nn.Module):
     shapes: Tensor  # (C, K, F, F), lower: what a cluster makes of the first F of its class's axes
     gain: Tensor  # (Z,) of the encoder
     log_std: Tensor  # (Z,) of the encoder
+    rest: Tensor  # (D,) log scale of the laws around a linear picture
 
     def __init__(self, size: tuple[int, int, int], *, classes: int, clusters: int, directions: int, hidden: int,
                  axes: int = 1, posed: bool = False, generator: torch.Generator) -> None:
@@ -131,7 +137,8 @@ class ImageVAE(nn.Module):
                 "centres": torch.zeros(classes, clusters, directions),
                 "factors": torch.eye(directions).repeat(classes, 1, 1),
                 "shapes": torch.eye(axes).repeat(classes, clusters, 1, 1), "gain": torch.ones(directions),
-                "log_std": torch.full((directions,), math.log(0.1))}.items():
+                "log_std": torch.full((directions,), math.log(0.1)),
+                "rest": torch.full((self.pixels,), START)}.items():
             self.register_buffer(name, value)
         self.decoder = Refiner(*size, hidden, generator)
 
@@ -171,25 +178,31 @@ class ImageVAE(nn.Module):
 
     # -- the decoder -------------------------------------------------------------------------------------------------
 
-    def linear(self, z_NZ: Tensor, label_N: Tensor) -> list[Tensor]:
-        """The linear picture and the mean picture of its class, both in the pose of this one, (N, D) each."""
+    def linear(self, z_NZ: Tensor, label_N: Tensor, *maps_D: Tensor) -> list[Tensor]:
+        """The linear picture, the mean picture of its class and ``maps``, all in the pose of this one, (N, D) each."""
         mean_NE = self.means[label_N]
         linear_NE = mean_NE + z_NZ @ self.basis
+        maps_ND = [map_D.expand(len(z_NZ), -1) for map_D in maps_D]
         if not self.posed:
-            return [linear_NE, mean_NE]
-        return drawn_from(linear_NE, self.frames[label_N], self.size, mean_NE[:, :self.pixels])
+            return [linear_NE, mean_NE, *maps_ND]
+        return drawn_from(linear_NE, self.frames[label_N], self.size, mean_NE[:, :self.pixels], *maps_ND)
 
     def decode(self, z_NZ: Tensor, label_N: Tensor) -> tuple[Tensor, Tensor]:
-        """Middle and log scale of every pixel's law, (N, D) each."""
+        """Middle and log scale of every pixel's law, (N, D) each, of the network."""
         return self.decoder(*self.linear(z_NZ, label_N))
+
+    def laws(self, z_NZ: Tensor, label_N: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """The same of both decoders, the network first; each has half of the pictures."""
+        linear_ND, mean_ND, rest_ND = self.linear(z_NZ, label_N, self.rest)
+        return [self.decoder(linear_ND, mean_ND), (linear_ND, rest_ND.clamp(*LOG_SCALE))]
 
     @torch.no_grad()
     def sample(self, label_N: Tensor, *, generator: torch.Generator) -> Tensor:
-        """Pictures of these classes: the middle of every pixel's law, as bytes (N, channels, height, width)."""
+        """Pictures of these classes, as bytes (N, channels, height, width): the middle of every pixel's law."""
         parts = []
         for label in label_N.split(AT_ONCE):
-            middle_ND, _ = self.decode(self.draw_latents(label, generator=generator), label)
-            parts.append(as_bytes(middle_ND, self.size))
+            laws = self.laws(self.draw_latents(label, generator=generator), label)
+            parts.append(as_bytes(by_coin([middle_ND for middle_ND, _ in laws], generator=generator), self.size))
         return torch.cat(parts)
 
     # -- the encoder -------------------------------------------------------------------------------------------------
@@ -228,12 +241,20 @@ class ImageVAE(nn.Module):
         self.log_std.copy_(-0.5 * precision_Z.log())
 
     def elbo(self, x_ND: Tensor, label_N: Tensor, noise_NZ: Tensor) -> Elbo:
-        """The bound on log p(x, y), one value per picture, from one latent sample each."""
+        """The bound on log p(x, y), one value per picture, from one latent sample each; both decoders count."""
         mean_NZ, log_std_NZ = self.encode(x_ND, label_N)
         z_NZ = mean_NZ + log_std_NZ.exp() * noise_NZ
         log_q_N = -(0.5 * noise_NZ.square() + log_std_NZ + 0.5 * math.log(2 * math.pi)).sum(1)
-        distortion_N = -Pixels.log_prob(x_ND, *self.decode(z_NZ, label_N))
+        log_QN = torch.stack([Pixels.log_prob(x_ND, *law) for law in self.laws(z_NZ, label_N)])
+        distortion_N = math.log(len(log_QN)) - log_QN.logsumexp(0)
         return Elbo(rate=log_q_N - self.log_prior(z_NZ, label_N) - self.log_labels[label_N], distortion=distortion_N)
+
+
+def by_coin(sides: Sequence[Tensor], *, generator: torch.Generator) -> Tensor:
+    """For each of N pictures one side, each as likely as another, (N, D)."""
+    count = len(sides[0])
+    side_N = torch.randint(len(sides), (count,), generator=generator, device=generator.device)
+    return torch.stack(list(sides))[side_N, torch.arange(count, device=side_N.device)]
 
 
 def as_bytes(middle_ND: Tensor, size: tuple[int, int, int]) -> Tensor:

@@ -86,6 +86,9 @@ class JointImageVAE(ImageVAE):
         middle_ND, log_scale_ND = self.decoder(z_NZ, self.one_hot(label_N))
         return middle_ND, log_scale_ND
 
+    def laws(self, z_NZ: Tensor, label_N: Tensor) -> list[tuple[Tensor, Tensor]]:
+        return [self.decode(z_NZ, label_N)]
+
     def encode(self, x_ND: Tensor, label_N: Tensor) -> tuple[Tensor, Tensor]:
         mean_NZ, log_std_NZ = self.encoder(x_ND, self.one_hot(label_N)).chunk(2, 1)
         return mean_NZ, log_std_NZ.clamp(-6.0, 3.0)

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dpvae.models.images import ImageVAE
+from dpvae.models.images import LOG_SCALE, ImageVAE
 from dpvae.models.pose import MIDDLE, POSE, REACH, SLANT, poses, seen_in
 from dpvae.privacy.events import Gaussian
 from dpvae.privacy.image_plan import ROUNDS, frequencies
@@ -45,6 +45,7 @@ RECORDS_PER_CLUSTER = 8.0  # in units of the noise of a cluster's sum
 BORN = 0.7  # of the spread of a class: where centres start, and what a cluster's mean may be away from it
 TAIL = 1.5  # squared norm of a white rest, in units of its expectation: longer ones are cut
 AXES_NOISE, MOST_AXES = 0.35, 40  # noise of a cluster's shape that is borne for one axis more
+LEAST_SPREAD = 0.25  # of the variance of all classes along an axis, that of one class: noise hides less
 LEAST_SHAPE = 0.05
 CELLS = 2**22  # numbers of a block of vectors: bounds memory
 LEANING = 0.18  # spread of slants inside classes from which images are redrawn: 0.25 in MNIST, 0.13 in Fashion-MNIST
@@ -100,6 +101,7 @@ class Released:
     frames: Array  # (C, P)
     means: Array  # (C, D + P)
     basis: Array  # (Z, D + P)
+    rest: Array  # (D,): log scale of a logistic law of what no direction holds
     weights: Array  # (C, K)
     centres: Array  # (C, K, Z)
     factors: Array  # (C, Z, Z): principal axes of a class's spread as columns, longest first
@@ -113,7 +115,7 @@ class Released:
         with np.errstate(divide="ignore"):
             log_weights = np.log(self.weights)
         for name, value in {"frames": self.frames, "means": self.means, "basis": self.basis,
-                            "log_labels": np.log(counts / counts.sum()),
+                            "rest": self.rest, "log_labels": np.log(counts / counts.sum()),
                             "log_weights": log_weights, "centres": self.centres,
                             "factors": self.factors, "shapes": self.shapes}.items():
             getattr(vae, name).copy_(torch.as_tensor(value))
@@ -131,13 +133,13 @@ def measure(images: Images, counts: Array, size: tuple[int, int, int], *, noise:
     work = _Measure(images, counts, size, dict(noise), epsilon, key, rng, most)
     frames = work.frames() if "pose" in noise else np.zeros((len(counts), 0))
     means = work.means()
-    basis, variances = work.directions(means)
+    basis, variances, rest = work.directions(means)
     weights, centres = work.clusters(means, basis, variances)
     factors = _axes(work.spread(means, basis, weights, centres, variances))
     shapes = np.ones((*weights.shape, 1, 1))
     if "shape" in noise:
         shapes = work.shapes(means, basis, weights, centres, factors)
-    return Released(frames, means, basis, weights, centres, factors, shapes), tuple(work.events)
+    return Released(frames, means, basis, rest, weights, centres, factors, shapes), tuple(work.events)
 
 
 class _Measure:
@@ -210,15 +212,28 @@ class _Measure:
         for x, labels in self.images.blocks():
             yield (x - means[labels]) @ self.low.T
 
-    def directions(self, means: Array) -> tuple[Array, Array]:
-        """Orthonormal directions (Z, D) in which images vary more than the noise does, and their variances (Z,)."""
+    def directions(self, means: Array) -> tuple[Array, Array, Array]:
+        """Orthonormal directions (Z, D + P) in which images vary more than the noise does, their variances (Z,), and
+        the log scales (D,) of what they leave of each pixel."""
         total, sd = self._release("second-moment", ((r, r) for r in self._residuals(means)), self.radius, self.radius)
         values, vectors = np.linalg.eigh((total + total.T) / 2)
         values, vectors = values[::-1], vectors[:, ::-1]
         edge = math.sqrt(2 * len(total)) * sd  # of the spectrum of the noise alone: 2 sqrt(Q) sd / sqrt(2)
         kept = int(np.clip((values > edge).sum(), min(2, self.most_directions), self.most_directions))
         clean = np.maximum(values[:kept] - edge**2 / 4 / np.maximum(values[:kept], edge), 0.1 * edge)
-        return vectors[:, :kept].T @ self.low, clean / self.rows
+        held = np.sqrt(np.maximum(values[:kept] ** 2 - edge**2, 0))  # along a direction as it was found, noise and all
+        left = total - (vectors[:, :kept] * held) @ vectors[:, :kept].T
+        return vectors[:, :kept].T @ self.low, clean / self.rows, self._rest(left / self.rows, sd / self.rows)
+
+    def _rest(self, moments: Array, sd: float) -> Array:
+        """Log scales (D,) of logistic laws with the variances of single pixels under second ``moments``: each pixel's
+        own where pixels differ more than the noise does."""
+        count = len(self.cosines)
+        own = ((moments[:count, :count] @ self.cosines) * self.cosines).sum(0)
+        apart, doubt = own - own.mean(), sd * (self.cosines**2).sum(0)
+        kept = max(1 - np.mean(doubt**2) / max(np.mean(apart**2), 1e-12), 0.0)
+        variance = np.maximum(own.mean() + kept * apart, 1e-12)
+        return np.asarray(np.clip(0.5 * np.log(3 * variance) - math.log(math.pi), *LOG_SCALE))
 
     def clusters(self, means: Array, basis: Array, variances: Array) -> tuple[Array, Array]:
         """Rounds of clustering inside each class: weights (C, K) and centres (C, K, Z)."""
@@ -271,7 +286,7 @@ class _Measure:
 
     def spread(self, means: Array, basis: Array, weights: Array, centres: Array, variances: Array) -> Array:
         """The covariance inside the clusters of each class, (C, Z, Z): its own where it stands out of its noise, drawn
-        towards that of all classes."""
+        towards that of all classes, and along no axis less than :data:`LEAST_SPREAD` of that."""
         classes, most, size = centres.shape
         flat = centres.reshape(classes * most, size)
 
@@ -286,13 +301,15 @@ class _Measure:
         total, sd = self._release("spread", blocks(), self.radius, self.radius)
         tables = total.reshape(classes, size, size)
         tables = (tables + tables.transpose(0, 2, 1)) / 2
-        least = 0.02 * variances.min()
-        pooled = _positive(tables.sum(0) / self.rows, least)
+        pooled = _positive(tables.sum(0) / self.rows, variances.min())  # clusters take little from the last directions
+        root = np.linalg.cholesky(pooled)
         likely = 0.09 * np.outer(np.diag(pooled), np.diag(pooled))  # how far a class's own may be away, squared
         found = []
         for c in range(classes):
             doubt = (sd / self.counts[c]) ** 2 / 2
-            found.append(_positive(pooled + (tables[c] / self.counts[c] - pooled) * likely / (likely + doubt), least))
+            apart = (tables[c] / self.counts[c] - pooled) * likely / (likely + doubt)
+            white = np.linalg.solve(root, np.linalg.solve(root, apart).T)
+            found.append(root @ _positive(np.eye(size) + white, LEAST_SPREAD) @ root.T)
         return np.stack(found)
 
     def shapes(self, means: Array, basis: Array, weights: Array, centres: Array, factors: Array) -> Array:

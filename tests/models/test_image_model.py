@@ -75,6 +75,58 @@ def test_classes_are_drawn_within_one_of_their_share() -> None:
     assert label[:20].unique().numel() > 1, "in random order"
 
 
+def two_grays(vae: ImageVAE) -> None:
+    """The network draws white, the linear decoder black, whatever the latent."""
+    vae.laws = lambda z, label: [  # type: ignore[method-assign]
+        (torch.full((len(z), vae.pixels), gray), torch.full((len(z), vae.pixels), -3.0)) for gray in (1.0, 0.0)]
+
+
+def test_half_of_the_pictures_are_the_networks_and_half_are_linear_by_the_coin_of_a_public_seed() -> None:
+    vae, label = some_model(), torch.zeros(4000, dtype=torch.long)
+    two_grays(vae)
+    drawn, again = (vae.sample(label, generator=torch.Generator().manual_seed(9)).flatten(1) for _ in range(2))
+    assert ((drawn == 255).all(1) | (drawn == 0).all(1)).all(), "no picture is of both decoders"
+    assert float((drawn == 255).all(1).float().mean()) == pytest.approx(0.5, abs=0.04)
+    torch.testing.assert_close(drawn, again, rtol=0, atol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("posed", [False, True])
+def test_the_bound_holds_the_mean_of_both_decoders_likelihoods(posed: bool) -> None:
+    """Closed form, pixel by pixel: log (1/2 prod_d p_network(x_d) + 1/2 prod_d p_linear(x_d))."""
+    vae = some_model((1, 4, 4), posed=posed).double()
+    vae.rest.copy_(torch.linspace(-3, -1, 16))
+    x_N = (torch.arange(32).view(2, 16) * 7 % 255).double() / 255
+    label, noise = torch.tensor([0, 2]), torch.zeros(2, 4, dtype=torch.float64)
+    z = vae.encode(x_N, label)[0]
+    linear, _, rest = vae.linear(z, label, vae.rest)
+    for law, (middle, log_scale) in zip(vae.laws(z, label), [vae.decode(z, label), (linear, rest)], strict=True):
+        torch.testing.assert_close(law, (middle, log_scale))
+    assert posed or torch.equal(rest[0], vae.rest)
+    for n, bound in enumerate(-vae.elbo(x_N, label, noise).distortion):
+        sides = []
+        for middle, log_scale in vae.laws(z, label):
+            pixels = zip(x_N[n].tolist(), middle[n].tolist(), log_scale[n].exp().tolist(), strict=True)
+            parts = [(1 if x == 1 else logistic((x + 0.5 / 255 - m) / s))
+                     - (0 if x == 0 else logistic((x - 0.5 / 255 - m) / s)) for x, m, s in pixels]
+            sides.append(math.prod(parts))
+        assert float(bound) == pytest.approx(math.log(0.5 * sides[0] + 0.5 * sides[1]), abs=1e-6)
+
+
+@torch.no_grad()
+def test_a_picture_of_either_decoder_costs_at_most_the_toss_of_a_coin_more_than_under_that_decoder_alone() -> None:
+    vae = some_model((1, 8, 8))
+    label, noise = torch.arange(3).repeat(20), torch.randn(60, 4, generator=torch.Generator().manual_seed(1))
+    z = vae.draw_latents(label, generator=torch.Generator().manual_seed(2))
+    both = vae.laws
+    for side in range(2):
+        x = Pixels.sample(*both(z, label)[side], generator=torch.Generator().manual_seed(3))
+        vae.laws = lambda z, y, side=side: [both(z, y)[side]]  # type: ignore[method-assign]
+        alone = vae.elbo(x, label, noise).value
+        vae.laws = both  # type: ignore[method-assign]
+        assert (vae.elbo(x, label, noise).value >= alone - math.log(2) - 1e-3).all()
+
+
 @pytest.mark.parametrize("size", [(1, 8, 8), (1, 9, 11), (3, 8, 10)])
 def test_a_new_decoder_is_the_linear_picture_in_any_size(size: tuple[int, int, int]) -> None:
     vae = ImageVAE(size, classes=2, clusters=1, directions=3, hidden=8, generator=torch.Generator().manual_seed(0))
@@ -141,7 +193,8 @@ def test_the_bound_stays_below_the_evidence() -> None:
     x = Pixels.sample(*vae.decode(torch.tensor([[0.7]]), label), generator=torch.Generator().manual_seed(8))
     grid = torch.linspace(-6, 6, 2001)[:, None]
     labels = label.expand(2001)
-    log_joint = Pixels.log_prob(x, *vae.decode(grid, labels)) + vae.log_prior(grid, labels)
+    log_QN = torch.stack([Pixels.log_prob(x, *law) for law in vae.laws(grid, labels)])
+    log_joint = log_QN.logsumexp(0) - math.log(2) + vae.log_prior(grid, labels)
     evidence = float(torch.logsumexp(log_joint, 0) + math.log(12 / 2000))
     noise = torch.randn(500, 1, generator=torch.Generator().manual_seed(9))
     bound = vae.elbo(x.expand(500, -1), labels[:500], noise).value.mean()

@@ -169,6 +169,31 @@ def test_without_noise_means_directions_and_spread_are_those_of_the_images() -> 
         assert abs((between + inside)[:3] - total[:3]).max() < 0.15 * total[:3].max()
 
 
+def test_widths_of_pixels_that_noise_hides_are_those_of_all_pixels_together() -> None:
+    """Half of the pixels vary by more than two directions hold; with much noise nobody knows which half."""
+    rng = np.random.default_rng(4)
+    pixels = 128 + rng.normal(0, 1, (4000, 64)) * np.where(np.arange(64) < 32, 20, 4)
+    images = Images(np.rint(pixels).astype(np.uint8), np.zeros(4000, np.int64))
+    wanted = {1e-6: np.where(np.arange(64) < 32, 20, 4), 10.0: np.full(64, np.sqrt((400 + 16) / 2))}
+    for noise, sd in wanted.items():
+        released, _ = measure(images, np.array([4000.0]), SIZE, noise=NOISE | {"second-moment": noise}, epsilon=20.0,
+                              key=ScriptedKey(), rng=stream(0, "test"), most=(1, 2))
+        np.testing.assert_allclose(np.exp(released.rest) * np.pi / np.sqrt(3) * 255, sd, rtol=0.3)
+
+
+def test_a_class_that_does_not_vary_along_an_axis_has_a_quarter_of_what_all_classes_have_there() -> None:
+    """Closed form without noise: variances of 0.04 in two of three classes of one size, and none in the third."""
+    rng = np.random.default_rng(5)
+    basis, labels = np.linalg.qr(rng.normal(size=(64, 2)))[0].T, np.arange(6000) % 3
+    z = rng.normal(size=(6000, 2)) * np.stack([np.full(6000, 0.3), np.where(labels == 2, 0, 0.2)], 1)
+    images = Images(np.rint((0.5 + z @ basis) * 255).astype(np.uint8), labels)
+    released, _ = measure(images, np.full(3, 2000.0), SIZE, noise=dict.fromkeys(NOISE, 1e-6), epsilon=20.0,
+                          key=ScriptedKey(normal=silent), rng=stream(0, "test"), most=(2, 1))
+    covariance = released.factors @ np.swapaxes(released.factors, 1, 2)
+    along = np.einsum("z,czy,y->c", released.basis @ basis[1], covariance, released.basis @ basis[1])
+    np.testing.assert_allclose(along, [0.04, 0.04, 0.25 * 0.04 * 2 / 3], rtol=0.08)
+
+
 def two_spreads(rows: int) -> Images:
     """Two clusters in each class, apart along one direction, and long in different others."""
     rng = np.random.default_rng(4)
