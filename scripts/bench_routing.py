@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -79,7 +80,8 @@ def cell(args: argparse.Namespace, name: str, arm: str, epsilon: float) -> dict[
 def command(args: argparse.Namespace) -> str:
     real = f" --real {Path(args.real[0]).name} {Path(args.real[1]).name} {args.real[2]}" if args.real else ""
     return (f"python scripts/bench_routing.py --rows {args.rows} --epsilon {' '.join(f'{e:g}' for e in args.epsilon)} "
-            f"--seed {args.seed} --delta {args.delta:g} --tables {' '.join(args.tables)}{real}")
+            f"--seed {args.seed} --delta {args.delta:g} --tables {' '.join(args.tables)}{real}"
+            + (f" --ways {' '.join(map(shlex.quote, args.ways))}" if args.ways != list(ARMS) else ""))
 
 
 def write(args: argparse.Namespace, cells: list[dict[str, Any]]) -> None:
@@ -98,6 +100,7 @@ def main() -> None:
     parser.add_argument("--judge", type=lambda p: Path(p).resolve(), required=True)
     parser.add_argument("--real", nargs=3, metavar=("TRAIN", "TEST", "TARGET"), help="a narrow table of your own")
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES))
+    parser.add_argument("--ways", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--epsilon", type=float, nargs="+", default=[1.0, 3.0])
     parser.add_argument("--seed", type=int, default=0)
@@ -108,7 +111,7 @@ def main() -> None:
     cells: list[dict[str, Any]] = json.loads(known.read_text())["cells"] if known.is_file() else []
     done = {(one["table"], one["way"], one["epsilon"]) for one in cells}
     for name in args.tables:
-        for arm, epsilon in [("real rows", 0.0), *((arm, e) for e in args.epsilon for arm in ARMS)]:
+        for arm, epsilon in [("real rows", 0.0), *((arm, e) for e in args.epsilon for arm in args.ways)]:
             if (name, arm, epsilon) not in done:
                 cells.append({"table": name, "way": arm, "epsilon": epsilon, **cell(args, name, arm, epsilon)})
                 print(json.dumps(cells[-1]), flush=True)

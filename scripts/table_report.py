@@ -3,7 +3,8 @@
 
     python scripts/table_report.py reports/bench/tables      writes .md and .svg again from the .json
 
-Figures that were not run here come from cited.json beside the report, and are marked wherever they are shown.
+Figures that were not run here come from cited.json beside the report, or else from reports/bench, and are marked
+wherever they are shown.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ WHOLE = ("cpu_s", "peak_mb")
 NAMES = {"independent": "floor: independent columns", "naive_bayes": "floor: naive Bayes",
          "tan": "floor: tree-augmented naive Bayes", "dpmm_mst": "dpmm MST", "smartnoise_mst": "smartnoise-synth MST",
          "mostlyai": "MOSTLY AI engine", "tvae": "TVAE (not private)", "ctgan": "CTGAN (not private)"}
+CITED = Path(__file__).resolve().parents[1] / "reports" / "bench" / "cited.json"
 COLOURS = ("c0", "c1", "c2", "c3", "c4", "c5")
 Run = dict[str, Any]
 
@@ -44,7 +46,9 @@ def write(out: Path, table: str, command: str, runs: Sequence[Run]) -> None:
 def render(out: Path) -> None:
     """OUT.md and OUT.svg from OUT.json and cited.json."""
     held = json.loads(out.with_suffix(".json").read_text())
-    rows = [*medians(held["runs"]), *cited(out.parent / "cited.json", {run["table"] for run in held["runs"]})]
+    beside = out.parent / CITED.name
+    rows = [*medians(held["runs"]),
+            *cited(beside if beside.exists() else CITED, {run["table"] for run in held["runs"]})]
     out.with_suffix(".md").write_text(markdown(held["commands"], held["runs"], rows))
     out.with_suffix(".svg").write_text(picture(rows))
 
@@ -77,8 +81,6 @@ def _median(values: list[float | None]) -> float | None:
 
 def cited(path: Path, tables: set[str]) -> list[Run]:
     """Rows of other people's systems that were measured once before."""
-    if not path.exists():
-        return []
     found = json.loads(path.read_text())["tables"]
     return [{"table": table, "name": f"{row['system']} (cited)", "cited": True, "seeds": 1,
              **dict.fromkeys(FIGURES), **row} for table in sorted(tables) for row in found.get(table, [])]

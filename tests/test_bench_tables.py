@@ -319,6 +319,11 @@ def test_the_report_starts_with_its_command_keeps_other_runs_and_marks_what_was_
     assert len(dots) == 2 + 4 + 3  # two of the legend; AUC of four systems, distance of the three that have one
 
 
+def test_a_report_elsewhere_cites_what_the_repository_cites(tmp_path: Path) -> None:
+    report.write(tmp_path / "tables", "adult", "first", [run_of("dpvae", 0, 0.9)])
+    assert "private-pgm AIM (cited)" in (tmp_path / "tables.md").read_text()
+
+
 def test_a_comparison_runs_from_the_command_line_with_our_own_judge(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

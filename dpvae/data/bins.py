@@ -35,6 +35,8 @@ _YEARS = np.array([f"{year}-01-01" for year in (*range(1600, 1900, 50), *range(1
 _FALSE_ALARMS = 0.002  # expected number of empty blocks, of all sizes, taken for data
 _BESIDE = 2.0  # noise sds that are enough beside a block that stands out
 _SPLIT = 3.0  # noise sds by which two halves must differ to be split unevenly
+_TALL = 4.0  # times its neighbours: how dense a leaf is that holds a repeated value
+_FEWEST, _SHARE = 3, 0.25  # such leaves, and of the mass that they must hold, for a column to be made of such values
 
 
 def coarsened(cells: np.ndarray) -> list[np.ndarray]:
@@ -235,6 +237,20 @@ def _cut(mass: np.ndarray, least: float) -> list[int]:
         else:
             cuts.append(len(mass))
     return cuts
+
+
+def repeats(leaf_edges: np.ndarray, mass: np.ndarray, sd: float) -> bool:
+    """Whether a column is made of values that many rows share, as amounts on a form are: several leaves stand out of
+    the noise and far out of their neighbours, and hold much of the mass.
+
+    >>> repeats(np.arange(41.0), np.tile([100.0, 0.0, 10.0, 0.0], 10), sd=5.0)
+    True
+    >>> repeats(np.arange(41.0), np.full(40, 27.5), sd=5.0)
+    False
+    """
+    density = np.concatenate([[0.0], mass / np.diff(leaf_edges), [0.0]])
+    tall = (mass >= SIGNIFICANT * sd) & (density[1:-1] >= _TALL * np.maximum(density[:-2], density[2:])) & (mass > 0)
+    return bool(tall.sum() >= _FEWEST and mass[tall].sum() >= _SHARE * mass.sum())
 
 
 def trim(mass: np.ndarray) -> slice:

@@ -300,10 +300,12 @@ class _Survey:
         grid, mass = grid[held.start:held.stop + 1], mass[held]
         cuts = binning.choose(grid, mass, sd, max(binning.CODES - len(heaps), FEWEST_BINS))
         within = binning.compress(grid, mass, cuts)
+        repeats = not binning.is_small(column) and binning.repeats(grid, mass, sd)
         half = column.step / 2
         lower = min([column.on_grid(grid[0] + half), *heaps])
         upper = max([column.on_grid(grid[-1] - half), lower, *heaps])
         self._answer(j, heaps=heaps, edges=_floats(grid[cuts]), within=(_floats(within[0]), _rounded(within[1])),
+                     repeats=repeats or None,
                      **{k: float(v) for k, v in (("lower", lower), ("upper", upper)) if k in free})
 
     def finish(self) -> Schema:

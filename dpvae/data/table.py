@@ -2,7 +2,8 @@
 
 A :class:`TableCodec` turns a table into one small integer per cell by the rules of a resolved schema, and codes back
 into cells: inside a bin a value is *drawn*, following the finer released histogram where there is one, so that a
-synthetic column has no comb of bin midpoints; integers stay integers, decimals keep their scale, dates are dates.
+synthetic column has no comb of bin midpoints (but the one it is made of, where its values repeat); integers stay
+integers, decimals keep their scale, dates are dates.
 
 >>> from dpvae.data import lake
 >>> from dpvae.data.schema import Schema
@@ -336,7 +337,8 @@ class _Numeric:
         leaf = np.searchsorted(self.cumulative, place, side="right") - 1
         low, high = self.leaf_edges[leaf], self.leaf_edges[leaf + 1]
         start, end = self.cumulative[leaf], self.cumulative[leaf + 1]
-        drawn = low + (place - start) / np.maximum(end - start, 1e-300) * (high - low)
+        part = 0.5 if self.column.repeats else (place - start) / np.maximum(end - start, 1e-300)
+        drawn = low + part * (high - low)
         if self.column.step:  # a rounding error must not step over the leaf's end
             half = self.column.step / 2
             drawn = np.clip(drawn, low + half * 0.01, high - half * 0.01)

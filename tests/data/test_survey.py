@@ -365,3 +365,18 @@ def test_the_survey_takes_what_validate_has_passed():
     table = lake.read(frame)
     validate(table, Schema.undeclared(table.header))
     assert run(frame, noise=USUAL).schema.resolved
+
+
+def test_amounts_of_a_form_come_back_as_few_values_and_a_smooth_column_does_not():
+    g = np.random.default_rng(1)
+    values = g.choice(g.integers(1, 100_000, 60), 20_000)
+    table = lake.read({"amount": values, "length": np.rint(g.normal(50_000, 9000, 20_000)).astype(int)})
+    declared = declare({"columns": {name: {"kind": "integer", "min": 0, "max": 100_000, "heaps": []}
+                                    for name in ("amount", "length")}}).bind(table.header)
+    schema = run(table, noise=USUAL, schema=declared, rows=20_000, key=SecretKey.from_seed(1)).schema
+    assert [column.repeats for column in schema.columns] == [True, None]
+    codec = TableCodec(schema)
+    back = codec.decode(codec.encode(table), np.random.default_rng(0))
+    assert len(np.unique(back["amount"].values)) < 120
+    assert len(np.unique(back["length"].values)) > 4000
+    assert Schema.from_dict(schema.to_dict()) == schema

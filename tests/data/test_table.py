@@ -80,6 +80,17 @@ def test_draws_follow_the_finer_histogram():
     assert second.max() <= 10
 
 
+def test_repeated_values_are_written_as_one_value_for_each_cell_of_the_finer_histogram():
+    codec = codec_of(kind="integer", dtype="int64", nullable=False, lower=0, upper=99, heaps=(), repeats=True,
+                     edges=(-0.5, 39.5, 99.5), within=((-0.5, 9.5, 39.5, 60.5, 99.5), (30.0, 10.0, 0.0, 5.0)))
+    first, second = (codec.decode(np.full((2_000, 1), c), np.random.default_rng(c))["x"].values for c in (0, 1))
+    assert dict(zip(*np.unique(first, return_counts=True), strict=True)) == {5: pytest.approx(1500, abs=120),
+                                                                           25: pytest.approx(500, abs=120)}
+    assert set(second.tolist()) == {80}
+    between = codec.decode(np.zeros((50, 1), dtype=int), np.random.default_rng(0), {"x": (6.0, 8.0)})["x"].values
+    assert set(between.tolist()) == {6}  # the nearest that was asked for
+
+
 def test_log_density_integrates_to_one_over_the_grid():
     """Uniform code probabilities, spread over bins by their widths, sum to one over all integer values."""
     codec = codec_of(**{**AGE, "nullable": False})
