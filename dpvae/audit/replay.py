@@ -523,4 +523,6 @@ def planted_records(runner: Runner, claim: Claim, scene: Scene) -> Stage:
     found.append(_other_coins(counts[:8], probe.participation(_sums(other))[0], where))
     more, bounds = planted.attack(runner, claim, probe, canaries, steps=min(claim.steps, steps), where=where,
                                   key=scene.key(5))
-    return found + more, bounds, []
+    offered = len(scene.canaries)
+    lost = [f"T4, T7: {offered - len(canaries)} of {offered} planted records, whose gradients follow from the others'"]
+    return found + more, bounds, lost if offered > len(canaries) else []

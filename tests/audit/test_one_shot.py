@@ -1,0 +1,69 @@
+"""The law of private choices, as an audit asks for it: closed form, correct mechanism, broken ones."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dpvae.audit.instruments import Release
+from dpvae.audit.one_shot import _places, one_shot
+from dpvae.audit.verdict import Finding
+from dpvae.privacy import mechanisms
+from dpvae.privacy.events import PureDP
+
+PHASE, WHAT, EPSILON, CHOICES = "interactions", "a choice", 0.5, 3
+SCORES = [np.linspace(0.0, 30.0, 20), np.array([31.0, -7.0])]
+
+
+def chosen(again: Any = mechanisms.noisy_choice, scores: Any = SCORES, booked: int = CHOICES) -> dict[str, Finding]:
+    """What is found of one run that chose ``CHOICES`` of ``scores`` by ``again``."""
+    settings: dict[str, Any] = {"choices": CHOICES, "epsilon": EPSILON, "phase": PHASE, "what": WHAT}
+    call = Release("noisy_choice", (scores,), settings, ([0] * CHOICES, None), ("interactions", "choice"), again)
+    more = Release("noisy_choice", ([scores[0] + 1.0, scores[1]],), settings, ([0], None), call.names, again)
+    found, left_out = one_shot([call], {"a newcomer": [more]}, [PureDP(PHASE, WHAT, EPSILON, booked)])
+    assert left_out == []
+    return {finding.law: finding for finding in found}
+
+
+def test_the_place_of_a_winner_is_its_share_of_the_law() -> None:
+    logits = np.array([0.0, math.log(3.0), -math.inf])  # chances 1/4, 3/4, 0
+    first, second, rest = _places(logits, [[1], [0], [1, 0]], seed=0)[[0, 1, 3]]
+    assert 0 <= first <= 0.75 <= second <= 1
+    assert 0 <= rest <= 1  # the only one that is left: anywhere
+    assert _places(logits, [[]], seed=0).shape == (0,)
+
+
+def test_a_choice_by_the_exponential_mechanism_passes() -> None:
+    assert {law: finding.p for law, finding in chosen().items() if finding.p < 0.01} == {}
+
+
+@pytest.mark.parametrize(("factor", "worst"), [(1.5, 1e-6), (2.0, 1e-9), (0.5, 1e-9)])
+def test_another_scale_of_noise_than_the_booked_one_is_found(factor: float, worst: float) -> None:
+    """Less noise is a broken promise; more is not what the ledger says either."""
+    def scaled(blocks: Any, *, epsilon: float, **rest: Any) -> Any:
+        return mechanisms.noisy_choice(blocks, epsilon=factor * epsilon, **rest)
+
+    assert chosen(scaled)["so it has for any scores"].p <= worst
+
+
+def test_noise_that_all_candidates_share_names_the_best_and_is_found() -> None:
+    def best(blocks: Any, *, choices: int, stream: Any, **rest: Any) -> Any:
+        stream.uniform(1)
+        return np.argsort(-np.concatenate(blocks))[:choices].tolist(), None
+
+    assert chosen(best)["its noise has the law that the ledger priced"].p < 1e-9
+
+
+def test_a_score_that_moves_by_two_and_a_choice_too_many_are_found() -> None:
+    found = chosen(booked=CHOICES - 1)
+    assert found["no more is chosen than was booked"].p == 0
+    twice = [2 * SCORES[0], SCORES[1]]
+    assert chosen()["one record moves no score by more than its noise was set for"].p == 1
+    found = one_shot([Release("noisy_choice", (SCORES,), {"phase": PHASE, "what": WHAT, "choices": 1, "epsilon": EPSILON},
+                              ([0], None), ("x",), mechanisms.noisy_choice)],
+                     {"a newcomer": [Release("noisy_choice", (twice,), {}, ([0], None), ("x",))]},
+                     [PureDP(PHASE, WHAT, EPSILON, 1)])[0]
+    assert next(f.p for f in found if f.law.startswith("one record moves no score")) == 0
