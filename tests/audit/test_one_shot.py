@@ -18,11 +18,11 @@ PHASE, WHAT, EPSILON, CHOICES = "interactions", "a choice", 0.5, 3
 SCORES = [np.linspace(0.0, 30.0, 20), np.array([31.0, -7.0])]
 
 
-def chosen(again: Any = mechanisms.noisy_choice, scores: Any = SCORES, booked: int = CHOICES) -> dict[str, Finding]:
-    """What is found of one run that chose ``CHOICES`` of ``scores`` by ``again``."""
+def chosen(again: Any = mechanisms.noisy_choice, *, moved: float = 1.0, booked: int = CHOICES) -> dict[str, Finding]:
+    """What is found of one run that chose ``CHOICES`` by ``again``; one person more moves scores by ``moved``."""
     settings: dict[str, Any] = {"choices": CHOICES, "epsilon": EPSILON, "phase": PHASE, "what": WHAT}
-    call = Release("noisy_choice", (scores,), settings, ([0] * CHOICES, None), ("interactions", "choice"), again)
-    more = Release("noisy_choice", ([scores[0] + 1.0, scores[1]],), settings, ([0], None), call.names, again)
+    call = Release("noisy_choice", (SCORES,), settings, ([0] * CHOICES, None), ("interactions", "choice"), again)
+    more = Release("noisy_choice", ([SCORES[0] + moved, SCORES[1]],), settings, ([0], None), call.names, again)
     found, left_out = one_shot([call], {"a newcomer": [more]}, [PureDP(PHASE, WHAT, EPSILON, booked)])
     assert left_out == []
     return {finding.law: finding for finding in found}
@@ -58,12 +58,6 @@ def test_noise_that_all_candidates_share_names_the_best_and_is_found() -> None:
 
 
 def test_a_score_that_moves_by_two_and_a_choice_too_many_are_found() -> None:
-    found = chosen(booked=CHOICES - 1)
-    assert found["no more is chosen than was booked"].p == 0
-    twice = [2 * SCORES[0], SCORES[1]]
-    assert chosen()["one record moves no score by more than its noise was set for"].p == 1
-    found = one_shot([Release("noisy_choice", (SCORES,), {"phase": PHASE, "what": WHAT, "choices": 1, "epsilon": EPSILON},
-                              ([0], None), ("x",), mechanisms.noisy_choice)],
-                     {"a newcomer": [Release("noisy_choice", (twice,), {}, ([0], None), ("x",))]},
-                     [PureDP(PHASE, WHAT, EPSILON, 1)])[0]
-    assert next(f.p for f in found if f.law.startswith("one record moves no score")) == 0
+    assert chosen(booked=CHOICES - 1)["no more is chosen than was booked"].p == 0
+    law = "one record moves no score by more than its noise was set for"
+    assert [chosen(moved=moved)[law].p for moved in (1.0, 2.0, math.nan)] == [1, 0, 0]
