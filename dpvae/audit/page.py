@@ -25,7 +25,7 @@ POWER = {
     "T7": "an unknown fault of noise, coins or sum, from the trace that planted records leave",
     "P1": "an encoder trained on raw rows, bounds or categories of the data, a private stop rule, a seed in a log",
     "M1": "counts that hold a person twice, means without a clip, categories of one person",
-    "M2": "less noise on counts than was booked, empty cells without noise, tables that share theirs",
+    "M2": "less noise on counts or choices than was booked, empty cells without noise, tables that share theirs",
     "A2": "a table that gives its members away",
 }
 
