@@ -108,11 +108,11 @@ def picture(rows: list[dict[str, Any]], command: str) -> str:
     body = [piece for panel, (figure, title) in enumerate(panels)
             for piece in drawn(rows, figure, title, 50 + panel * 400, lines)]
     for number, (data, arm) in enumerate(lines):
-        left, top = 50 + (number % 4) * 190, 290 + (number // 4) * 20
+        left, top = 50 + (number % 3) * 255, 290 + (number // 3) * 20
         body.append(f'<rect x="{left}" y="{top - 9}" width="12" height="10" fill="{COLOURS[number % len(COLOURS)]}"/>'
                     f'<text x="{left + 18}" y="{top}">{data}, {arm}</text>')
-    height = 310 + (len(lines) - 1) // 4 * 20
-    return (f"<!-- {command} -->\n"
+    height = 310 + (len(lines) - 1) // 3 * 20
+    return (f"<?made-by {command}?>\n"  # a comment may not hold two dashes
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 800 {height}" font-family="sans-serif" '
             f'font-size="12" role="img" aria-label="Synthetic images by epsilon"><rect width="100%" height="100%" '
             f'fill="#fff"/>{"".join(body)}</svg>\n')
