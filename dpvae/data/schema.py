@@ -64,7 +64,7 @@ class Column:
     heaps: tuple[float, ...] | None = None
     other: bool | None = None
     within: tuple[tuple[float, ...], tuple[float, ...]] | None = None  # a finer histogram: its edges, its weights
-    repeats: bool | None = None  # a few values make up the bins: each cell of the finer histogram is written as one
+    repeats: bool | None = None  # few values make up its bins: each bin is written as at most four
     rare: tuple[tuple[Category, ...], tuple[float, ...]] | None = None  # values behind ``other``; weights, of what is
     # unknown last
     declared: tuple[str, ...] = ()

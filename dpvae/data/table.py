@@ -2,8 +2,8 @@
 
 A :class:`TableCodec` turns a table into one small integer per cell by the rules of a resolved schema, and codes back
 into cells: inside a bin a value is *drawn*, following the finer released histogram where there is one, so that a
-synthetic column has no comb of bin midpoints (but the one it is made of, where its values repeat); integers stay
-integers, decimals keep their scale, dates are dates.
+synthetic column has no comb of bin midpoints (unless its values repeat: then a bin has few); integers stay integers,
+decimals keep their scale, dates are dates.
 
 >>> from dpvae.data import lake
 >>> from dpvae.data.schema import Schema
@@ -20,6 +20,7 @@ integers, decimals keep their scale, dates are dates.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -337,12 +338,24 @@ class _Numeric:
         leaf = np.searchsorted(self.cumulative, place, side="right") - 1
         low, high = self.leaf_edges[leaf], self.leaf_edges[leaf + 1]
         start, end = self.cumulative[leaf], self.cumulative[leaf + 1]
-        part = 0.5 if self.column.repeats else (place - start) / np.maximum(end - start, 1e-300)
-        drawn = low + part * (high - low)
+        drawn = low + (place - start) / np.maximum(end - start, 1e-300) * (high - low)
         if self.column.step:  # a rounding error must not step over the leaf's end
             half = self.column.step / 2
             drawn = np.clip(drawn, low + half * 0.01, high - half * 0.01)
+        if self.column.repeats:
+            drawn = self._at_marks(bins, drawn)
         return np.asarray(np.clip(drawn, self.column.lower, self.column.upper))
+
+    def _at_marks(self, bins: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+        """The nearest of four values of the bin: its ends, and those of its heaviest leaf, where most repeat. A cut
+        between two of them that lie in different bins is a cut between these bins."""
+        bounds = np.searchsorted(self.leaf_edges, self.edges)
+        top = np.array([a + self.leaf_weights[a:b].argmax() for a, b in pairwise(bounds)])
+        first, last = (np.stack([self.edges[i:i + self.column.bins], self.leaf_edges[top + i]], 1) for i in (0, 1))
+        inset = self.column.step / 2 or (last - first) * 1e-9  # a bin holds its lower end, not its upper one
+        marks = np.concatenate([first + inset, last - inset], 1)[bins]
+        nearest = np.abs(marks - drawn[:, None]).argmin(1)
+        return np.asarray(np.take_along_axis(marks, nearest[:, None], 1)[:, 0])
 
 
 def _leaves(column: Column, edges: np.ndarray, heaps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

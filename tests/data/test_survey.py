@@ -377,6 +377,6 @@ def test_amounts_of_a_form_come_back_as_few_values_and_a_smooth_column_does_not(
     assert [column.repeats for column in schema.columns] == [True, None]
     codec = TableCodec(schema)
     back = codec.decode(codec.encode(table), np.random.default_rng(0))
-    assert len(np.unique(back["amount"].values)) < 120
+    assert len(np.unique(back["amount"].values)) <= 4 * 32
     assert len(np.unique(back["length"].values)) > 4000
     assert Schema.from_dict(schema.to_dict()) == schema

@@ -80,15 +80,26 @@ def test_draws_follow_the_finer_histogram():
     assert second.max() <= 10
 
 
-def test_repeated_values_are_written_as_one_value_for_each_cell_of_the_finer_histogram():
+def test_repeated_values_are_the_ends_of_a_bin_and_of_its_heaviest_leaf():
     codec = codec_of(kind="integer", dtype="int64", nullable=False, lower=0, upper=99, heaps=(), repeats=True,
-                     edges=(-0.5, 39.5, 99.5), within=((-0.5, 9.5, 39.5, 60.5, 99.5), (30.0, 10.0, 0.0, 5.0)))
-    first, second = (codec.decode(np.full((2_000, 1), c), np.random.default_rng(c))["x"].values for c in (0, 1))
-    assert dict(zip(*np.unique(first, return_counts=True), strict=True)) == {5: pytest.approx(1500, abs=120),
-                                                                           25: pytest.approx(500, abs=120)}
-    assert set(second.tolist()) == {80}
+                     edges=(-0.5, 39.5, 99.5),
+                     within=((-0.5, 9.5, 19.5, 39.5, 60.5, 99.5), (10.0, 70.0, 20.0, 0.0, 5.0)))
+    first, second = (codec.decode(np.full((4_000, 1), c), np.random.default_rng(c))["x"].values for c in (0, 1))
+    counts = dict(zip(*np.unique(first, return_counts=True), strict=True))
+    assert counts == {0: pytest.approx(200, abs=90), 10: pytest.approx(1600, abs=200),  # 0-9, 10-14 and 15-29, 30-39
+                      19: pytest.approx(1800, abs=200), 39: pytest.approx(400, abs=120)}
+    assert set(second.tolist()) == {61, 99}
     between = codec.decode(np.zeros((50, 1), dtype=int), np.random.default_rng(0), {"x": (6.0, 8.0)})["x"].values
-    assert set(between.tolist()) == {6}  # the nearest that was asked for
+    assert set(between.tolist()) == {8}  # the nearest that was asked for
+
+
+def test_repeated_values_stay_in_their_bins():
+    codec = codec_of(kind="continuous", dtype="double", nullable=False, lower=0, upper=10, decimals=9, heaps=(),
+                     repeats=True, edges=(0.0, 4.0, 10.0), within=((0.0, 1.0, 4.0, 9.0, 10.0), (30.0, 10.0, 0.0, 5.0)))
+    codes = np.repeat([[0], [1]], 500, axis=0)
+    back = codec.decode(codes, np.random.default_rng(0))["x"]
+    assert codec.encode(lake.Table(("x",), (back,))).tolist() == codes.tolist()
+    assert len(np.unique(back.values)) <= 8
 
 
 def test_log_density_integrates_to_one_over_the_grid():
