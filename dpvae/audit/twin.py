@@ -88,7 +88,7 @@ class TwinRunner:
     clipping: str = "auto"
     microbatch: int = 1024
     tells: bool = True
-    states: tuple[str, ...] = ("", "huge weights")
+    states: tuple[str, ...] = ("", "huge weights", "drawn weights")
     examined: set[tuple[str, int]] = field(default_factory=set, repr=False)
 
     def run(self, rows: Any, secrets: Secrets, *, steps: int, told: Seen | None = None, freeze: bool = False,
@@ -131,13 +131,23 @@ class TwinRunner:
         if rows.ndim == 1:  # canaries: one column, one value each
             vae = _one_column(vae, CANARIES)
             rows = rows[:, None]
-        if state:
-            with torch.no_grad():
-                for parameter in vae.parameters():
-                    parameter.mul_(HUGE)
+        _set_weights(vae, state)
         return replace(old, plan=plan, config=replace(old.config, performance=performance), vae=vae,
                        codes=torch.as_tensor(rows).to(old.codes.dtype), checkpoint=folder / "state.safetensors",
                        listen=lambda moment: None)
+
+
+def _set_weights(vae: Any, state: str) -> None:
+    """Other weights than training starts with: huge ones; or drawn ones, since what is zero at the start (the last
+    layer, often) leaves the layers before it without a gradient, and what is forgotten of them would not show."""
+    generator = torch.Generator().manual_seed(seed_of(1, "weights"))
+    with torch.no_grad():
+        for parameter in vae.parameters():
+            if state == "huge weights":
+                parameter.mul_(HUGE)
+            elif state == "drawn weights":
+                inputs = parameter[0].numel() if parameter.dim() > 1 else parameter.numel()
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) / max(inputs, 1) ** 0.5)
 
 
 @contextlib.contextmanager

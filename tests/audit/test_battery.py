@@ -32,8 +32,12 @@ CLEAN = [(name, clipping) for name in TRAINERS for clipping in CLIPPINGS]
 def test_a_correct_program_passes(name: str, clipping: str) -> None:
     config, table = specimen(name, clipping)
     battery = audit_program(Program(api.train, config, table, modality("table").troublemakers(table), quick=True))
+    steps = {"T1", "T2", "T3", "T4", "T7"}
+    if name == "density":
+        assert f"{', '.join(sorted(steps))}: this plan has no DP-SGD" in battery.left_out
+        steps = set()
     assert battery.failed == ()
-    assert set(battery.tests) == {"T1", "T2", "T3", "T4", "T5", "T6", "T7", "P1", "M1", "M2"}
+    assert set(battery.tests) == {*steps, "T5", "T6", "P1", "M1", "M2"}
 
 
 def test_the_catalogue_names_at_least_forty_broken_programs_once_each() -> None:
@@ -47,7 +51,8 @@ def test_a_broken_program_is_caught(name: str) -> None:
 
 
 @pytest.mark.parametrize(("kind", "name"), [
-    ("images", "five per cent over"), pytest.param("text", "quiet sums", marks=pytest.mark.slow)])
+    ("images", "five per cent over"), ("text", "fast mode forgets a layer"),
+    pytest.param("text", "quiet sums", marks=pytest.mark.slow)])
 def test_a_broken_program_of_images_or_texts_is_caught(kind: str, name: str) -> None:
     caught = self_test(api.train, clippings=["fast"], mutants=[BY_NAME[name]], kinds=[kind])
     assert [c.by != () for c in caught] == [True], caught
