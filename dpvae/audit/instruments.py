@@ -331,18 +331,17 @@ def _chosen(real: Callable[..., Any], stream: Any, rows: int, rate: float) -> An
 
 def _mechanisms() -> Iterator[tuple[Any, str, Callable[..., Any]]]:
     """(module, name, function) of every mechanism, in every module of dpvae that holds one."""
-    for module, name in _places(len(sys.modules)):
+    for module, name in _places(tuple(sys.modules)):
         yield module, name, getattr(module, name)
 
 
 @functools.lru_cache(maxsize=1)
-def _places(modules: int) -> list[tuple[Any, str]]:
-    """Looked up again whenever the number of loaded ``modules`` has changed: an audit opens a thousand laboratories."""
+def _places(loaded: tuple[str, ...]) -> list[tuple[Any, str]]:
+    """Looked up again whenever other modules are ``loaded``: an audit opens a thousand laboratories."""
     names = [name for name, value in vars(mechanisms).items() if inspect.isfunction(value)
              and not name.startswith("_") and "stream" in inspect.signature(value).parameters]
-    return [(module, name) for title, module in list(sys.modules.items())
-            if title == "dpvae" or title.startswith("dpvae.")
-            for name in names if callable(vars(module).get(name))]
+    return [(sys.modules[title], name) for title in loaded if title == "dpvae" or title.startswith("dpvae.")
+            for name in names if callable(vars(sys.modules[title]).get(name))]
 
 
 def seeded(seed: int, *, silent: bool = False, **scripts: Any) -> Secrets:

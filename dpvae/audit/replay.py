@@ -275,7 +275,8 @@ def sensitivity(runner: Runner, claim: Claim, scene: Scene) -> list[Finding]:
     places = {"last": size, "first": 0} | ({} if scene.quick else {"middle": size // 2})
     for state in runner.states:
         base = runner.run(scene.rows, seeded(scene.key(0), silent=True), steps=T1_STEPS, state=state)
-        for number, person in enumerate(scene.people if state in runner.states[:2] else scene.people[:2]):
+        people = scene.people if state in runner.states[:2] else scene.people[:2]  # spoiled from any weights
+        for number, person in enumerate(people):
             chosen = places if number < 2 and state == runner.states[0] else {"last": size}
             for place, at in chosen.items():
                 label = ", ".join(x for x in (scene.where, state, person.label, place) if x)
