@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT))
 
 from dpvae.config import DataConfig, PrivacyConfig, TrainConfig  # noqa: E402
 from dpvae.privacy.plan import Plan, PublicFacts, make_plan, route  # noqa: E402
+from dpvae.privacy.table_plan import TableRule  # noqa: E402
 
 PAGE = ROOT / "docs" / "reference" / "rules.md"
 COLUMNS, ROWS, EPSILONS = (4, 15, 60, 100, 200), (1_000, 50_000), (0.1, 1.0, 10.0)
@@ -59,7 +60,8 @@ def row(facts: tuple[int, int, float]) -> str:
     """One line of the table."""
     columns, rows, epsilon = facts
     config = TrainConfig(data=DataConfig(rows=rows), privacy=PrivacyConfig(epsilon=epsilon))
-    plan = make_plan(config, PublicFacts(columns=columns, rows=rows, has_target=True, survey_steps=("bins",)))
+    facts = PublicFacts(columns=columns, rows=rows, has_target=True, survey_steps=("bins",))
+    plan = make_plan(config, facts, TableRule())
     sgd = plan.sgd
     cells = [f"{columns}", f"{rows:,}", f"{epsilon:g}", route(plan).partition(":")[0].partition(" (")[0],
              share(plan, "survey"), share(plan, "anchor", "latent"), share(plan, "interactions"), share(plan, "dpsgd"),

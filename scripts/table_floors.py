@@ -39,7 +39,8 @@ from dpvae.privacy.accountant import Epsilon, calibrate, price
 from dpvae.privacy.events import Event, Gaussian
 from dpvae.privacy.mechanisms import cell_sd, noisy_counts
 from dpvae.privacy.noise import SecretKey
-from dpvae.privacy.plan import THRESHOLD_SHARE, PublicFacts, split
+from dpvae.privacy.plan import THRESHOLD_SHARE, PublicFacts
+from dpvae.privacy.table_plan import split
 from dpvae.rng import stream
 
 Reals = NDArray[np.float64]

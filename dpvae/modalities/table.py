@@ -27,6 +27,7 @@ from dpvae.modalities import TableWriter
 from dpvae.privacy.events import Event
 from dpvae.privacy.plan import Plan, PublicFacts, check_delta, make_plan
 from dpvae.privacy.silence import secrets_of
+from dpvae.privacy.table_plan import TableRule
 from dpvae.report.source import ORIGIN
 
 UNIQUE, FAR = "Ushuaia", 987_654_321  # values of an unusual row
@@ -337,7 +338,7 @@ def _plan(config: TrainConfig, schema: Schema) -> Plan:
         open_ = schema.open_questions or ("rows",)
         raise ConfigError(f"trainer.survey_share=0: {len(open_)} things are not declared ({', '.join(open_[:3])}); "
                           "declare them, or leave trainer.survey_share to the plan")
-    return make_plan(config, facts)
+    return make_plan(config, facts, TableRule())
 
 
 def _new_model(config: TrainConfig, planned: Plan, schema: Schema) -> Any:

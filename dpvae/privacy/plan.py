@@ -25,8 +25,6 @@ from dpvae.privacy.events import Event, Gaussian, PureDP, SampledGaussian, Thres
 ASSUMED_ROWS = 50_000  # scales the noisy ELBO's divisor and the DP-SGD batch where no public row count is known
 THRESHOLD_SHARE = 0.05  # of delta, for the categories that a thresholded step of the survey may publish
 ELBO_RANGE_PER_COLUMN = 6.0  # nats: a record's log-likelihood is clipped to [-6 D, 0]
-SURVEY_WEIGHTS = {"rows": 0.03, "kinds": 0.05, "missing": 0.10, "values": 0.15, "rare": 0.50, "bounds": 0.12,
-                  "bins": 0.35}
 SURVEY_WHAT = {
     "rows": "noisy number of rows",
     "kinds": "noisy counts of cells that parse as a number, a date, a boolean",
@@ -38,18 +36,10 @@ SURVEY_WHAT = {
 }
 THRESHOLDED = ("values", "rare")  # the steps that may publish a value only because many records hold it
 WIDE = 60  # columns from which the latent code takes the place of all pairs
-FEW = 5  # columns below which tables of a pair and the target leave nothing out
-INTERACTION_SHARE = 0.02  # of what the survey leaves, to find and measure interactions of many columns
-FOUND = 3  # interactions that are measured
-TRIPLES = 20  # columns up to which tables of three columns by the target are measured, over groups of codes
-TRIPLES_SHARE = 0.15  # of the anchors at epsilon 1; twice as much where there is little noise
-MOST_GROUPS = 4  # of a column's codes in them
-CELL = 2.0  # times its noise: what a cell of them should hold on average
 METRIC_RELEASES = 5  # of the noisy ELBO
 LATENT_SAMPLES = 4  # of a record in a step of DP-SGD
 SUBSPACE_ROUNDS = 5
 CODE_ROUNDS = 5
-LATENT_WEIGHTS = {"target": 0.25, "subspace": 0.48, "moments": 0.04, "codes": 0.16, "table": 0.07}
 LATENT_WHAT = {
     "target": "noisy sums of contrasts by target value",
     "subspace": "noisy power method on the contrasts",
@@ -250,29 +240,6 @@ class Rule(Protocol):
         """``draft`` with every noise scale resolved for a total ``signal``."""
 
 
-class TableRule:
-    """The rule of tables."""
-
-    def draft(self, config: TrainConfig, facts: PublicFacts, delta: float) -> Plan:
-        """See :func:`split` and :func:`capacity`."""
-        wide = is_wide(config, facts)
-        components, fit_steps = capacity(config)
-        if wide:
-            components = config.model.components or 4 * latent_size(config.privacy.epsilon, facts)[1]
-        groups = 0 if wide else groups_of(config, facts)
-        triples = TRIPLES_SHARE * finer(config.privacy.epsilon) if groups else 0.0
-        return replace(blank(config, facts, delta), components=components, fit_steps=fit_steps, groups=groups,
-                       shares=split(config.trainer, facts, wide=wide, triples=triples))
-
-    def at(self, draft: Plan, config: TrainConfig, signal: float) -> Plan:
-        """Adds the releases that tables alone have."""
-        return scaled(replace(draft, latent=_latent(draft, noise_of(draft, signal)),
-                              interactions=_interactions(draft, signal)), config.trainer, signal)
-
-
-TABLE = TableRule()
-
-
 def blank(config: TrainConfig, facts: PublicFacts, delta: float) -> Plan:
     """A plan of which nothing is resolved but what was promised."""
     privacy = config.privacy
@@ -280,8 +247,9 @@ def blank(config: TrainConfig, facts: PublicFacts, delta: float) -> Plan:
                 trainer=config.trainer.name, facts=facts, shares={})
 
 
-def make_plan(config: TrainConfig, facts: PublicFacts, rule: Rule = TABLE) -> Plan:
-    """Resolve ``config`` over public ``facts``; raises :class:`ConfigError` where no plan can exist.
+def make_plan(config: TrainConfig, facts: PublicFacts, rule: Rule) -> Plan:
+    """Resolve ``config`` over public ``facts`` by the ``rule`` of their kind of data; :class:`ConfigError` where
+    no plan can exist.
 
     What it returns costs at most ``privacy.epsilon``: :class:`AccountingError` where the search for noise went wrong.
     """
@@ -316,122 +284,6 @@ def check_delta(delta: float, rows: float, note: str = "") -> None:
         )
 
 
-def is_wide(config: TrainConfig, facts: PublicFacts) -> bool:
-    """Whether a latent code takes the place of all pairs: many columns, and nobody asked for something else."""
-    linear = config.model.layers in (None, 0)
-    return (config.trainer.name == "anchored" and config.trainer.anchor_share is None and linear
-            and facts.columns > WIDE)
-
-
-def latent_size(epsilon: float, facts: PublicFacts) -> tuple[int, int]:
-    """Directions and codes: as many as their noise leaves of use. A code needs hundreds of rows at epsilon 1."""
-    strength = math.sqrt((facts.rows or ASSUMED_ROWS) * min(epsilon, 10.0))
-    codes = 2 ** round(math.log2(min(max(strength / 4, 4.0), 256.0)))
-    return min(max(round(strength / 14), 4), 32, facts.columns), codes
-
-
-def capacity(config: TrainConfig) -> tuple[int, int]:
-    """Points and fitting steps of the anchored decoder: the less noise there is, the more of it there is to hold.
-
-    Measured on Adult (reports/bench): at epsilon 1 more of either changes nothing, at epsilon 10 the fit is the
-    bottleneck. Costs time, never privacy.
-    """
-    if config.trainer.name == "density":
-        return config.model.components or _density_points(config), 0
-    if config.trainer.name != "anchored":
-        return 0, 0
-    more = finer(config.privacy.epsilon)
-    return config.model.components or round(1000 * more), config.trainer.fit_steps or round(600 * more)
-
-
-def finer(epsilon: float) -> float:
-    """How much more there is to learn than at epsilon 1: up to twice as much.
-
-    >>> [finer(epsilon) for epsilon in (0.1, 1.0, 4.0, 10.0)]
-    [1.0, 1.0, 2.0, 2.0]
-    """
-    return min(max(math.sqrt(epsilon), 1.0), 2.0)
-
-
-def _density_points(config: TrainConfig) -> int:
-    """As many clusters as the noise lets one tell apart; 100 where there is none."""
-    if not config.privacy.noise:
-        return 100
-    rows = config.data.rows or ASSUMED_ROWS
-    return min(max(round(16 * math.sqrt(config.privacy.epsilon * rows / 5000)), 8), 128)
-
-
-def groups_of(config: TrainConfig, facts: PublicFacts) -> int:
-    """Into how many groups of codes a column is put in tables of three columns by the target: as many as leave the
-    average cell well above its noise, for a target of two values; 0 where two would not, and none are measured."""
-    if config.trainer.name != "anchored" or not facts.has_target or not FEW <= facts.columns <= TRIPLES:
-        return 0
-    share = TRIPLES_SHARE * finer(config.privacy.epsilon)
-    noise = 4 / config.privacy.epsilon * math.sqrt(math.comb(facts.columns - 1, 3) / share)  # about
-    groups = int(((facts.rows or ASSUMED_ROWS) / (2 * CELL * noise)) ** (1 / 3))
-    return min(groups, MOST_GROUPS) if groups > 1 else 0
-
-
-def split(trainer: TrainerConfig, facts: PublicFacts, *, wide: bool = False, triples: float = 0.0) -> dict[str, float]:
-    """Shares of squared signal by release; they add up to one. ``triples``: that of tables of three
-    columns among the anchors. The rule and its evidence: docs/decisions.md."""
-    survey = trainer.survey_share
-    if survey is None:
-        few = set(facts.survey_steps) <= {"rows", "bins"}
-        survey = 0.05 if few else _survey_share(facts.rows)
-        if trainer.name == "density":  # needs a column's scale, and has few rows to learn it from
-            survey = 0.15
-    survey = survey if facts.survey_steps else 0.0
-    metric = trainer.metric_share
-    left = 1.0 - survey - metric
-    if left <= 0:
-        raise ConfigError(f"trainer.survey_share={survey:g}, trainer.metric_share={metric:g}: expected a sum below 1")
-    anchor = trainer.anchor_share
-    if anchor is None:
-        anchor = {"anchored": 0.08 if wide else 0.90, "decoder_only": 0.05, "joint": 0.05,
-                  "density": 1.0}[trainer.name]
-    shares = {f"survey/{step}": survey * SURVEY_WEIGHTS[step] / sum(SURVEY_WEIGHTS[s] for s in facts.survey_steps)
-              for step in facts.survey_steps}
-    parts = {"one-way": 1.0} if wide else _anchor_parts(trainer.name, facts, triples)
-    shares |= {f"anchor/{name}": left * anchor * part for name, part in parts.items()}
-    rest = left * (1 - anchor)
-    if trainer.name == "anchored" and facts.columns >= FEW and rest > 0:
-        found = min(left * INTERACTION_SHARE, rest / 2)
-        shares |= {"interactions/choice": found / 2, "interactions/tables": found / 2}
-        rest -= found
-    if wide:
-        kept = {name: weight for name, weight in LATENT_WEIGHTS.items() if facts.has_target or name != "target"}
-        shares |= {f"latent/{name}": rest * weight / sum(kept.values()) for name, weight in kept.items()}
-        rest = 0.0
-    shares["metric/elbo"] = metric
-    shares["dpsgd"] = rest
-    return {name: share for name, share in shares.items() if share > 0}
-
-
-def _survey_share(rows: int | None) -> float:
-    """Of an undeclared table: the more rows, the less the tables' own noise matters and the more values can be shown.
-
-    >>> [round(_survey_share(rows), 2) for rows in (1000, 40_000, 120_000, None)]
-    [0.12, 0.14, 0.24, 0.16]
-    """
-    return min(max(0.14 * math.sqrt((rows or ASSUMED_ROWS) / 40_000), 0.12), 0.25)
-
-
-def _anchor_parts(trainer: str, facts: PublicFacts, triples: float) -> dict[str, float]:
-    """One-way tables alone for the trainers that learn from gradients; pairs and a share of ``triples`` (by target
-    value) for ``anchored``; moments and rounds of clustering for ``density``."""
-    if trainer == "density":
-        return {"one-way": 0.05, "second-moment": 0.29, **{f"cluster-{i + 1}": 0.22 for i in range(3)}}
-    if trainer != "anchored" or facts.columns - facts.has_target < 2:
-        return {"one-way": 1.0} if not facts.has_target else {"one-way": 0.5, "with-target": 0.5}
-    if not facts.has_target:
-        return {"one-way": 0.08, "pairs": 0.92}
-    parts = {"one-way": 0.05, "with-target": 0.15, "pairs": 0.80}
-    if not triples:
-        return parts
-    return {**{name: part * (1 - triples) for name, part in parts.items()}, "triples": triples}
-
-
 def noise_of(draft: Plan, signal: float) -> dict[str, float]:
     """Noise multiplier by release; one that is made several times is given by what all of them cost together."""
     return {name: 1 / (signal * math.sqrt(share)) for name, share in draft.shares.items()}
@@ -448,23 +300,6 @@ def scaled(draft: Plan, trainer: TrainerConfig, signal: float) -> Plan:
         draft, survey_noise=survey, survey_delta=THRESHOLD_SHARE * draft.delta if {*THRESHOLDED} & {*survey} else 0.0,
         anchor_noise={n.removeprefix("anchor/"): nm for n, nm in noise.items() if n.startswith("anchor/")},
         metric_noise=noise["metric/elbo"] * math.sqrt(releases), metric_releases=releases, sgd=sgd)
-
-
-def _latent(draft: Plan, noise: Mapping[str, float]) -> LatentPlan | None:
-    found = {name.removeprefix("latent/"): nm for name, nm in noise.items() if name.startswith("latent/")}
-    if not found:
-        return None
-    directions, codes = latent_size(draft.target_epsilon, draft.facts)
-    latent = LatentPlan(noise=found, directions=directions, codes=codes)
-    return replace(latent, noise={name: nm * math.sqrt(latent.count(name)) for name, nm in found.items()})
-
-
-def _interactions(draft: Plan, signal: float) -> InteractionPlan | None:
-    """A pure epsilon is about as much as a squared signal of epsilon squared; the price corrects it."""
-    if "interactions/choice" not in draft.shares:
-        return None
-    return InteractionPlan(epsilon=signal * math.sqrt(draft.shares["interactions/choice"] / FOUND), choices=FOUND,
-                           noise=1 / (signal * math.sqrt(draft.shares["interactions/tables"])))
 
 
 def _sgd(facts: PublicFacts, trainer: TrainerConfig, signal: float) -> SgdPlan:

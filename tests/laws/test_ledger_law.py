@@ -17,7 +17,7 @@ from small_runs import TRAINERS, Draw, ScriptedKey, people, small_config
 
 from dpvae import api
 from dpvae.config import LedgerConfig, TrainConfig
-from dpvae.privacy import mechanisms, plan
+from dpvae.privacy import mechanisms, plan, table_plan
 from dpvae.privacy.events import Event, Gaussian, PureDP, SampledGaussian, Threshold
 from dpvae.privacy.ledger import Ledger
 from dpvae.privacy.noise import SecretKey
@@ -194,8 +194,8 @@ def test_every_draw_is_booked_and_every_booking_is_drawn_with_its_noise_multipli
 @pytest.mark.parametrize("wide", [3, 60])
 def test_a_latent_code_and_interactions_are_booked_as_they_are_drawn(
         wide: int, target: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "WIDE", wide)
-    monkeypatch.setattr(plan, "FEW", 4)
+    monkeypatch.setattr(table_plan, "WIDE", wide)
+    monkeypatch.setattr(table_plan, "FEW", 4)
     config = config_of("anchored", tmp_path, data={"target": target}, model={"components": 300, "latent_dim": 30})
     book, events = train_watched(monkeypatch, config)
     assert drawn(book, config) == booked(events, book)

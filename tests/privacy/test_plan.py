@@ -16,25 +16,21 @@ from dpvae.privacy.accountant import price
 from dpvae.privacy.events import Gaussian, PureDP, SampledGaussian, Threshold
 from dpvae.privacy.plan import (
     CHOSEN_WHAT,
-    FEW,
-    FOUND,
-    SURVEY_WEIGHTS,
-    TRIPLES,
     WIDE,
     Plan,
     PublicFacts,
     check_delta,
     default_delta,
     make_plan,
-    split,
 )
+from dpvae.privacy.table_plan import FEW, FOUND, SURVEY_WEIGHTS, TRIPLES, TableRule, split
 
 STEPS = tuple(SURVEY_WEIGHTS)
 TRAINERS = ("anchored", "decoder_only", "joint")
 
 
 def plan(facts: PublicFacts, **groups: dict[str, Any]) -> Plan:
-    return make_plan(build(TrainConfig, groups), facts)
+    return make_plan(build(TrainConfig, groups), facts, TableRule())
 
 
 def facts(rows: int | None = 40_000, steps: tuple[str, ...] = (), target: bool = True,

@@ -33,6 +33,7 @@ from dpvae.privacy.ledger import Ledger
 from dpvae.privacy.mechanisms import frequent_values, noisy_counts, noisy_mean_clipped
 from dpvae.privacy.noise import SecretKey
 from dpvae.privacy.plan import PublicFacts, SgdPlan, make_plan
+from dpvae.privacy.table_plan import TableRule
 from dpvae.train.dpsgd import PrivateSteps
 
 PACKAGE = Path(dpvae.__file__).parent
@@ -190,7 +191,7 @@ def test_opacus_346_a_bisection_returns_noise_that_costs_more_than_the_target(ta
 
 
 def test_opacus_467_calibration_prices_another_sampler_than_the_one_that_runs() -> None:
-    plan = make_plan(small_config("decoder_only"), PublicFacts(columns=3, rows=500))
+    plan = make_plan(small_config("decoder_only"), PublicFacts(columns=3, rows=500), TableRule())
     assert plan.sgd is not None
     (event,) = [event for event in plan.events() if isinstance(event, SampledGaussian)]
     assert (event.noise_multiplier, event.sampling_rate, event.steps) == (
@@ -260,7 +261,8 @@ def test_smartnoise_621_and_622_the_odometer_leaves_a_logarithm_out(tmp_path: Pa
 def test_smartnoise_472_and_opendp_2789_the_split_of_a_budget_does_not_add_up_to_it() -> None:
     for name in ("anchored", "decoder_only", "joint"):
         config = replace(small_config(name), privacy=build(TrainConfig, {"privacy": {"epsilon": 1.0}}).privacy)
-        plan = make_plan(config, PublicFacts(columns=6, rows=5000, survey_steps=("values", "bins"), has_target=True))
+        facts = PublicFacts(columns=6, rows=5000, survey_steps=("values", "bins"), has_target=True)
+        plan = make_plan(config, facts, TableRule())
         assert plan.epsilon is not None
         assert math.fsum(plan.shares.values()) == pytest.approx(1.0)
         assert 0.99 <= plan.epsilon.upper <= 1.0

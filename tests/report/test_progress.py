@@ -19,6 +19,7 @@ import dpvae
 from dpvae.config import PROGRESS, TrainConfig
 from dpvae.privacy.accountant import price
 from dpvae.privacy.plan import Plan, PublicFacts, make_plan
+from dpvae.privacy.table_plan import TableRule
 from dpvae.report import progress
 from dpvae.report.progress import Progress, clock
 
@@ -33,7 +34,7 @@ class Moment:
 
 @pytest.fixture(scope="module")
 def plan() -> Plan:
-    return make_plan(TrainConfig(), PublicFacts(columns=4, rows=1000, survey_steps=("values",)))
+    return make_plan(TrainConfig(), PublicFacts(columns=4, rows=1000, survey_steps=("values",)), TableRule())
 
 
 @pytest.fixture
@@ -191,10 +192,12 @@ SHOW = """
 import sys
 from dpvae.config import TrainConfig
 from dpvae.privacy.plan import PublicFacts, make_plan
+from dpvae.privacy.table_plan import TableRule
 from dpvae.report.progress import Progress
 sys.path.insert(0, sys.argv[1])
 from test_progress import story
-with Progress("auto", make_plan(TrainConfig(), PublicFacts(columns=4, rows=1000, survey_steps=("values",)))) as shown:
+facts = PublicFacts(columns=4, rows=1000, survey_steps=("values",))
+with Progress("auto", make_plan(TrainConfig(), facts, TableRule())) as shown:
     assert shown.style == "rich"
     story(shown, lambda seconds: None)
 """
