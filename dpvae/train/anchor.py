@@ -8,7 +8,9 @@ three columns, over few groups of codes, are in :mod:`dpvae.train.triples`.
 
 What makes the fit good was measured (docs/decisions.md): every table is weighted by its own noise, so that the loss is
 the log-likelihood of the noise; the decoder's bias starts at the noisy one-way tables; the points carry a low-rank
-linear decoder, which can hold deterministic pairs without being free to invent structure in the noise.
+linear decoder, which can hold deterministic pairs without being free to invent structure in the noise; and codes that
+are neighbours on a column's axis are expected to have like weights, so that what one of them hides in the noise the
+others tell.
 
 Shapes: D columns, W one-hot width, K points, L target values (1 where there is none).
 """
@@ -23,13 +25,14 @@ from itertools import combinations
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from dpvae.models.likelihood import Columns
 from dpvae.models.vae import VAE
 from dpvae.privacy.events import Gaussian
 from dpvae.privacy.mechanisms import cell_sd, noisy_counts
 from dpvae.privacy.noise import SecretKey
+from dpvae.train.fit_prior import Places, Prior
 from dpvae.train.triples import Residual, Triples, of_features
 from dpvae.train.triples import counts as triple_counts
 
@@ -39,7 +42,6 @@ Further = Callable[[Tensor, Tensor], tuple[Tensor, int]]  # P (K, W), expected r
 
 TARGET_VALUES = 4  # pairs are split by the target's value up to this many values: L x W x W cells are kept in memory
 LEARNING_RATE = 0.03
-WEIGHT_SD = 0.35  # prior scale of a decoder weight: a point at distance one moves a logit by about a third
 RECORDS_AT_ONCE = 2**16  # their columns fit in the cache
 BANDS = 4  # of rows, in which the tables of all pairs are computed: five eighths of the whole square
 WIDTH_AT_ONCE = 1200  # wider tables are fitted on random subsets of columns
@@ -123,14 +125,16 @@ def count(codes: NDArray[np.integer], cardinalities: Sequence[int], columns: Seq
 
 def fit(vae: VAE, anchors: Anchors, *, steps: int, learning_rate: float, generator: torch.Generator,
         progress: Progress = lambda step, residual: None, further: Further | None = None,
-        free: Sequence[int] = ()) -> float:
+        free: Sequence[int] = (), orders: Sequence[Places | None] = ()) -> float:
     """Fit prior and decoder of ``vae`` (codebook prior) to ``anchors``, from where they stand; returns the final mean
     squared residual in units of the noise variance (1.0: as far away as the noise itself). ``further`` adds the
-    residuals of other released tables; latent directions in ``free`` have no prior. Reads nothing private."""
+    residuals of other released tables; latent directions in ``free`` have no prior; ``orders`` says by column where its
+    codes lie on an axis (NaN: nowhere). Reads nothing private."""
     codebook = vae.codebook
     assert codebook is not None
     device = codebook.points.device
     targets = _Targets(vae.likelihood, anchors, device)
+    prior = Prior(vae.likelihood, orders, device)
     parameters = [*codebook.parameters(), *vae.decoder.parameters()]
     optimiser = torch.optim.Adam(parameters, lr=learning_rate, betas=(0.9, 0.99), fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _warm_cosine(step, steps))
@@ -139,28 +143,12 @@ def fit(vae: VAE, anchors: Anchors, *, steps: int, learning_rate: float, generat
         chosen = targets.choose(generator)
         chi2, cells = targets.residual(vae, chosen, further)
         optimiser.zero_grad(set_to_none=True)
-        ((chi2 + _prior(vae, free)) / cells).backward()
+        ((chi2 + prior(vae, free)) / cells).backward()
         optimiser.step()
         schedule.step()
         residual = float(chi2.detach() / cells)
         progress(step + 1, residual)
     return residual
-
-
-def _prior(vae: VAE, free: Sequence[int] = ()) -> Tensor:
-    """-2 log density of the points under N(0, I) and of the decoder's weights under N(0, WEIGHT_SD^2).
-
-    The chi-square is -2 log likelihood of the released noise, so this makes the fit a maximum a posteriori: where the
-    noise drowns a table, the decoder stays near what it would say without it. At high epsilon it hardly counts.
-    """
-    assert vae.codebook is not None
-    weights = [layer.weight for layer in vae.decoder if isinstance(layer, nn.Linear)]
-    points = vae.codebook.points
-    if len(free):  # found and measured for themselves: no prior may talk them away
-        bound = [z for z in range(points.shape[1]) if z not in free]
-        points, weights[0] = points[:, bound], weights[0][:, bound]
-    decoder = torch.stack([weight.square().sum() for weight in weights]).sum()
-    return points.square().sum() + decoder / WEIGHT_SD**2
 
 
 def start_bias(vae: VAE, anchors: Anchors) -> None:

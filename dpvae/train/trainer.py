@@ -189,7 +189,7 @@ class Trainer:
 
         anchor.fit(self.vae, self.anchors, steps=steps, learning_rate=learning_rate,
                    generator=self._generator(name), progress=progress, further=further,
-                   free=[z for one in found for z in one.directions])
+                   free=[z for one in found for z in one.directions], orders=self.orders)
 
     def _dream(self, state: TrainState, saved: dict[str, Any]) -> None:
         self._sleep(state, saved, name="dream")

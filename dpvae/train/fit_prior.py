@@ -1,0 +1,69 @@
+"""What a fit to noisy tables expects before it has seen one: small weights, and like ones for neighbours on an axis.
+
+A table of an ordered column (age, hours, a date) by another holds mostly noise in any one cell, and its neighbours lie
+on the same curve. A decoder whose weights were expected independently of one another would follow the noise of each or
+forget what they tell together: 2,500 widows are too few to move 31 ages, and enough to say that they are old.
+
+Shapes: C codes of a column, Z latent directions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from dpvae.models.likelihood import Columns
+from dpvae.models.vae import VAE
+
+WEIGHT_SD = 0.35  # prior scale of a decoder weight: a point at distance one moves a logit by about a third
+ALONE = 0.1  # of its variance, that a code of an ordered column does not share with its neighbours
+REACH = 0.5  # of a column's codes, over which what they share falls to 1/e
+Places = NDArray[np.float64]  # of a column's codes on its axis, (C,); NaN: nowhere
+
+
+class Prior:
+    """Points are N(0, I); a latent's weights in the decoder's last layer are N(0, WEIGHT_SD^2), along an ordered
+    column with the correlations of :func:`covariance`. ``orders``: by column, where its codes lie on an axis, or none.
+
+    The chi-square is -2 log likelihood of the released noise, so this makes the fit a maximum a posteriori: where the
+    noise drowns a table, the decoder stays near what it would say without it. At high epsilon it hardly counts.
+    """
+
+    def __init__(self, columns: Columns, orders: Sequence[Places | None], device: torch.device) -> None:
+        self._whiteners: list[tuple[slice, Tensor]] = []
+        self._alone = torch.ones(columns.width, dtype=torch.bool, device=device)
+        for j, places in enumerate(orders):
+            if places is not None and np.isfinite(places).sum() > 2:
+                root = np.linalg.inv(np.linalg.cholesky(covariance(places)))
+                self._whiteners.append((columns.slice(j), torch.as_tensor(root, dtype=torch.float32, device=device)))
+                self._alone[columns.slice(j)] = False
+
+    def __call__(self, vae: VAE, free: Sequence[int] = ()) -> Tensor:
+        """-2 log density, up to a constant; latent directions in ``free`` are left out."""
+        assert vae.codebook is not None
+        points = vae.codebook.points
+        weights = [layer.weight for layer in vae.decoder if isinstance(layer, nn.Linear)]
+        if len(free):  # found and measured for themselves: no prior may talk them away
+            bound = [z for z in range(points.shape[1]) if z not in free]
+            points, weights[0] = points[:, bound], weights[0][:, bound]
+        last = weights.pop()
+        squares = [weight.square().sum() for weight in weights] + [last[self._alone].square().sum()]
+        squares += [(root @ last[codes]).square().sum() for codes, root in self._whiteners]
+        return points.square().sum() + torch.stack(squares).sum() / WEIGHT_SD**2
+
+
+def covariance(places: Places) -> NDArray[np.float64]:
+    """Of the weights that codes at these ``places`` of an axis have, in units of WEIGHT_SD^2, (C, C): all but ALONE of
+    it falls with the ranks between two codes (an Ornstein-Uhlenbeck process); a code at NaN stands for itself.
+
+    >>> covariance(np.array([30.0, 10.0, 20.0, np.nan])).round(2).tolist()   # 30 is two ranks from 10
+    [[1.0, 0.24, 0.46, 0.0], [0.24, 1.0, 0.46, 0.0], [0.46, 0.46, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]]
+    """
+    known = np.isfinite(places)
+    rank = np.argsort(np.argsort(places, kind="stable"))
+    shared = np.exp(-np.abs(np.subtract.outer(rank, rank)) / (REACH * known.sum()))
+    return np.where(np.outer(known, known), (1 - ALONE) * shared, 0.0) + np.diag(np.where(known, ALONE, 1.0))
