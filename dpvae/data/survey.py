@@ -41,6 +41,7 @@ from dpvae.privacy.mechanisms import cell_sd, frequent_values, noisy_counts
 from dpvae.privacy.noise import SecretKey
 from dpvae.privacy.plan import SURVEY_WHAT, THRESHOLDED
 
+Counted = Mapping[int, tuple[float, float]]
 PHASE = "survey"
 STEPS = tuple(SURVEY_WHAT)
 MOST_CATEGORIES = 96  # with a code of their own; rarer ones share a code, and are told apart by their counts alone
@@ -58,6 +59,7 @@ class Survey:
     rows: float
     events: tuple[Event, ...]
     measured: dict[str, Any] = field(default_factory=dict)  # released noisy numbers by step: public
+    counted: tuple[Counted, ...] = ()  # by column: code -> released count and the sd of its noise
 
 
 def survey_steps(schema: Schema, rows_known: bool) -> tuple[str, ...]:
@@ -109,7 +111,8 @@ def survey(table: Rows, schema: Schema, *, noise: Mapping[str, float], delta: fl
     work = _Survey(table, schema, noise, delta, key, 0.0 if rows is None else float(rows), outside)
     for step in steps:
         getattr(work, step)()
-    return Survey(work.finish(), work.total, events, work.measured)
+    schema_ = work.finish()
+    return Survey(schema_, work.total, events, work.measured, tuple(map(work.counted, range(len(schema_.columns)))))
 
 
 class _Survey:
@@ -125,6 +128,7 @@ class _Survey:
         self.gone: dict[int, float] = {}  # noisy counts of missing cells
         self.candidates: dict[int, dict[float, int]] = {}  # noisy counts of values that may be heaps
         self.published: dict[int, Mapping[Category, int]] = {}  # noisy counts of the values of a discrete column
+        self.sd: dict[int, dict[Any, float]] = {}  # of the noise in candidates and published
         self.hidden: dict[int, float] = {}  # noisy counts of its cells whose values are not published
         self.scale: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # scale cells and their denoised mass
         self._read: dict[int, Any] = {}
@@ -156,6 +160,7 @@ class _Survey:
     def values(self) -> None:
         released = self._frequent("values", self._which("values"))
         for j, (counts, sd) in released.items():
+            self.sd[j] = dict.fromkeys(counts, sd)
             if self.columns[j].is_numeric:
                 self.candidates[j] = {float(v): c for v, c in counts.items()}
             else:
@@ -167,8 +172,9 @@ class _Survey:
         shares = _shares([max(self.hidden[j], LEAST_HIDDEN * self.total) for j in asked])
         for j, (counts, sd) in self._frequent("rare", asked, shares).items():
             known = self.published[j]
-            better = sd < self.measured["values"]["sd"][self.columns[j].name]
-            self._categories(j, {**known, **counts} if better else {**counts, **known}, sd)
+            kept = known if sd > self.measured["values"]["sd"][self.columns[j].name] else {}  # with less noise
+            self.sd[j] |= dict.fromkeys(counts.keys() - kept.keys(), sd)
+            self._categories(j, {**known, **counts, **kept}, sd)
 
     def _frequent(self, step: str, asked: list[int], shares: list[float] | None = None
                   ) -> dict[int, tuple[Mapping[Any, int], float]]:
@@ -313,6 +319,13 @@ class _Survey:
         self._answer(j, heaps=heaps, edges=_floats(grid[cuts]), within=(_floats(within[0]), _rounded(within[1])),
                      repeats=repeats or None,
                      **{k: float(v) for k, v in (("lower", lower), ("upper", upper)) if k in free})
+
+    def counted(self, j: int) -> Counted:
+        """What was released of single codes on the way."""
+        column = self.columns[j]
+        counts: Mapping[Any, int] = self.candidates.get(j, {}) if column.is_numeric else self.published.get(j, {})
+        values = (column.heaps if column.is_numeric else column.categories) or ()
+        return {code: (float(counts[v]), self.sd[j][v]) for code, v in enumerate(values) if v in counts}
 
     def finish(self) -> Schema:
         """All questions closed, also those that no step was asked about."""

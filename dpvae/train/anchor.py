@@ -40,6 +40,7 @@ Further = Callable[[Tensor, Tensor], tuple[Tensor, int]]  # P (K, W), expected r
 TARGET_VALUES = 4  # pairs are split by the target's value up to this many values: L x W x W cells are kept in memory
 LEARNING_RATE = 0.03
 WEIGHT_SD = 0.35  # prior scale of a decoder weight: a point at distance one moves a logit by about a third
+WEIGHT_COLUMNS = 15  # and by less in a table of more columns, whose pairs each get less of the budget
 RECORDS_AT_ONCE = 2**16  # their columns fit in the cache
 BANDS = 4  # of rows, in which the tables of all pairs are computed: five eighths of the whole square
 WIDTH_AT_ONCE = 1200  # wider tables are fitted on random subsets of columns
@@ -59,6 +60,7 @@ class Anchors:
     sd: Mapping[str, float]
     target: int | None
     triples: Triples | None = None
+    counted: Sequence[Mapping[int, tuple[float, float]]] = ()  # by column: code -> a count released before, and its sd
 
     @property
     def rows(self) -> float:
@@ -148,7 +150,7 @@ def fit(vae: VAE, anchors: Anchors, *, steps: int, learning_rate: float, generat
 
 
 def _prior(vae: VAE, free: Sequence[int] = ()) -> Tensor:
-    """-2 log density of the points under N(0, I) and of the decoder's weights under N(0, WEIGHT_SD^2).
+    """-2 log density of the points under N(0, I) and of the decoder's weights under N(0, WEIGHT_SD^2), or narrower.
 
     The chi-square is -2 log likelihood of the released noise, so this makes the fit a maximum a posteriori: where the
     noise drowns a table, the decoder stays near what it would say without it. At high epsilon it hardly counts.
@@ -160,7 +162,8 @@ def _prior(vae: VAE, free: Sequence[int] = ()) -> Tensor:
         bound = [z for z in range(points.shape[1]) if z not in free]
         points, weights[0] = points[:, bound], weights[0][:, bound]
     decoder = torch.stack([weight.square().sum() for weight in weights]).sum()
-    return points.square().sum() + decoder / WEIGHT_SD**2
+    more = max(len(vae.likelihood.sizes) / WEIGHT_COLUMNS, 1.0)
+    return points.square().sum() + decoder * more / WEIGHT_SD**2
 
 
 def start_bias(vae: VAE, anchors: Anchors) -> None:
@@ -194,6 +197,11 @@ class _Targets:
         self.pairs_LWW = self._dense_pairs() if anchors.pairs else None
         triples = anchors.triples
         self.triples = Residual(triples, columns, anchors.sd["triples"], device) if triples is not None else None
+        known = [(columns.starts[j] + code, count / sd, 1 / sd)
+                 for j, codes in enumerate(anchors.counted) for code, (count, sd) in codes.items()]
+        places, counts, scales = zip(*known, strict=True) if known else ((), (), ())
+        self.counted_P = torch.tensor(places, dtype=torch.long, device=device)  # places in the one-hot width
+        self.count_P, self.scale_P = self._tensor(np.array(counts)), self._tensor(np.array(scales))
 
     def _tensor(self, values: NDArray[np.generic]) -> Tensor:
         return torch.as_tensor(values, dtype=torch.float32, device=self.device)
@@ -233,8 +241,10 @@ class _Targets:
         p_KW = vae.likelihood.log_probs(vae.decode(codebook.points)).exp()
         w_K = codebook.log_weights.exp() * self.rows
         sd = self.anchors.sd
-        chi2 = (w_K @ p_KW / sd["one-way"] - self.one_W).square().sum()
-        cells = self.columns.width
+        rows_W = w_K @ p_KW
+        chi2 = (rows_W / sd["one-way"] - self.one_W).square().sum()
+        chi2 = chi2 + (rows_W[self.counted_P] * self.scale_P - self.count_P).square().sum()
+        cells = self.columns.width + len(self.counted_P)
         given_KL = p_KW[:, self.target] if self.target is not None else None
         if self.with_WL is not None and given_KL is not None:
             model_WL = p_KW.T @ (w_K[:, None] * given_KL) / sd["with-target"]

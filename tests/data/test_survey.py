@@ -250,6 +250,23 @@ def test_a_second_look_with_more_noise_than_the_first_changes_no_count(monkeypat
         assert (first["a"] == second["a"]) is same
 
 
+def test_counts_of_the_survey_are_handed_on_by_code_with_the_noise_they_carry():
+    """The rows counted by code, and what each look released of them; the first look's sd is 6 times the second's."""
+    frame = pd.DataFrame({"c": ["a"] * 6000 + [f"rare{i}" for i in range(30) for _ in range(100)],
+                          "gain": [0] * 8000 + list(range(1, 1001))})
+    noise = {**dict.fromkeys(STEPS, 1.0), "values": 30.0, "rare": 5.0}
+    result = run(frame, noise=noise, rows=9000, key=SecretKey.from_seed(4))
+    codes = TableCodec(result.schema).encode(lake.read(frame), "clip")
+    of_c, of_gain = result.counted
+    assert len(of_c) == 31
+    assert {sd for _, sd in of_c.values()} == {5.0}
+    assert of_gain.keys() == {0}
+    assert of_gain[0][1] == pytest.approx(30 * 2**0.5)
+    for j, counted in enumerate(result.counted):
+        for code, (count, sd) in counted.items():
+            assert abs(count - int((codes[:, j] == code).sum())) < 4.5 * sd
+
+
 def test_values_beyond_the_codes_share_one_and_come_back_by_their_counts(monkeypatch):
     monkeypatch.setattr(module, "MOST_CATEGORIES", 2)
     sizes = {"a": 4000, "b": 3000, "c": 900, "d": 300}
