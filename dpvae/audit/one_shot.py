@@ -194,7 +194,7 @@ def _two_sided(statistic: Any, freedom: int) -> Any:
     return min(1.0, 2 * min(stats.chi2.cdf(statistic, freedom), stats.chi2.sf(statistic, freedom)))
 
 
-def _normal_scores(noise: Floats, sd: float, step: float) -> Floats:
+def _normal_scores(noise: Floats, sd: float | Floats, step: float) -> Floats:
     """Rounded Gaussian noise as standard normals: a random point of each step's share of the law, mapped back."""
     if not step:
         return noise / sd
@@ -211,29 +211,32 @@ def _values(release: Release, others: Mapping[str, Release], event: Threshold, w
     """Thresholded counts: the exact histograms, the noise of frequent values, and the fate of a value held by one."""
     held = release.args[0] if release.args else release.kwargs["histograms"]
     columns = len(held)
-    sd = cell_sd(event.noise_multiplier, columns)
-    least = publication_threshold(event.noise_multiplier, columns, event.delta)
+    shares = release.kwargs.get("shares")
+    among = [1 / share for share in shares] if shares else [columns] * columns  # of so many equal ones, each is one
+    sd = [cell_sd(event.noise_multiplier, equal) for equal in among]
+    least = [publication_threshold(event.noise_multiplier, equal, event.delta) for equal in among]
     lone = [(column, value, release) for column, counts in enumerate(held) for value, n in counts.items() if n == 1]
     for who, other in others.items():
         theirs = other.args[0] if other.args else other.kwargs["histograms"]
         moves = [{v: theirs[c].get(v, 0) - held[c].get(v, 0) for v in {*theirs[c], *held[c]}} for c in range(columns)]
-        moved = math.sqrt(sum(step**2 for column in moves for step in column.values()) / columns)
+        moved = math.sqrt(sum(step**2 / equal for equal, column in zip(among, moves, strict=True)
+                              for step in column.values()))
         yield Finding("M1", "one record moves it by at most what its noise was set for", float(moved <= 1 + 1e-6),
                       f"{moved:.4g}", f"{where}, {who}")
         lone += [(c, v, other) for c in range(columns) for v, n in theirs[c].items() if n == 1]
     published = [str(column) for column, value, source in lone
-                 if value in source.repeat(seeded(1, constant=(least - 2.6) / sd))[0][column]]
+                 if value in source.repeat(seeded(1, constant=(least[column] - 2.6) / sd[column]))[0][column]]
     yield Finding("M1", "a value that one record holds stays below its threshold", float(not published),
                   f"{len(lone)} such values" if not published else f"{len(published)} published", where)
-    frequent = [(c, v, n) for c, counts in enumerate(held) for v, n in counts.items() if n > least + 7 * sd]
+    frequent = [(c, v, n) for c, counts in enumerate(held) for v, n in counts.items() if n > least[c] + 7 * sd[c]]
     if frequent:
         again = [release.repeat(seeded(100 + i + 1000 * seed))[0] for i in range(REPEATS)]
         noise = np.array([[tables[c].get(v, 0) - n for c, v, n in frequent] for tables in again], dtype=np.float64)
-        z = _normal_scores(noise, sd, 1.0)
+        z = _normal_scores(noise, np.array([sd[c] for c, _, _ in frequent]), 1.0)
         yield Finding("M2", "its noise has the scale that the ledger priced", float(_two_sided((z**2).sum(), z.size)),
                       f"{float(np.sqrt((z**2).mean())):.3f} of it", where)
     shift = release.repeat(seeded(1, constant=50.0))
-    scale = [(shift[0][c][v] - n) / 50.0 / sd for c, counts in enumerate(held) for v, n in counts.items()
+    scale = [(shift[0][c][v] - n) / 50.0 / sd[c] for c, counts in enumerate(held) for v, n in counts.items()
              if v in shift[0][c]]
-    right = (bool(scale) and max(abs(s - 1) for s in scale) < 0.02 + 0.02 / sd) or not any(held)
+    right = (bool(scale) and max(abs(s - 1) for s in scale) < 0.02 + 0.02 / min(sd)) or not any(held)
     yield Finding("M2", "every value gets noise of that scale", float(right), "", where)

@@ -41,10 +41,12 @@ from dpvae.privacy.mechanisms import cell_sd, frequent_values, noisy_counts
 from dpvae.privacy.noise import SecretKey
 from dpvae.privacy.plan import SURVEY_WHAT, THRESHOLDED
 
+Counted = Mapping[int, tuple[float, float]]
 PHASE = "survey"
 STEPS = tuple(SURVEY_WHAT)
 MOST_CATEGORIES = 96  # with a code of their own; rarer ones share a code, and are told apart by their counts alone
 MOST_VALUES = 5000  # published of one column
+LEAST_HIDDEN = 0.01  # of the rows: a column of which less is hidden gets as much of the look at rare values
 HEAP_SHARE = 0.01  # of the rows: the least that makes a value a heap
 FEWEST_BINS = 8  # codes kept for bins, however many heaps there are
 
@@ -57,6 +59,7 @@ class Survey:
     rows: float
     events: tuple[Event, ...]
     measured: dict[str, Any] = field(default_factory=dict)  # released noisy numbers by step: public
+    counted: tuple[Counted, ...] = ()  # by column: code -> released count and the sd of its noise
 
 
 def survey_steps(schema: Schema, rows_known: bool) -> tuple[str, ...]:
@@ -108,7 +111,8 @@ def survey(table: Rows, schema: Schema, *, noise: Mapping[str, float], delta: fl
     work = _Survey(table, schema, noise, delta, key, 0.0 if rows is None else float(rows), outside)
     for step in steps:
         getattr(work, step)()
-    return Survey(work.finish(), work.total, events, work.measured)
+    schema_ = work.finish()
+    return Survey(schema_, work.total, events, work.measured, tuple(map(work.counted, range(len(schema_.columns)))))
 
 
 class _Survey:
@@ -124,6 +128,8 @@ class _Survey:
         self.gone: dict[int, float] = {}  # noisy counts of missing cells
         self.candidates: dict[int, dict[float, int]] = {}  # noisy counts of values that may be heaps
         self.published: dict[int, Mapping[Category, int]] = {}  # noisy counts of the values of a discrete column
+        self.sd: dict[int, dict[Any, float]] = {}  # of the noise in candidates and published
+        self.hidden: dict[int, float] = {}  # noisy counts of its cells whose values are not published
         self.scale: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # scale cells and their denoised mass
         self._read: dict[int, Any] = {}
 
@@ -152,32 +158,38 @@ class _Survey:
         self.measured["rows"] = {"noisy": self.total, "sd": sd}
 
     def values(self) -> None:
-        released, sd = self._frequent("values", self._which("values"))
-        for j, counts in released.items():
+        released = self._frequent("values", self._which("values"))
+        for j, (counts, sd) in released.items():
+            self.sd[j] = dict.fromkeys(counts, sd)
             if self.columns[j].is_numeric:
                 self.candidates[j] = {float(v): c for v, c in counts.items()}
             else:
                 self._categories(j, counts, sd)
 
     def rare(self) -> None:
-        """Once more, for few columns: the noise and the threshold fall with the square root of their number."""
+        """Once more, for few columns, with less noise and lower thresholds; the least where most is hidden."""
         asked = [j for j in self.published if self.columns[j].other]
-        released, sd = self._frequent("rare", asked)
-        for j, counts in released.items():
-            self._categories(j, {**self.published[j], **counts}, sd)
+        shares = _shares([max(self.hidden[j], LEAST_HIDDEN * self.total) for j in asked])
+        for j, (counts, sd) in self._frequent("rare", asked, shares).items():
+            known = self.published[j]
+            kept = known if sd > self.measured["values"]["sd"][self.columns[j].name] else {}  # with less noise
+            self.sd[j] |= dict.fromkeys(counts.keys() - kept.keys(), sd)
+            self._categories(j, {**known, **counts, **kept}, sd)
 
-    def _frequent(self, step: str, asked: list[int]) -> tuple[dict[int, Mapping[Any, int]], float]:
-        """Values with their noisy counts by column, and the noise's sd per count."""
+    def _frequent(self, step: str, asked: list[int], shares: list[float] | None = None
+                  ) -> dict[int, tuple[Mapping[Any, int], float]]:
+        """By column, values with their noisy counts, and the noise's sd per count."""
         if not asked:
-            return {}, 0.0
+            return {}
         released, _ = frequent_values(
-            [self._histogram(j) for j in asked], noise_multiplier=self.noise[step], delta=self.delta,
+            [self._histogram(j) for j in asked], noise_multiplier=self.noise[step], delta=self.delta, shares=shares,
             stream=self.key.stream(PHASE, step), phase=PHASE, what=SURVEY_WHAT[step])
-        sd = cell_sd(self.noise[step], len(asked))
-        columns = {self.columns[j].name: [[v, c] for v, c in counts.items()]
-                   for j, counts in zip(asked, released, strict=True)}
-        self.measured[step] = {"sd": sd, "columns": columns}
-        return dict(zip(asked, released, strict=True)), sd
+        among = [1 / share for share in shares] if shares else [len(asked)] * len(asked)
+        sds = [cell_sd(self.noise[step], columns) for columns in among]
+        names = [self.columns[j].name for j in asked]
+        self.measured[step] = {"sd": dict(zip(names, sds, strict=True)), "columns": {
+            name: [[v, c] for v, c in counts.items()] for name, counts in zip(names, released, strict=True)}}
+        return dict(zip(asked, zip(released, sds, strict=True), strict=True))
 
     def _histogram(self, j: int) -> Mapping[Any, int]:
         counts: Counter[Any] = Counter()
@@ -239,7 +251,7 @@ class _Survey:
         self.published[j] = counts
         values = sorted(counts, key=lambda v: (-counts[v], repr(v)))[:MOST_VALUES]
         kept, shared = values[:MOST_CATEGORIES], values[MOST_CATEGORIES:]
-        left = self.total - self.gone.get(j, 0.0) - sum(counts[v] for v in values)
+        left = self.hidden[j] = self.total - self.gone.get(j, 0.0) - sum(counts[v] for v in values)
         unseen = left > 3 * sd * math.sqrt(len(values) + 1) or (not kept and not self.columns[j].nullable)
         weights = *(float(max(counts[v], 0)) for v in shared), max(left, 1.0) if unseen else 0.0
         if self.columns[j].kind == "ordinal" and not any(isinstance(v, str) for v in kept):
@@ -308,6 +320,13 @@ class _Survey:
                      repeats=repeats or None,
                      **{k: float(v) for k, v in (("lower", lower), ("upper", upper)) if k in free})
 
+    def counted(self, j: int) -> Counted:
+        """What was released of single codes on the way."""
+        column = self.columns[j]
+        counts: Mapping[Any, int] = self.candidates.get(j, {}) if column.is_numeric else self.published.get(j, {})
+        values = (column.heaps if column.is_numeric else column.categories) or ()
+        return {code: (float(counts[v]), self.sd[j][v]) for code, v in enumerate(values) if v in counts}
+
     def finish(self) -> Schema:
         """All questions closed, also those that no step was asked about."""
         for j, column in enumerate(self.columns):
@@ -317,6 +336,16 @@ class _Survey:
                 self._answer(j, other=False)
             self.columns[j] = with_snapped_edges(self.columns[j])
         return replace(self.schema, columns=tuple(self.columns))
+
+
+def _shares(hidden: list[float]) -> list[float]:
+    """Of the squared signal of a look at columns with so many hidden cells, by column.
+
+    What stays hidden falls with the threshold, about in proportion to what is hidden now, and the threshold with the
+    root of the share: the sum of ``h / sqrt(a)`` is least where ``a`` goes with ``h`` to the power of two thirds.
+    """
+    weights = [cells ** (2 / 3) for cells in hidden]
+    return [weight / math.fsum(weights) for weight in weights]
 
 
 def _sum(counts: Iterable[np.ndarray]) -> np.ndarray:

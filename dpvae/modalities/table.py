@@ -153,6 +153,7 @@ class TableTask:
         tables = {name: nm for name, nm in self.plan.anchor_noise.items() if name == "one-way" or not dense}
         anchors, events = anchor.measure(codes, resolved.cardinalities, target, noise=tables, key=key,
                                          groups=self.plan.groups)
+        anchors = replace(anchors, counted=() if dense else surveyed.counted)
         progress.phase("anchor", 1)
         measured = replace(surveyed, schema=resolved, events=(*surveyed.events, *events))
         result = self._density(codes, measured, anchors, key, progress) if dense else self._train(

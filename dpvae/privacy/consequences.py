@@ -98,6 +98,7 @@ def threshold_delta(noise_multiplier: float, delta: float, records: int) -> floa
     sd = nm sqrt(T). Below the threshold f is convex, so the worst are k values of one cell or one value of k:
     p_k = max(k p, T f(k)). T is not part of the event: the largest over all T is taken. Between two of them, T f(k) =
     p H(z - u) / H(z), with H the normal's upper tail, H(z) = p / T and u = (k - 1) / sd; that grows with z and with u.
+    Where columns have shares a_j, each is one of T = 1 / a_j, and the sum of a_j (T f(k)) is no more than the largest.
     """
     p, columns = delta / (1 + delta), np.geomspace(1, MOST_COLUMNS, 800)
     z = np.array([-ndtri(p / float(count)) for count in columns[1:]])

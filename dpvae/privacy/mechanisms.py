@@ -36,16 +36,17 @@ _PRODUCT_UNITS = 1 << 12  # steps in the largest norm of a factor: products stay
 _LARGEST_SD = 2.0**52  # above it, a rounded float would no longer be an exact integer
 
 
-def cell_sd(noise_multiplier: float, tables: int) -> float:
+def cell_sd(noise_multiplier: float, tables: float) -> float:
     """The noise of one cell when ``tables`` histograms are released together.
 
-    A record is in one cell of each table, so adding it moves the joint vector by ``sqrt(tables)`` in L2.
+    A record is in one cell of each table, so adding it moves the joint vector by ``sqrt(tables)`` in L2. A histogram
+    that gets a share of the squared signal of its own is one of 1 / share.
 
     >>> cell_sd(10.0, 4)
     20.0
     """
     checks.positive(noise_multiplier=noise_multiplier)
-    checks.whole(1, tables=tables)
+    checks.at_least(1, tables=tables)
     sd = noise_multiplier * math.sqrt(tables)
     if sd > _LARGEST_SD:
         raise ConfigError(f"noise_multiplier={noise_multiplier!r}: expected less; its noise does not fit an integer")
@@ -206,9 +207,10 @@ def noisy_sparse_sums(
     return noisy / _UNITS, event
 
 
-def publication_threshold(noise_multiplier: float, columns: int, delta: float) -> int:
+def publication_threshold(noise_multiplier: float, columns: float, delta: float) -> int:
     """The smallest noisy count that may be published, so that a value of one record stays hidden.
 
+    One of ``columns``, which share the squared signal and delta; a column with a share of its own is one of 1 / share.
     With ``p = delta / (columns * (1 + delta))``: the smallest integer t with P(1 + round(sd * z) >= t) <= p.
 
     >>> publication_threshold(10.0, 1, 1e-6)
@@ -244,14 +246,15 @@ def number_of_runs(mean: float, shape: float, stream: SecretStream) -> int:
 
 def frequent_values(
     histograms: Sequence[Mapping[V, int]], *, noise_multiplier: float, delta: float, stream: SecretStream,
-    floor: float = 0, phase: str, what: str,
+    floor: float = 0, shares: Sequence[float] | None = None, phase: str, what: str,
 ) -> tuple[list[dict[V, int]], Threshold]:
     """The values that many records share, with noisy counts, from columns whose domain is not public.
 
     A stability histogram (Korolova et al. 2009; bounded contributions: Wilson et al. 2020, arXiv 1909.01917; Gaussian
     noise: Gopi et al. 2020, arXiv 2002.09745). Each record has at most one value per column. A value is published
     iff its noisy count reaches ``max(publication_threshold, floor)``; a value nobody holds never is. Most frequent
-    first, ties by repr, so the order tells nothing about the order of the rows.
+    first, ties by repr, so the order tells nothing about the order of the rows. ``shares`` of the squared signal and of
+    delta, one for each column, must be public; by default all columns get the same.
 
     **Why it is private.** Let D' be D plus one record, holding one value in each of T columns. Let M' be the
     mechanism that publishes only values present in D. On M', the two data sets differ by at most 1 in T counts: a
@@ -261,12 +264,25 @@ def frequent_values(
     P = (1 - p) P' + p (something D can never publish), Q = Q'. For every epsilon, with H the hockey-stick divergence:
     H(P | Q) <= p + H(P' | Q'), and H(Q | P) = sup_S Q'(S) - e^epsilon (1 - p) P'(S) <= H(Q' | P') + p / (1 - p),
     because on the best S, e^epsilon (1 - p) P'(S) <= Q'(S) <= 1. Both are within delta of the Gaussian's. With other
-    mechanisms beside it, 1 - p multiplies: the accountant adds prod(1 + delta_i) - 1.
+    mechanisms beside it, 1 - p multiplies: the accountant adds prod(1 + delta_i) - 1. With shares a_j, the count of
+    column j moves by sqrt(a_j) in units of its noise over the multiplier, the T counts by sqrt(sum of a_j) <= 1; a new
+    value passes with chance a_j p at most, and the union bound holds as well.
     """
     event = Threshold(phase, what, noise_multiplier, delta)
-    sd = cell_sd(noise_multiplier, len(histograms))
-    least = max(float(publication_threshold(noise_multiplier, len(histograms), delta)), floor)
-    return [_publish(histogram, sd, least, stream) for histogram in histograms], event
+    among = _among(len(histograms), shares)
+    return [_publish(histogram, cell_sd(noise_multiplier, columns),
+                     max(float(publication_threshold(noise_multiplier, columns, delta)), floor), stream)
+            for histogram, columns in zip(histograms, among, strict=True)], event
+
+
+def _among(columns: int, shares: Sequence[float] | None) -> list[float]:
+    """Of how many equal columns each is one."""
+    if shares is None:
+        return [columns] * columns
+    if len(shares) != columns or math.fsum(shares) > 1 + 1e-9 or not all(0 < share <= 1 for share in shares):
+        raise ConfigError(f"shares={list(shares)}: expected one above 0 for each of {columns} columns, that add up to "
+                          "at most 1")
+    return [1 / share for share in shares]
 
 
 def _publish(histogram: Mapping[V, int], sd: float, least: float, stream: SecretStream) -> dict[V, int]:

@@ -61,6 +61,7 @@ class Anchors:
     sd: Mapping[str, float]
     target: int | None
     triples: Triples | None = None
+    counted: Sequence[Mapping[int, tuple[float, float]]] = ()  # by column: code -> a count released before, and its sd
 
     @property
     def rows(self) -> float:
@@ -182,6 +183,11 @@ class _Targets:
         self.pairs_LWW = self._dense_pairs() if anchors.pairs else None
         triples = anchors.triples
         self.triples = Residual(triples, columns, anchors.sd["triples"], device) if triples is not None else None
+        known = [(columns.starts[j] + code, count / sd, 1 / sd)
+                 for j, codes in enumerate(anchors.counted) for code, (count, sd) in codes.items()]
+        places, counts, scales = zip(*known, strict=True) if known else ((), (), ())
+        self.counted_P = torch.tensor(places, dtype=torch.long, device=device)  # places in the one-hot width
+        self.count_P, self.scale_P = self._tensor(np.array(counts)), self._tensor(np.array(scales))
 
     def _tensor(self, values: NDArray[np.generic]) -> Tensor:
         return torch.as_tensor(values, dtype=torch.float32, device=self.device)
@@ -221,8 +227,10 @@ class _Targets:
         p_KW = vae.likelihood.log_probs(vae.decode(codebook.points)).exp()
         w_K = codebook.log_weights.exp() * self.rows
         sd = self.anchors.sd
-        chi2 = (w_K @ p_KW / sd["one-way"] - self.one_W).square().sum()
-        cells = self.columns.width
+        rows_W = w_K @ p_KW
+        chi2 = (rows_W / sd["one-way"] - self.one_W).square().sum()
+        chi2 = chi2 + (rows_W[self.counted_P] * self.scale_P - self.count_P).square().sum()
+        cells = self.columns.width + len(self.counted_P)
         given_KL = p_KW[:, self.target] if self.target is not None else None
         if self.with_WL is not None and given_KL is not None:
             model_WL = p_KW.T @ (w_K[:, None] * given_KL) / sd["with-target"]

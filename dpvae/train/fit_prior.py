@@ -9,6 +9,7 @@ Shapes: C codes of a column, Z latent directions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,20 +21,23 @@ from dpvae.models.likelihood import Columns
 from dpvae.models.vae import VAE
 
 WEIGHT_SD = 0.35  # prior scale of a decoder weight: a point at distance one moves a logit by about a third
+COLUMNS = 15  # above which it narrows: of a table of more columns, each pair gets less of the budget
 ALONE = 0.1  # of its variance, that a code of an ordered column does not share with its neighbours
 REACH = 0.5  # of a column's codes, over which what they share falls to 1/e
 Places = NDArray[np.float64]  # of a column's codes on its axis, (C,); NaN: nowhere
 
 
 class Prior:
-    """Points are N(0, I); a latent's weights in the decoder's last layer are N(0, WEIGHT_SD^2), along an ordered
-    column with the correlations of :func:`covariance`. ``orders``: by column, where its codes lie on an axis, or none.
+    """Points are N(0, I); a latent's weights in the decoder's last layer are N(0, WEIGHT_SD^2), narrower in a table of
+    many columns, and along an ordered column with the correlations of :func:`covariance`. ``orders``: by column, where
+    its codes lie on an axis, or none.
 
     The chi-square is -2 log likelihood of the released noise, so this makes the fit a maximum a posteriori: where the
     noise drowns a table, the decoder stays near what it would say without it. At high epsilon it hardly counts.
     """
 
     def __init__(self, columns: Columns, orders: Sequence[Places | None], device: torch.device) -> None:
+        self.sd = WEIGHT_SD / math.sqrt(max(len(columns.sizes) / COLUMNS, 1.0))
         self._whiteners: list[tuple[slice, Tensor]] = []
         self._alone = torch.ones(columns.width, dtype=torch.bool, device=device)
         for j, places in enumerate(orders):
@@ -53,7 +57,7 @@ class Prior:
         last = weights.pop()
         squares = [weight.square().sum() for weight in weights] + [last[self._alone].square().sum()]
         squares += [(root @ last[codes]).square().sum() for codes, root in self._whiteners]
-        return points.square().sum() + torch.stack(squares).sum() / WEIGHT_SD**2
+        return points.square().sum() + torch.stack(squares).sum() / self.sd**2
 
 
 def covariance(places: Places) -> NDArray[np.float64]:

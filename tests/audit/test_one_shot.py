@@ -12,7 +12,7 @@ from dpvae.audit.instruments import Release
 from dpvae.audit.one_shot import _places, one_shot
 from dpvae.audit.verdict import Finding
 from dpvae.privacy import mechanisms
-from dpvae.privacy.events import PureDP
+from dpvae.privacy.events import PureDP, Threshold
 
 PHASE, WHAT, EPSILON, CHOICES = "interactions", "a choice", 0.5, 3
 SCORES = [np.linspace(0.0, 30.0, 20), np.array([31.0, -7.0])]
@@ -61,3 +61,31 @@ def test_a_score_that_moves_by_two_and_a_choice_too_many_are_found() -> None:
     assert chosen(booked=CHOICES - 1)["no more is chosen than was booked"].p == 0
     law = "one record moves no score by more than its noise was set for"
     assert [chosen(moved=moved)[law].p for moved in (1.0, 2.0, math.nan)] == [1, 0, 0]
+
+
+HELD = [{"a": 5000, "b": 4000, "alone": 1}, {"c": 9000, "d": 900}]
+
+
+def published(again: Any = mechanisms.frequent_values) -> dict[str, Finding]:
+    """What is found of one look at the values of two columns that have shares of their own."""
+    settings: dict[str, Any] = {"noise_multiplier": 8.0, "delta": 1e-6, "shares": [0.9, 0.1], "phase": "survey",
+                                "what": "rarer values"}
+    more = [{**HELD[0], "new": 1}, {**HELD[1], "c": 9001}]
+    calls = [Release("frequent_values", (held,), settings, ([{}, {}], None), ("survey", "rare"), again)
+             for held in (HELD, more)]
+    found, _ = one_shot(calls[:1], {"a newcomer": calls[1:]}, [Threshold("survey", "rarer values", 8.0, 1e-6)])
+    return {finding.law: finding for finding in found}
+
+
+def test_values_of_columns_with_shares_of_their_own_pass_and_others_than_stated_are_found() -> None:
+    """The mutants: shares that are asked for and not kept to, and half of the noise."""
+    assert {law: finding.p for law, finding in published().items() if finding.p < 0.001} == {}
+
+    def equal(histograms: Any, *, shares: Any, **rest: Any) -> Any:
+        return mechanisms.frequent_values(histograms, **rest)
+
+    def greedy(histograms: Any, *, shares: Any, noise_multiplier: float, **rest: Any) -> Any:
+        return mechanisms.frequent_values(histograms, noise_multiplier=noise_multiplier / 2, shares=shares, **rest)
+
+    assert published(equal)["every value gets noise of that scale"].p == 0
+    assert published(greedy)["its noise has the scale that the ledger priced"].p < 1e-9

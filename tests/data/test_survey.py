@@ -223,6 +223,50 @@ def test_a_second_look_at_the_columns_with_many_values_publishes_rarer_ones():
     assert set(result.schema.column("d").categories) == {"x", "y"}
 
 
+def test_the_second_look_sees_most_where_most_is_hidden():
+    """Equal parts of it would leave the many values of one column under the noise of three that hide little."""
+    many = [f"rare{i:02}" for i in range(40) for _ in range(150)]
+    frame = pd.DataFrame({"c": ["a"] * 4000 + many, **{name: ["x"] * 8600 + [*"opqr"] * 350 for name in "def"}})
+    result = run(frame, noise={**dict.fromkeys(STEPS, 3.0), "values": 60.0, "rare": 11.0}, rows=10_000,
+                 key=SecretKey.from_seed(2))
+    sd = result.measured["rare"]["sd"]
+    assert set(sd) == set("cdef")
+    assert sd["c"] < 18 < 22 < min(sd["d"], sd["e"], sd["f"])
+    assert sum((11.0 / each) ** 2 for each in sd.values()) == pytest.approx(1.0)
+    assert set(result.schema.column("c").categories) == {"a", *many}
+    assert module._shares([8000.0, 1000.0]) == pytest.approx([0.8, 0.2])
+
+
+def test_a_second_look_with_more_noise_than_the_first_changes_no_count(monkeypatch):
+    told = []
+    real = module._Survey._categories
+    monkeypatch.setattr(module._Survey, "_categories", lambda self, j, counts, sd: (
+        told.append(dict(counts)), real(self, j, counts, sd)))
+    frame = pd.DataFrame({"c": ["a"] * 30_000 + [f"rare{i}" for i in range(100) for _ in range(100)]})
+    for rare, same in ((100.0, True), (5.0, False)):
+        told.clear()
+        run(frame, noise={**dict.fromkeys(STEPS, 3.0), "values": 30.0, "rare": rare}, key=SecretKey.from_seed(3))
+        first, second = told
+        assert (first["a"] == second["a"]) is same
+
+
+def test_counts_of_the_survey_are_handed_on_by_code_with_the_noise_they_carry():
+    """The rows counted by code, and what each look released of them; the first look's sd is 6 times the second's."""
+    frame = pd.DataFrame({"c": ["a"] * 6000 + [f"rare{i}" for i in range(30) for _ in range(100)],
+                          "gain": [0] * 8000 + list(range(1, 1001))})
+    noise = {**dict.fromkeys(STEPS, 1.0), "values": 30.0, "rare": 5.0}
+    result = run(frame, noise=noise, rows=9000, key=SecretKey.from_seed(4))
+    codes = TableCodec(result.schema).encode(lake.read(frame), "clip")
+    of_c, of_gain = result.counted
+    assert len(of_c) == 31
+    assert {sd for _, sd in of_c.values()} == {5.0}
+    assert of_gain.keys() == {0}
+    assert of_gain[0][1] == pytest.approx(30 * 2**0.5)
+    for j, counted in enumerate(result.counted):
+        for code, (count, sd) in counted.items():
+            assert abs(count - int((codes[:, j] == code).sum())) < 4.5 * sd
+
+
 def test_values_beyond_the_codes_share_one_and_come_back_by_their_counts(monkeypatch):
     monkeypatch.setattr(module, "MOST_CATEGORIES", 2)
     sizes = {"a": 4000, "b": 3000, "c": 900, "d": 300}

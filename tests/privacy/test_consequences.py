@@ -82,6 +82,17 @@ def test_no_split_of_a_groups_cells_over_values_is_published_with_a_larger_chanc
         assert stated == pytest.approx(delta, rel=1e-6)
 
 
+@pytest.mark.parametrize("shares", [[0.9, 0.1], [0.6, 0.3, 0.1], [0.5, *[0.05] * 10]])
+@pytest.mark.parametrize("records", [1, 2, 5, 10])
+@pytest.mark.parametrize("noise", [2.0, 10.0, 60.0])
+def test_nor_where_columns_have_shares_of_their_own(shares: list[float], records: int, noise: float) -> None:
+    stated = threshold_delta(noise, 1e-6, records)
+    for parts in partitions(records):
+        p = sum(float(norm.sf((publication_threshold(noise, 1 / share, 1e-6) - count - 0.5) / noise * math.sqrt(share)))
+                for share in shares for count in parts)
+        assert math.isinf(stated) or p / max(1 - p, 0.0) <= stated * (1 + 1e-9)
+
+
 def partitions(total: int, largest: int | None = None) -> list[tuple[int, ...]]:
     """Every way to write ``total`` as a sum."""
     largest = total if largest is None else largest

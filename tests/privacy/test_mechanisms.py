@@ -202,6 +202,31 @@ def test_frequent_values_are_named_with_their_counts_and_paid_for() -> None:
     assert [list(column.items()) for column in got] == [[("b", 900), ("a", 500), (None, 500)], [(1.5, 700)]]
 
 
+SHARES = [0.64, 0.35, 0.01]
+
+
+def test_columns_with_shares_of_their_own_move_together_by_what_is_paid_for_and_hide_a_newcomer_as_well() -> None:
+    """A record adds one to a count of every column: sum of (1 / sd_j)^2 is the squared signal that the event states."""
+    stream = KEY.stream("shares")
+    got, event = frequent_values([{f"v{i}": 10**6 for i in range(2000)}] * 3, noise_multiplier=4.0, delta=1e-6,
+                                 shares=SHARES, stream=stream, **NAMES)
+    sds = np.array([np.std([count - 10**6 for count in column.values()]) for column in got])
+    np.testing.assert_allclose(sds, [4.0 / 0.8, 4.0 / math.sqrt(0.35), 40.0], rtol=0.08)
+    assert sum((1 / cell_sd(4.0, 1 / share)) ** 2 for share in SHARES) <= (1 / event.noise_multiplier) ** 2 + 1e-12
+    least = [publication_threshold(4.0, 1 / share, 1e-6) for share in SHARES]
+    chances = [stats.norm.sf((t - 1.5) / cell_sd(4.0, 1 / share)) for t, share in zip(least, SHARES, strict=True)]
+    assert sum(chances) <= 1e-6 / (1 + 1e-6)
+    edge, _ = frequent_values([{"above": t, "below": t - 1} for t in least], noise_multiplier=4.0, delta=1e-6,
+                              shares=SHARES, stream=Silent(), **NAMES)
+    assert [list(column) for column in edge] == [["above"]] * 3
+
+
+@pytest.mark.parametrize("shares", [[0.7, 0.4, 0.1], [0.5, 0.5], [1.0, 0.0, 0.0], [1.5, -0.3, -0.2]])
+def test_shares_that_are_none_are_refused(shares: list[float]) -> None:
+    with pytest.raises(ConfigError, match="add up to at most 1"):
+        frequent_values([{"a": 5}] * 3, noise_multiplier=4.0, delta=1e-6, shares=shares, stream=Silent(), **NAMES)
+
+
 def test_the_floor_only_ever_raises_the_threshold() -> None:
     least = publication_threshold(4.0, 1, 1e-6)
     at_edge = [{"above": least, "below": least - 1, "many": 800}]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -129,6 +130,8 @@ def by_hand(vae: VAE, anchors: Anchors) -> float:
     squares = []
     for j, table in enumerate(anchors.one_way):
         squares += [(expected((j, c)) - table[c]) / anchors.sd["one-way"] for c in range(sizes[j])]
+    squares += [(expected((j, c)) - count) / sd
+                for j, codes in enumerate(anchors.counted) for c, (count, sd) in codes.items()]
     for j, table in anchors.with_target.items():
         squares += [(expected((j, c), (target, y)) - table[c, y]) / anchors.sd["with-target"]
                     for c in range(sizes[j]) for y in range(sizes[target])]
@@ -147,6 +150,15 @@ def test_the_residual_is_the_mean_squared_distance_in_units_of_the_noise(target:
     wanted = by_hand(vae, anchors)
     first = anchor.fit(vae, anchors, steps=1, learning_rate=0.0, generator=torch.Generator())
     assert first == pytest.approx(wanted, rel=1e-4)
+
+
+def test_counts_that_were_released_before_join_the_residual_with_their_own_noise() -> None:
+    anchors, vae = replace(measured(some_codes(80), 2), counted=({}, {1: (30.0, 0.5), 0: (44.0, 9.0)}, {})), made()
+    anchor.start_bias(vae, anchors)
+    wanted = by_hand(vae, anchors)
+    assert wanted != pytest.approx(by_hand(vae, replace(anchors, counted=())), rel=1e-2)
+    assert anchor.fit(vae, anchors, steps=1, learning_rate=0.0, generator=torch.Generator()) == pytest.approx(
+        wanted, rel=1e-4)
 
 
 def test_the_residual_of_a_target_with_many_values_is_the_same_formula() -> None:

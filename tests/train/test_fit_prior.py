@@ -59,6 +59,13 @@ def test_without_an_order_every_weight_stands_for_itself() -> None:
         "two codes with a place have no curve between them")
 
 
+@pytest.mark.parametrize(("columns", "times"), [(3, 1.0), (15, 1.0), (30, 2.0)])
+def test_weights_are_held_more_tightly_in_a_table_of_many_columns(columns: int, times: float) -> None:
+    vae = drawn(5, (2,) * columns)
+    squares = vae.codebook.points.detach().square().sum() + times * weights(vae).square().sum() / 0.35**2  # type: ignore[union-attr]
+    assert prior(vae, ()) == pytest.approx(float(squares), rel=1e-5)
+
+
 def test_directions_that_were_measured_for_themselves_are_left_out() -> None:
     vae = drawn(4)
     before = prior(vae, free=[1])
