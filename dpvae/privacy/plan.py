@@ -25,7 +25,7 @@ from dpvae.privacy.events import Event, Gaussian, PureDP, SampledGaussian, Thres
 ASSUMED_ROWS = 50_000  # scales the noisy ELBO's divisor and the DP-SGD batch where no public row count is known
 THRESHOLD_SHARE = 0.05  # of delta, for the categories that a thresholded step of the survey may publish
 ELBO_RANGE_PER_COLUMN = 6.0  # nats: a record's log-likelihood is clipped to [-6 D, 0]
-SURVEY_WEIGHTS = {"rows": 0.03, "kinds": 0.05, "missing": 0.10, "values": 0.15, "rare": 0.50, "bounds": 0.12,
+SURVEY_WEIGHTS = {"rows": 0.03, "kinds": 0.05, "missing": 0.10, "values": 0.15, "rare": 0.75, "bounds": 0.12,
                   "bins": 0.35}
 SURVEY_WHAT = {
     "rows": "noisy number of rows",
