@@ -21,7 +21,8 @@ from dpvae.release.certificate import Certificate
 pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing:UserWarning")
 BY_NAME = {mutant.name: mutant for mutant in CATALOGUE}
 QUICK = ("same values shuffled", "five per cent over", "encoder sees raw rows", "books every second step",
-         "quiet choices")
+         "quiet choices", "quiet when it is late", "an old sum comes back", "a rounded count is printed",
+         "progress shows the private loss", "a file is left elsewhere", "books a larger noise")
 
 
 CLEAN = [(name, clipping) for name in TRAINERS for clipping in CLIPPINGS]

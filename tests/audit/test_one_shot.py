@@ -12,7 +12,7 @@ from dpvae.audit.instruments import Release
 from dpvae.audit.one_shot import _places, one_shot
 from dpvae.audit.verdict import Finding
 from dpvae.privacy import mechanisms
-from dpvae.privacy.events import PureDP
+from dpvae.privacy.events import PureDP, Threshold
 
 PHASE, WHAT, EPSILON, CHOICES = "interactions", "a choice", 0.5, 3
 SCORES = [np.linspace(0.0, 30.0, 20), np.array([31.0, -7.0])]
@@ -61,3 +61,31 @@ def test_a_score_that_moves_by_two_and_a_choice_too_many_are_found() -> None:
     assert chosen(booked=CHOICES - 1)["no more is chosen than was booked"].p == 0
     law = "one record moves no score by more than its noise was set for"
     assert [chosen(moved=moved)[law].p for moved in (1.0, 2.0, math.nan)] == [1, 0, 0]
+
+
+# -- thresholds ------------------------------------------------------------------------------------------------------
+
+
+def published(again: Any = mechanisms.frequent_values, floor: float = 0) -> dict[str, Finding]:
+    """What is found of one run that published the frequent values of two columns by ``again``."""
+    settings: dict[str, Any] = {"noise_multiplier": 2.0, "delta": 1e-6, "phase": "survey", "what": "values",
+                                "floor": floor}
+    held = [{"a": 70, "b": 1}, {"x": 71}]
+    call = Release("frequent_values", (held,), settings, ([{}, {}], None), ("survey", "values"), again)
+    found, left_out = one_shot([call], {}, [Threshold("survey", "values", 2.0, 1e-6)])
+    assert left_out == []
+    return {finding.law: finding for finding in found}
+
+
+@pytest.mark.parametrize("floor", [0, 200])
+def test_a_threshold_that_is_public_passes_wherever_it_is(floor: float) -> None:
+    assert {law for law, finding in published(floor=floor).items() if finding.p < 1e-4} == set()
+
+
+@pytest.mark.parametrize("share", [0.1, 0.001])
+def test_a_threshold_that_follows_the_rows_is_found(share: float) -> None:
+    def adaptive(histograms: Any, *, floor: float, **rest: Any) -> Any:
+        rows = max(sum(histogram.values()) for histogram in histograms)
+        return mechanisms.frequent_values(histograms, floor=max(floor, share * rows), **rest)
+
+    assert published(adaptive)["a value is published by its own count alone"].p == 0
