@@ -153,9 +153,9 @@ def best_checkpoint_by_the_private_metric(patch: Patch) -> None:
 
 @_mutant("the anchors are fitted until the private likelihood is content", trainers=("anchored",))
 def anchors_fitted_with_a_private_stop(patch: Patch) -> None:
-    def fit(real: Callable[..., Any], self: Trainer, name: str, steps: int, learning_rate: float) -> Any:
+    def fit(real: Callable[..., Any], self: Trainer, name: str, steps: int, *rest: Any) -> Any:
         private = -_private_loss(self)
-        return real(self, name, steps + int(private * 1e7) % 50, learning_rate)
+        return real(self, name, steps + int(private * 1e7) % 50, *rest)
 
     patch.wrap(Trainer, "_anchor", fit)
 
