@@ -23,7 +23,7 @@ from dpvae.config import DATA_KINDS, DataConfig, PrivacyConfig, TrainConfig, Tra
 from dpvae.modalities import modality
 from dpvae.privacy.plan import SgdPlan
 
-SURE = 1e-7  # a p-value that no family of tests forgives
+SURE = 1e-6  # a p-value that no family of less than a thousand tests forgives
 MICROBATCH = 16  # so that a batch comes in parts
 STEPS = 64  # of DP-SGD at least: what comes late in a run must be seen in a short one
 ROWS = 90

@@ -114,13 +114,13 @@ class Runner(Protocol):
 
 
 def windows(runner: Runner, claim: Claim, steps: int) -> list[tuple[int, int]]:
-    """(start, length) of ``steps`` steps in all: the first of a run, some in its middle, the last ones. A fault that
-    comes late is as bad as any."""
-    quarter = steps // 4
-    if not (runner.late and runner.tells) or claim.steps <= steps or not quarter:
+    """(start, length) of ``steps`` steps in all: the first of a run, an eighth in its middle, an eighth at its end. A
+    fault that comes late is as bad as any."""
+    few = steps // 8
+    if not (runner.late and runner.tells) or claim.steps <= steps or not few:
         return [(0, steps)]
-    first = steps - 2 * quarter
-    return [(0, first), (first + (claim.steps - steps) // 2, quarter), (claim.steps - quarter, quarter)]
+    first = steps - 2 * few
+    return [(0, first), (first + (claim.steps - steps) // 2, few), (claim.steps - few, few)]
 
 
 def throughout(runner: Runner, claim: Claim, rows: Any, secrets: Secrets, *, steps: int, **script: Any) -> Seen:
