@@ -28,8 +28,10 @@ from scipy import stats
 from dpvae import api
 from dpvae.audit import canaries, pipeline, replay, scenes
 from dpvae.audit.battery import MICROBATCH, gather, specimen
+from dpvae.audit.battery import STEPS as STEPS_AUDITED
 from dpvae.audit.instruments import Secrets
 from dpvae.audit.mutants.base import TRAINED
+from dpvae.audit.one_shot import one_shot
 from dpvae.audit.twin import TwinRunner, capture, claim_of
 from dpvae.rng import stream
 
@@ -47,14 +49,16 @@ def clean(number: int) -> dict[str, Any]:
     started = time.process_time()
     trainer = capture(api.train, config, table)
     assert trainer is not None
-    claim = claim_of(trainer)
+    claim = replace(claim_of(trainer), steps=STEPS_AUDITED)
     runner = TwinRunner(trainer, claim, clipping, MICROBATCH)
     scene = scenes.scene(trainer, quick=True, seed=number)
-    several = [(replay.noise(runner, claim, scene), [], []), replay.planted_records(runner, claim, scene)]
+    several = [*((found, [], []) for found in replay.noise(runner, claim, scene)),
+               *replay.planted_records(runner, claim, scene)]
     if number % EXACT == 0:  # questions without randomness have one answer: a tenth of the runs asks them too
-        several += [(replay.sensitivity(runner, claim, scene) + replay.counted(runner, claim, scene), [], [])]
+        several += [(ask(runner, claim, scene), [], [])
+                    for ask in (replay.additivity, replay.sensitivity, replay.counted)]
     run = pipeline.passage(api.train, config, table, Secrets())
-    findings, left_out = pipeline.one_shot(run, {}, "", seed=number)
+    findings, left_out = one_shot(run.trace.releases, {}, run.ledger, seed=number)
     battery = gather([*several, (findings, [], left_out)])
     p = min((f.p for f in battery.findings if 0 < f.p < 1), default=1.0)
     return {"trainer": name, "clipping": clipping, "alarms": [str(f) for f in battery.failed], "smallest_p": p,

@@ -214,7 +214,7 @@ class Probe:
 
 def probe(runner: Any, rows: Any, claim: Any) -> Probe:
     """One canary per batch, silent, weights still: what each of them contributes."""
-    seen = runner.run(rows, seeded(1, silent=True, still=True, batch=_one_by_one), steps=len(rows), freeze=True)
+    seen = runner.run(rows, seeded(1, silent=True, still=True, batch=one_by_one), steps=len(rows), freeze=True)
     alone = np.nan_to_num(seen.total if seen.total is not None else seen.released, nan=0.0, posinf=0.0, neginf=0.0)
     apart, order = linalg.qr(alone.T, mode="r", pivoting=True)
     own = np.abs(np.diag(apart)) > OWN * claim.clip_norm
@@ -224,7 +224,8 @@ def probe(runner: Any, rows: Any, claim: Any) -> Probe:
     return Probe(alone, alone.T @ inverse, inverse, claim.clip_norm, kept)
 
 
-def _one_by_one(step: int, rows: int) -> Any:
+def one_by_one(step: int, rows: int) -> Any:
+    """A script for batches: row after row, each alone."""
     return np.arange(rows) == step
 
 

@@ -70,6 +70,7 @@ class Secrets:
     used: list[SecretKey] = field(default_factory=list)
     rank: dict[Any, int] = field(default_factory=dict)  # step -> the person's place in its batch
     sizes: dict[Any, int] = field(default_factory=dict)  # step -> size of the batch
+    coins: dict[Any, NDArray[np.bool_]] = field(default_factory=dict)  # step -> who is to be in it
     inside: bool = False
     first: Callable[[], None] | None = None  # called once, before the first draw
 
@@ -137,7 +138,7 @@ class _Stream:
             coins = np.insert(coins, min(secrets.person, rows), held)
             if held:
                 secrets.rank[self.step] = int(coins[:secrets.person].sum())
-        secrets.sizes[self.step] = int(coins.sum())
+        secrets.sizes[self.step], secrets.coins[self.step] = int(coins.sum()), coins
         return coins
 
     def _bytes(self, n: int) -> bytes:
@@ -201,6 +202,7 @@ class Trace:
     updates: list[Floats] = field(default_factory=list)  # (P,) each: the gradient the private optimiser was handed
     rates: list[float] = field(default_factory=list)  # learning rate at each
     layers: tuple[int, ...] = ()
+    sgd: tuple[float, float] | None = None  # noise multiplier and rate of the plan that DP-SGD ran by
     other_steps: list[tuple[str, int]] = field(default_factory=list)  # optimiser steps outside DP-SGD
     releases: list[Release] = field(default_factory=list)
     unheard: list[str] = field(default_factory=list)  # what a script did not foresee
@@ -259,6 +261,7 @@ class Laboratory:
                 fault = self.fault
                 steps.loss = lambda module, codes, *rest: fault(loss(module, codes, *rest), codes)
             before, self._steps, self.secrets.inside = self._steps, steps, True
+            self.trace.sgd = steps.plan.noise_multiplier, steps.plan.sampling_rate
             try:
                 return step(steps, *args, **kwargs)
             finally:

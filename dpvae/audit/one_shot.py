@@ -25,6 +25,7 @@ from dpvae.privacy.mechanisms import cell_sd, publication_threshold
 from dpvae.rng import stream
 
 REPEATS = 60
+Stage = tuple[list[Finding], list[str]]
 COORDINATES = 4096  # of a release whose noise is looked at
 VECTORS = ("noisy_counts", "noisy_mean_clipped", "noisy_sums", "noisy_sparse_sums", "noisy_products")
 LADDER = 40, 24  # candidates of the auditor's own, in two blocks, from which a private choice is made again
@@ -42,26 +43,44 @@ def one_shot(releases: Sequence[Release], neighbours: Mapping[str, Sequence[Rele
         ledger: what was booked for them.
         where: put before the place of every finding.
     """
+    several = [*alone(releases, ledger, where, seed=seed), beside(releases, neighbours, ledger, where)]
+    return [f for found, _ in several for f in found], [text for _, left_out in several for text in left_out]
+
+
+def beside(releases: Sequence[Release], neighbours: Mapping[str, Sequence[Release]], ledger: Sequence[Event],
+           where: str = "") -> Stage:
+    """What :func:`one_shot` asks of a run and its neighbours: what one person moves."""
     found: list[Finding] = []
-    left_out: list[str] = []
-    noises: list[Floats] = []
     for number, release in enumerate(releases):
         event = _booked_for(release, ledger)
-        others = {who: other[number] for who, other in neighbours.items() if number < len(other)}
+        for who, other in neighbours.items():
+            if event is not None and number < len(other):
+                at = f"{where} {'/'.join(map(str, release.names))}, {who}".strip()
+                found += _moves(release, other[number], event, at)
+    return found, []
+
+
+def alone(releases: Sequence[Release], ledger: Sequence[Event], where: str = "", *, seed: int = 0) -> Iterator[Stage]:
+    """What :func:`one_shot` asks of a run by itself, release after release, and last of all of them together."""
+    noises: list[Floats] = []
+    for release in releases:
+        found: list[Finding] = []
+        left_out: list[str] = []
+        event = _booked_for(release, ledger)
         if event is None:
             continue  # T5 says so
         where_ = f"{where} {'/'.join(map(str, release.names))}".strip()
         if release.name == "frequent_values" and isinstance(event, Threshold):
-            found += _values(release, others, event, where_, seed)
+            found += _values(release, event, where_, seed)
         elif release.name in VECTORS and isinstance(event, Gaussian):
-            found += _vector(release, others, event, where_, noises, seed)
+            found += _vector(release, event, where_, noises, seed)
         elif release.name == "noisy_choice" and isinstance(event, PureDP):
-            found += _choice(release, others, event, where_, seed)
+            found += _choice(release, event, where_, seed)
         else:
             left_out.append(f"M1, M2: {release.name} ({release.what}) is not a mechanism this audit knows")
+        yield found, left_out
     if noises:
-        found += noise_law(np.concatenate(noises, axis=1), test="M2", where=f"{where} all statistics".strip())
-    return found, left_out
+        yield noise_law(np.concatenate(noises, axis=1), test="M2", where=f"{where} all statistics".strip()), []
 
 
 def _booked_for(release: Release, ledger: Sequence[Event]) -> Event | None:
@@ -87,22 +106,72 @@ def _unit(result: Any) -> float:
     return float(result[1] / result[2].noise_multiplier)
 
 
-def _vector(release: Release, others: Mapping[str, Release], event: Gaussian, where: str,
-            noises: list[Floats], seed: int) -> Iterator[Finding]:
+def _moves(release: Release, other: Release, event: Event, where: str) -> Iterator[Finding]:
+    """M1 of one release, and of the same with one person more."""
+    if release.name == "frequent_values" and isinstance(event, Threshold):
+        yield from _values_moved(release, other, event, where)
+    elif release.name in VECTORS and isinstance(event, Gaussian):
+        yield from _vector_moved(release, other, where)
+    elif release.name == "noisy_choice" and isinstance(event, PureDP):
+        own, theirs = _scores(release), _scores(other)
+        moved = float(np.abs(theirs - own).max(initial=0.0)) if own.shape == theirs.shape else math.inf
+        yield Finding("M1", "one record moves no score by more than its noise was set for", float(moved <= 1 + 1e-6),
+                      f"{moved:.4g}", where)
+
+
+def _vector_moved(release: Release, other: Release, where: str) -> Iterator[Finding]:
+    exact, theirs = _exact(release), _exact(other)
+    tables = len(release.result[0]) if isinstance(release.result[0], list) else 1
+    moved = float(np.linalg.norm(theirs - exact)) / math.sqrt(tables) if theirs.shape == exact.shape else math.inf
+    yield Finding("M1", "one record moves it by at most what its noise was set for", float(moved <= 1 + 1e-6),
+                  f"{moved:.4g}", where)
+    yield Finding("M1", "its scale and its price do not depend on the rows",
+                  float(release.result[1:] == other.result[1:]), "", where)
+    same = theirs.shape == exact.shape and np.allclose(
+        _flat(other.repeat(seeded(99))) - theirs, _flat(release.repeat(seeded(99))) - exact, atol=1e-4)
+    yield Finding("M2", "its noise does not depend on the rows", float(same), "", where)
+
+
+def _values_moved(release: Release, other: Release, event: Threshold, where: str) -> Iterator[Finding]:
+    held, theirs = _histograms(release), _histograms(other)
+    moves = [{v: more.get(v, 0) - own.get(v, 0) for v in {*own, *more}} for own, more in zip(held, theirs, strict=True)]
+    moved = math.sqrt(sum(step**2 / equal for equal, column in zip(_by_column(release, event)[0], moves, strict=True)
+                          for step in column.values()))
+    yield Finding("M1", "one record moves it by at most what its noise was set for", float(moved <= 1 + 1e-6),
+                  f"{moved:.4g}", where)
+    yield Finding("M1", "its scale and its price do not depend on the rows",
+                  float(release.kwargs.get("shares") == other.kwargs.get("shares")), "", where)
+    yield _lone(other, event, where)
+
+
+def _histograms(release: Release) -> Any:
+    return release.args[0] if release.args else release.kwargs["histograms"]
+
+
+def _by_column(release: Release, event: Threshold) -> tuple[list[float], list[float], list[float]]:
+    """By column: of how many equal ones it is one, the sd of its noise, the least count that is published."""
+    columns, shares = len(_histograms(release)), release.kwargs.get("shares")
+    among = [1 / share for share in shares] if shares else [float(columns)] * columns
+    return (among, [cell_sd(event.noise_multiplier, equal) for equal in among],
+            [publication_threshold(event.noise_multiplier, equal, event.delta) for equal in among])
+
+
+def _lone(release: Release, event: Threshold, where: str) -> Finding:
+    """The fate of values that one record holds, with noise that is almost enough."""
+    held = _histograms(release)
+    _, sd, least = _by_column(release, event)
+    lone = {c: values for c, counts in enumerate(held) if (values := [v for v, n in counts.items() if n == 1])}
+    almost = {c: release.repeat(seeded(1, constant=(least[c] - 2.6) / sd[c]))[0][c] for c in lone}
+    above = [value for c, values in lone.items() for value in values if value in almost[c]]
+    return Finding("M1", "a value that one record holds stays below its threshold", float(not above),
+                   f"{sum(map(len, lone.values()))} such values" if not above else f"{len(above)} published", where)
+
+
+def _vector(release: Release, event: Gaussian, where: str, noises: list[Floats], seed: int) -> Iterator[Finding]:
     first = release.result[0]
     whole = isinstance(first, list)  # counts, with noise in whole numbers
     tables = len(first) if whole else 1
     exact = _exact(release)
-    for who, other in others.items():
-        theirs = _exact(other)
-        moved = float(np.linalg.norm(theirs - exact)) / math.sqrt(tables) if theirs.shape == exact.shape else math.inf
-        yield Finding("M1", "one record moves it by at most what its noise was set for", float(moved <= 1 + 1e-6),
-                      f"{moved:.4g}", f"{where}, {who}")
-        yield Finding("M1", "its scale and its price do not depend on the rows",
-                      float(release.result[1:] == other.result[1:]), "", f"{where}, {who}")
-        same = theirs.shape == exact.shape and np.allclose(
-            _flat(other.repeat(seeded(99))) - theirs, _flat(release.repeat(seeded(99))) - exact, atol=1e-4)
-        yield Finding("M2", "its noise does not depend on the rows", float(same), "", f"{where}, {who}")
     if isinstance(first, (int, float)):
         yield _fuzzed(release, exact, where)
     seen = stream(seed, "coordinates").permutation(len(exact))[:COORDINATES]  # of a long vector, some
@@ -122,17 +191,11 @@ def _vector(release: Release, others: Mapping[str, Release], event: Gaussian, wh
     yield Finding("M2", "so had the noise of the run itself", once, "", where)
 
 
-def _choice(release: Release, others: Mapping[str, Release], event: PureDP, where: str, seed: int
-            ) -> Iterator[Finding]:
-    """A private choice: one record moves no candidate's score by more than 1, and the winners are those of the
-    exponential mechanism, peeled, at the booked epsilon: from the run's own scores, and from a ladder of scores whose
-    ends differ by 8 / epsilon, on which half of the noise would be plain to see."""
+def _choice(release: Release, event: PureDP, where: str, seed: int) -> Iterator[Finding]:
+    """A private choice: the winners are those of the exponential mechanism, peeled, at the booked epsilon: from the
+    run's own scores, and from a ladder of scores whose ends differ by 8 / epsilon, on which half of the noise would be
+    plain to see."""
     own = _scores(release)
-    for who, other in others.items():
-        theirs = _scores(other)
-        moved = float(np.abs(theirs - own).max(initial=0.0)) if own.shape == theirs.shape else math.inf
-        yield Finding("M1", "one record moves no score by more than its noise was set for", float(moved <= 1 + 1e-6),
-                      f"{moved:.4g}", f"{where}, {who}")
     yield Finding("M1", "no more is chosen than was booked", float(len(release.result[0]) <= event.count),
                   f"{len(release.result[0])} of {event.count}", where)
     rungs = stream(5, "ladder").permutation(np.linspace(0.0, 8.0 / event.epsilon, sum(LADDER)))
@@ -206,29 +269,15 @@ def _normal_scores(noise: Floats, sd: float | Floats, step: float) -> Floats:
     return np.asarray(np.where(upper, stats.norm.isf(place), stats.norm.ppf(place)))
 
 
-def _values(release: Release, others: Mapping[str, Release], event: Threshold, where: str, seed: int
-            ) -> Iterator[Finding]:
-    """Thresholded counts: the exact histograms, the noise of frequent values, and the fate of a value held by one."""
-    held = release.args[0] if release.args else release.kwargs["histograms"]
-    columns = len(held)
-    shares = release.kwargs.get("shares")
-    among = [1 / share for share in shares] if shares else [columns] * columns  # of so many equal ones, each is one
-    sd = [cell_sd(event.noise_multiplier, equal) for equal in among]
-    least = [publication_threshold(event.noise_multiplier, equal, event.delta) for equal in among]
-    lone = [(column, value, release) for column, counts in enumerate(held) for value, n in counts.items() if n == 1]
-    for who, other in others.items():
-        theirs = other.args[0] if other.args else other.kwargs["histograms"]
-        moves = [{v: theirs[c].get(v, 0) - held[c].get(v, 0) for v in {*theirs[c], *held[c]}} for c in range(columns)]
-        moved = math.sqrt(sum(step**2 / equal for equal, column in zip(among, moves, strict=True)
-                              for step in column.values()))
-        yield Finding("M1", "one record moves it by at most what its noise was set for", float(moved <= 1 + 1e-6),
-                      f"{moved:.4g}", f"{where}, {who}")
-        lone += [(c, v, other) for c in range(columns) for v, n in theirs[c].items() if n == 1]
-    published = [str(column) for column, value, source in lone
-                 if value in source.repeat(seeded(1, constant=(least[column] - 2.6) / sd[column]))[0][column]]
-    yield Finding("M1", "a value that one record holds stays below its threshold", float(not published),
-                  f"{len(lone)} such values" if not published else f"{len(published)} published", where)
-    frequent = [(c, v, n) for c, counts in enumerate(held) for v, n in counts.items() if n > least[c] + 7 * sd[c]]
+def _values(release: Release, event: Threshold, where: str, seed: int) -> Iterator[Finding]:
+    """Thresholded counts: the noise of frequent values, and the fate of a value held by one."""
+    held = _histograms(release)
+    _, sd, least = _by_column(release, event)
+    floor = release.kwargs.get("floor", 0)
+    yield _lone(release, event, where)
+    yield _one_threshold(release, max(*least, floor), where)
+    frequent = [(c, v, n) for c, counts in enumerate(held) for v, n in counts.items()
+                if n > max(least[c], floor) + 7 * sd[c]]
     if frequent:
         again = [release.repeat(seeded(100 + i + 1000 * seed))[0] for i in range(REPEATS)]
         noise = np.array([[tables[c].get(v, 0) - n for c, v, n in frequent] for tables in again], dtype=np.float64)
@@ -240,3 +289,20 @@ def _values(release: Release, others: Mapping[str, Release], event: Threshold, w
              if v in shift[0][c]]
     right = (bool(scale) and max(abs(s - 1) for s in scale) < 0.02 + 0.02 / min(sd)) or not any(held)
     yield Finding("M2", "every value gets noise of that scale", float(right), "", where)
+
+
+def _one_threshold(release: Release, least: float, where: str) -> Finding:
+    """The auditor's own histograms, counts of one, two, three, ...: what is published of them says where the threshold
+    is, and a value that a crowd holds does not move it."""
+    top = 3 * int(least)
+    held: dict[Any, int] = {f"held by {count}": count for count in range(1, top)}
+    thresholds = []
+    for crowd in (1, 10**6 * top):
+        tables: Any = [{**held, "a crowd": crowd} for _ in _histograms(release)]
+        call = (replace(release, args=(tables, *release.args[1:])) if release.args else
+                replace(release, kwargs={**release.kwargs, "histograms": tables}))
+        published = call.repeat(seeded(1, silent=True))[0]
+        thresholds.append([min((held[v] for v in table if v in held), default=top) for table in published])
+    return Finding("M1", "a value is published by its own count alone", float(
+        thresholds[0] == thresholds[1] and max(thresholds[0], default=0) < top),
+                   f"from {min(thresholds[0], default=0)} and {min(thresholds[1], default=0)} on", where)

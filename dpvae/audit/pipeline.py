@@ -3,8 +3,10 @@
 Whatever a careless line may do (an encoder shown raw rows, a vocabulary read off the table, a stop rule that looks at
 the private loss, the seed in a log file), it makes something public that does not follow from what was released. So:
 
-* P1: the same releases and the same secrets, a table with one person more: every public byte, and every line printed,
-  must be the same. The same releases, *other* secrets: the same again, or the secret shows;
+* P1: the same releases and the same secrets, a table with one person more, and another table altogether (or a rounded
+  count, a first record would not show): every public byte, every line printed, what the progress line is told and what
+  is returned must be the same. The same releases, *other* secrets: the same again, or the secret shows. Nothing is left
+  in another place;
 * M1, M2: each one-shot release, many times over (:mod:`dpvae.audit.one_shot`);
 * T5: each release has its line on the ledger and each line its release; the ledger is written first; a run that was
   stopped and goes on ends with the same bytes and one booking; a second run is booked beside the first;
@@ -25,22 +27,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
+from dpvae.audit.elsewhere import elsewhere, standing_still
 from dpvae.audit.instruments import NORMALS, Laboratory, Secrets, Trace, seeded
-from dpvae.audit.one_shot import one_shot
+from dpvae.audit.one_shot import alone, beside
 from dpvae.audit.twin import Train, scratch
 from dpvae.audit.verdict import Finding
 from dpvae.config import TrainConfig
 from dpvae.privacy.events import Event, SampledGaussian
 from dpvae.privacy.ledger import Ledger
 from dpvae.privacy.noise import SecretKey
+from dpvae.report.progress import Progress
 from dpvae.report.source import read_events
+from dpvae.train import dpsgd
 
 NAME = "twin"
 VOLATILE = re.compile(rb'"(created|ledger_run|ledger_head|issued)": ?"[^"]*"')
-VOLATILE_TEXT = re.compile(rb"\b\d{4}-\d\d-\d\dT[0-9:.+Z]+|\b[0-9a-f]{64}\b(?=[^\n]*ledger)")
+VOLATILE_TEXT = re.compile(rb"\b\d{4}-\d\d-\d\dT[0-9:.+Z]+")
 
 
 @dataclass
@@ -49,35 +55,51 @@ class Passage:
 
     files: dict[str, bytes] = field(default_factory=dict)
     printed: str = ""
+    progress: list[str] = field(default_factory=list)  # what the progress line was told: twins are quiet, runs are not
     trace: Trace = field(default_factory=Trace)
     secrets: Secrets = field(default_factory=Secrets)
     ledger: tuple[Event, ...] = ()
     booked: int = 0  # reservations on the ledger
     rows_at_first_draw: int = -1
     error: str = ""
+    elsewhere: list[str] = field(default_factory=list)  # files left, addresses called, outside its folder
 
 
 @contextlib.contextmanager
-def _heard() -> Iterator[io.StringIO]:
-    """All that is printed or logged."""
+def _heard(progress: list[str]) -> Iterator[io.StringIO]:
+    """All that is printed or logged; ``progress`` fills up with what its line is told."""
     heard = io.StringIO()
+    show = Progress._show
+
+    def told(self: Progress, *moment: Any) -> None:
+        progress.append(str(moment))
+        show(self, *moment)
+
     handler = logging.StreamHandler(heard)
     handler.setLevel(logging.DEBUG)
     logging.getLogger().addHandler(handler)
     try:
-        with contextlib.redirect_stdout(heard), contextlib.redirect_stderr(heard):
+        with (contextlib.redirect_stdout(heard), contextlib.redirect_stderr(heard),
+              mock.patch.object(Progress, "_show", told)):
             yield heard
     finally:
         logging.getLogger().removeHandler(handler)
 
 
 def passage(train: Train, config: TrainConfig, table: Any, secrets: Secrets, *, told: Trace | None = None,
-            stop_at: int | None = None, again: int = 0) -> Passage:
+            stop_at: int | None = None, again: int = 0, known: bool = False) -> Passage:
     """Run the program on ``table`` in a place that vanishes. ``stop_at``: interrupt it there, then let it go on;
-    ``again``: so many further runs on the same ledger."""
+    ``again``: so many further runs on the same ledger; ``known``: what it asks of public records before it trains was
+    asked in an earlier run. Each begins at the same time of day, with the same global generators."""
     done = Passage(secrets=secrets)
-    with scratch(config, NAME) as placed, _heard() as heard:
+    with contextlib.ExitStack() as stack:
+        if known:
+            stack.enter_context(mock.patch.object(dpsgd, "check_independence"))
+        placed = stack.enter_context(scratch(config, NAME))
         root = Path(placed.run.root)
+        done.elsewhere = stack.enter_context(elsewhere(root))
+        heard = stack.enter_context(_heard(done.progress))
+        stack.enter_context(standing_still())
         secrets.first = lambda: setattr(done, "rows_at_first_draw", _standing(root))
         if stop_at is not None:
             with Laboratory(secrets, stop_at=stop_at) as first, contextlib.suppress(KeyboardInterrupt):
@@ -85,7 +107,7 @@ def passage(train: Train, config: TrainConfig, table: Any, secrets: Secrets, *, 
             done.trace.updates += first.trace.updates
         with Laboratory(secrets, told=told) as laboratory:
             try:
-                train(placed, table)
+                heard.write(str(train(placed, table)).replace(str(root), ""))
             except Exception as error:  # whatever a broken program raises is a finding, not an end of the audit
                 done.error = f"{type(error).__name__}: {error}"
         done.trace = laboratory.trace
@@ -121,21 +143,23 @@ def _gather(done: Passage, root: Path, config: TrainConfig) -> None:
 # -- P1 --------------------------------------------------------------------------------------------------------------
 
 
-def plain(data: bytes) -> bytes:
+def plain(run: Passage, name: str) -> bytes:
     """A public file without what differs between any two runs: when, and where on the ledger."""
-    return VOLATILE_TEXT.sub(b"", VOLATILE.sub(b"", data))
+    data, head = run.files.get(name, b"-"), json.loads(run.files.get("claim.json", b"{}")).get("ledger_head")
+    return VOLATILE_TEXT.sub(b"", VOLATILE.sub(b"", data.replace(str(head).encode(), b"")))
 
 
 def differing(one: Passage, two: Passage) -> list[str]:
     """Names of public files that differ, and the words printed where they do."""
     names = sorted({*one.files, *two.files})
-    found = [name for name in names if plain(one.files.get(name, b"-")) != plain(two.files.get(name, b"-"))]
+    found = [name for name in names if plain(one, name) != plain(two, name)]
     return found + (["what was printed"] if one.printed != two.printed else [])
 
 
 def same_public(one: Passage, two: Passage, law: str, where: str) -> Finding:
     """P1: everything public is a function of what was released."""
     found = differing(one, two) + [x for x in (two.error, *two.trace.unheard[:2]) if x]
+    found += ["what the progress line was told"] if one.progress != two.progress else []
     return Finding("P1", law, float(not found and bool(one.files)), f"{len(one.files)} files" if not found
                    else f"differs: {', '.join(found[:6])}", where)
 
@@ -188,8 +212,10 @@ def booked_is_drawn(run: Passage, where: str) -> list[Finding]:
     wrong = []
     for event in run.ledger:
         if isinstance(event, SampledGaussian):
-            if event.steps != len(run.trace.updates):
-                wrong.append(f"{len(run.trace.updates)} steps drawn, {event.steps} booked")
+            ran = (*(run.trace.sgd or (0.0, 0.0)), len(run.trace.updates))
+            if ran != (event.noise_multiplier, event.sampling_rate, event.steps):
+                wrong.append("DP-SGD ran with noise {:.4g}, rate {:.4g}, {} steps; booked {:.4g}, {:.4g}, {}".format(
+                    *ran, event.noise_multiplier, event.sampling_rate, event.steps))
             continue
         count = getattr(event, "count", 1)
         drawn = seen.pop((event.phase, event.what), 0)
@@ -231,11 +257,11 @@ def _streams(run: Passage, where: str) -> Finding:
 def resumed(train: Train, config: TrainConfig, table: Any, where: str) -> list[Finding]:
     """T5: stopped in the middle of DP-SGD and started again: the same bytes, the same bill."""
     config = replace(config, trainer=replace(config.trainer, metric_releases=5))  # each one is a checkpoint
-    whole = passage(train, config, table, seeded(7))
+    whole = passage(train, config, table, seeded(7), known=True)
     if len(whole.trace.updates) < 3:
         return []
     stop = max(len(whole.trace.updates) - 1, 1)
-    parts = passage(train, config, table, seeded(7), stop_at=stop)
+    parts = passage(train, config, table, seeded(7), stop_at=stop, known=True)
     found = differing(whole, parts) + ([parts.error] if parts.error else [])
     same = (parts.booked, parts.ledger) == (whole.booked, whole.ledger)
     return [Finding("T5", "a run that was stopped and goes on ends as if it had not been", float(not found),
@@ -246,7 +272,7 @@ def resumed(train: Train, config: TrainConfig, table: Any, where: str) -> list[F
 
 def second_run(train: Train, config: TrainConfig, table: Any, where: str) -> Finding:
     """T5: every further run on the same table is a further spend."""
-    run = passage(train, config, table, Secrets(), again=1)
+    run = passage(train, config, table, Secrets(), again=1, known=True)
     half = Counter(run.ledger[:len(run.ledger) // 2])
     twice = run.booked == 2 and Counter(run.ledger) == half + half
     return Finding("T5", "a second run on the same data is booked beside the first", float(twice),
@@ -276,6 +302,10 @@ class Program:
         """How many people the table has."""
         return len(next(iter(self.table.values())))
 
+    def another(self) -> dict[str, list[Any]]:
+        """Another table altogether: a third of the size, and everybody in it is the last person."""
+        return {name: [values[-1]] * max(self.rows // 3, 1) for name, values in self.table.items()}
+
 
 def stages(program: Program) -> Iterator[tuple[list[Finding], list[str]]]:
     """Every test of the program as a whole, a group at a time; findings, and what was left out."""
@@ -284,7 +314,14 @@ def stages(program: Program) -> Iterator[tuple[list[Finding], list[str]]]:
     if run.error:
         yield [Finding("P1", "the program runs", 0.0, run.error, where)], []
         return
-    yield [*booked_is_drawn(run, where), no_secret(run, where)], []
+    yield [*booked_is_drawn(run, where), no_secret(run, where), Finding(
+        "P1", "nothing is left outside its folder, and nobody is called", float(not run.elsewhere),
+        ", ".join(run.elsewhere[:3]), where)], []
+    other = passage(train, config, program.another(), Secrets(key=run.secrets.used[0]), told=run.trace, known=True)
+    at = f"{where} another table".strip()
+    yield [same_public(run, other, "another table altogether changes nothing public, given the releases", at),
+           *same_control(run, other, at)], []
+    yield from alone(run.trace.releases, run.ledger, where)
     neighbours = {}
     for number, (who, row) in enumerate(program.people.items()):
         neighbours[who] = _with_person(program, run, row)
@@ -292,12 +329,12 @@ def stages(program: Program) -> Iterator[tuple[list[Finding], list[str]]]:
         yield [same_public(run, neighbours[who], "one person more changes nothing public, given the releases", at),
                *_absent(program, run, neighbours[who], at),
                *(same_control(run, neighbours[who], at) if number < 2 else [])], []
-    stranger = passage(train, config, program.table, Secrets(), told=run.trace)
+    yield beside(run.trace.releases, {who: other.trace.releases for who, other in neighbours.items()}, run.ledger,
+                 where)
+    stranger = passage(train, config, program.table, Secrets(), told=run.trace, known=True)
     yield [same_public(run, stranger, "other secrets change nothing public, given the releases", where),
            Finding("T5", "each run has a key of its own, and one only", float(_own_keys(run, stranger)), "", where),
            ], []
-    yield one_shot(run.trace.releases, {who: other.trace.releases for who, other in neighbours.items()}, run.ledger,
-                   where)
     if program.quick:
         yield [], ["T5: stopping and going on", "T5: a second run on the same ledger"]
         return
@@ -308,7 +345,7 @@ def stages(program: Program) -> Iterator[tuple[list[Finding], list[str]]]:
 def _with_person(program: Program, run: Passage, row: Mapping[str, Any]) -> Passage:
     """The same secrets and the same releases, one person more, who is in every second batch."""
     secrets = Secrets(key=run.secrets.used[0], person=program.rows, present=_every_second)
-    return passage(program.train, program.config, program.joined(row), secrets, told=run.trace)
+    return passage(program.train, program.config, program.joined(row), secrets, told=run.trace, known=True)
 
 
 def _every_second(step: int) -> bool:

@@ -9,13 +9,13 @@ noise (so that the clipped sum shows), on neighbouring tables with equal secrets
 under two keys. The tests ask for what the two laws of DP-SGD are, not for known mistakes:
 
     T1  one record more or less moves the sum by at most C, at every step, whatever that record holds, and by nothing
-        where it was not sampled; every record gives what it would give alone
+        where it was not sampled; every record gives what it would give alone, in batches of any size
     T2  released minus sum is independent N(0, (sigma C)^2): every coordinate, step, layer, direction; no repeats; the
-        same for any data, also for none; another key, another noise
+        same for any data, for none, for everybody; early and late; another key, another noise
     T3  participation is one independent coin of the claimed rate per record and step
     T4, T7  planted records: :mod:`dpvae.audit.canaries`
     T5  as many steps as claimed; no secret stream opened twice
-    T6  n and n + 1 rows: the same steps, shapes, divisor, and whatever else the trainer says steers it
+    T6  n and n + 1 rows, and another table: the same steps, shapes, divisor, and whatever else steers the trainer
 
 After dp-recorder (Cebere et al. 2026, arXiv 2602.17454), made native to DP-SGD. Reads no private row of anybody: the
 rows are the auditor's own.
@@ -24,6 +24,7 @@ rows are the auditor's own.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -36,10 +37,13 @@ from dpvae.audit.instruments import Draw, Floats, Secrets, seeded
 from dpvae.audit.laws import noise_law, sampling_law
 from dpvae.audit.verdict import ALPHA, Battery, Bound, Finding, judge
 from dpvae.privacy.noise import SecretKey
+from dpvae.rng import stream
 
 ROUNDING = 2e-4  # of C: sums of single-precision gradients
-T2_STEPS, T3_STEPS, T1_STEPS = 40, 150, 4
+T2_STEPS, T3_STEPS, T1_STEPS, T6_STEPS = 40, 150, 4, 40
 NUMBERS, SHORT = 15_000, 12  # of noise that T2 wants to see; steps where a few are enough
+FEW, SIZES = 40, (*range(18), 23, 31, 32, 33)  # rows that are looked at alone; sizes of batches: one to three parts
+ADDED = 1e-3  # of C, per square root of a record: sums of single-precision gradients in another order
 KEY = 20261122  # the auditor's own secrets: every audit is reproducible
 
 
@@ -101,11 +105,33 @@ class Runner(Protocol):
     """How a battery runs a trainer; see :class:`StepRunner` and :class:`dpvae.audit.twin.TwinRunner`."""
 
     tells: bool  # whether ``told`` and ``freeze`` are honoured
+    late: bool  # whether ``start`` is
     states: tuple[str, ...]  # weights from which the sensitivity is looked at
 
-    def run(self, rows: Any, secrets: Secrets, *, steps: int, told: Seen | None = None, freeze: bool = False,
-            fault: Callable[[Any, Any], Any] | None = None, state: str = "") -> Seen:
-        """One run of ``steps`` steps on ``rows``."""
+    def run(self, rows: Any, secrets: Secrets, *, steps: int, start: int = 0, told: Seen | None = None,
+            freeze: bool = False, fault: Callable[[Any, Any], Any] | None = None, state: str = "") -> Seen:
+        """One run of ``steps`` steps on ``rows``, from step ``start`` on."""
+
+
+def windows(runner: Runner, claim: Claim, steps: int) -> list[tuple[int, int]]:
+    """(start, length) of ``steps`` steps in all: the first of a run, an eighth in its middle, an eighth at its end. A
+    fault that comes late is as bad as any."""
+    few = steps // 8
+    if not (runner.late and runner.tells) or claim.steps <= steps or not few:
+        return [(0, steps)]
+    first = steps - 2 * few
+    return [(0, first), (first + (claim.steps - steps) // 2, few), (claim.steps - few, few)]
+
+
+def throughout(runner: Runner, claim: Claim, rows: Any, secrets: Secrets, *, steps: int, **script: Any) -> Seen:
+    """One after the other, the :func:`windows` of a run."""
+    parts = [runner.run(rows, secrets, steps=length, start=start, **script)
+             for start, length in windows(runner, claim, steps)]
+    if len(parts) == 1:
+        return parts[0]
+    controls = {name: tuple(part.controls.get(name) for part in parts) for name in parts[0].controls}
+    return Seen(np.concatenate([part.released for part in parts]), layers=parts[0].layers, controls=controls,
+                draws=parts[-1].draws, problems=tuple(text for part in parts for text in part.problems))
 
 
 @dataclass(frozen=True)
@@ -127,6 +153,7 @@ class Scene:
     where: str = ""
     quick: bool = False
     seed: int = 0  # of the auditor's secrets
+    odd: Any = None  # further rows of the same kind, as unusual as can be
 
     def key(self, number: int) -> int:
         """The seed of the auditor's key ``number``."""
@@ -153,13 +180,14 @@ class StepRunner:
     """Runs whatever ``make_trainer`` builds, step by step."""
 
     states: tuple[str, ...] = ("",)
+    late = False
 
     def __init__(self, make_trainer: Callable[[Any, Any], StepTrainer], claim: Claim) -> None:
         self.make, self.claim = make_trainer, claim
         self.tells = False
 
-    def run(self, rows: Any, secrets: Secrets, *, steps: int, told: Seen | None = None, freeze: bool = False,
-            fault: Callable[[Any, Any], Any] | None = None, state: str = "") -> Seen:
+    def run(self, rows: Any, secrets: Secrets, *, steps: int, start: int = 0, told: Seen | None = None,
+            freeze: bool = False, fault: Callable[[Any, Any], Any] | None = None, state: str = "") -> Seen:
         """Train ``steps`` steps on ``rows`` and note everything that was summed, drawn and released."""
         trainer = self.make(rows, KeyOf(secrets))
         self.tells = "released" in inspect.signature(trainer.step).parameters
@@ -241,11 +269,11 @@ Stage = tuple[list[Finding], list[Bound], list[str]]
 
 def stages(runner: Runner, claim: Claim, scene: Scene) -> Iterator[Stage]:
     """The replay tests, a group at a time: findings, lower bounds, and what could not be asked."""
-    yield noise(runner, claim, scene), [], []
-    yield sensitivity(runner, claim, scene), [], []
-    yield counted(runner, claim, scene), [], []
+    yield from ((found, [], []) for found in noise(runner, claim, scene))
+    for ask in (additivity, counted, sensitivity):
+        yield ask(runner, claim, scene), [], []
     if scene.canaries is not None and scripted(runner.run(scene.rows, seeded(scene.key(0)), steps=1)):
-        yield planted_records(runner, claim, scene)
+        yield from planted_records(runner, claim, scene)
         return
     left_out: list[str] = []
     findings = _exposed_batches(runner, claim, scene, left_out)
@@ -331,16 +359,51 @@ def _late_comers(runner: Runner, claim: Claim, scene: Scene) -> list[Finding]:
     return found
 
 
+def additivity(runner: Runner, claim: Claim, scene: Scene) -> list[Finding]:
+    """T1 without a neighbour: what a batch sums to is what those whose coins fell give alone, none more than C.
+
+    So one record moves any sum by at most C, for batches of every size, whatever is in them, early and late: a law of
+    the sum that leaves no room for a rare case.
+    """
+    if not (runner.tells and runner.late):
+        return []
+    rows = scene.rows[:FEW] if scene.odd is None else np.concatenate([scene.rows[:FEW], scene.odd])
+    script: dict[str, Any] = {"freeze": True, "state": runner.states[-1]}
+    quiet: dict[str, Any] = {"silent": True, "still": True}
+    alone = _sums(runner.run(rows, seeded(scene.key(6), batch=planted.one_by_one, **quiet), steps=len(rows), **script))
+    sizes = [*SIZES, len(rows)]
+
+    def some(step: int, count: int) -> Any:
+        return stream(scene.key(6), "sizes", step).permutation(count) < sizes[step]
+
+    gaps, most = [], 0
+    for secrets, start, steps in ((seeded(scene.key(6), batch=some, **quiet), 0, len(sizes)),
+                                  (seeded(scene.key(7), **quiet), max(claim.steps - SHORT, 0), SHORT)):
+        sums = _sums(runner.run(rows, secrets, steps=steps, start=start, **script))
+        if len(secrets.coins) < steps:
+            continue  # batches are not drawn from the key: T3 reads them off the sums
+        held = np.stack([secrets.coins[start + step] for step in range(steps)]).astype(np.float64)
+        with np.errstate(invalid="ignore", over="ignore"):
+            off = np.linalg.norm(sums - held @ alone, axis=1) / claim.clip_norm / np.sqrt(held.sum(1) + 1)
+        gaps += np.where(np.isfinite(off), off, np.inf).tolist()
+        most = max(most, int(held.sum(1).max()))
+    largest = float(np.nan_to_num(np.linalg.norm(alone, axis=1), nan=np.inf).max()) / claim.clip_norm
+    return [Finding("T1", "no record gives more than C alone, whatever it holds", float(largest <= 1 + ROUNDING),
+                    f"{largest:.4g} C", scene.where),
+            *([Finding("T1", "a batch of any size sums to what its records give alone", float(max(gaps) <= ADDED),
+                       f"off by {max(gaps):.2g} C a record, in batches of 0 to {most}", scene.where)] if gaps else [])]
+
+
 # -- T2 --------------------------------------------------------------------------------------------------------------
 
 
-def noise(runner: Runner, claim: Claim, scene: Scene) -> list[Finding]:
-    """T2, and the part of T6 that noise shows: the divisor."""
+def noise(runner: Runner, claim: Claim, scene: Scene) -> Iterator[list[Finding]]:
+    """T2, and the part of T6 that noise shows: the divisor. First the law, then that nothing moves it."""
     scale = claim.noise_multiplier * claim.clip_norm
     frozen: dict[str, Any] = {"steps": _noise_steps(runner, claim, scene), "freeze": runner.tells}
-    silent = runner.run(scene.rows, seeded(scene.key(0), silent=True), **frozen)
-    real = runner.run(scene.rows, seeded(scene.key(0)), **frozen)
-    empty = runner.run(scene.rows, seeded(scene.key(1), batch=nobody), **frozen)
+    rows = scene.rows[:FEW] if scene.quick else scene.rows
+    silent = throughout(runner, claim, rows, seeded(scene.key(0), silent=True), **frozen)
+    real = throughout(runner, claim, rows, seeded(scene.key(0)), **frozen)
     drawn, source = _noise_of(real, silent, runner.tells)
     found = [_adds_up(real, scale, scene.where)] if real.total is not None and real.noise is not None else []
     if drawn is None:
@@ -351,18 +414,30 @@ def noise(runner: Runner, claim: Claim, scene: Scene) -> list[Finding]:
     found += noise_law(drawn / scale, layers=real.layers, directions_SP=directions, where=places)
     if real.rank_noise is not None:
         found += _ranks(real, scale, scene.where)
-    if scripted(empty):
-        nothing = _noise_of(empty, None, runner.tells)[0]
-        assert nothing is not None
+    yield found
+    yield _unmoved(runner, claim, scene, drawn, real, frozen)
+
+
+def _unmoved(runner: Runner, claim: Claim, scene: Scene, drawn: Floats, real: Seen, frozen: dict[str, Any]
+             ) -> list[Finding]:
+    """Nothing moves the noise but the key: not who is in the batch, not how many rows there are."""
+    found = []
+    if scripted(real):
         label = f"{scene.where} empty batches".strip()
-        found += noise_law(nothing / scale, layers=empty.layers, where=label)
+        if not runner.tells:
+            empty = runner.run(scene.rows, seeded(scene.key(1), batch=nobody), **frozen)
+            nothing = _noise_of(empty, None, runner.tells)[0]
+            assert nothing is not None
+            scale = claim.noise_multiplier * claim.clip_norm
+            found += noise_law(nothing / scale, layers=empty.layers, where=label)
         hushed = runner.run(scene.rows, seeded(scene.key(0), silent=True, batch=nobody), steps=3, freeze=runner.tells)
         found.append(Finding("T2", "noise comes from the secret key alone",
                              float(np.abs(hushed.released).max() <= ROUNDING * claim.clip_norm),
                              f"{np.abs(hushed.released).max():.3g} is left where the key is silent", label))
-    few: dict[str, Any] = {"steps": min(SHORT, len(drawn)), "freeze": runner.tells}
-    found += _keys(runner, claim, scene, drawn, few, empty=scripted(empty))
-    found += _same_noise(runner, claim, scene, drawn[:SHORT], few)
+    steps = min(SHORT, len(drawn), windows(runner, claim, frozen["steps"])[0][1])
+    few: dict[str, Any] = {"steps": steps, "freeze": runner.tells}
+    found += _keys(runner, claim, scene, drawn, few, empty=scripted(real))
+    found += _same_noise(runner, claim, scene, drawn[:steps], real, few)
     return found
 
 
@@ -377,6 +452,11 @@ def _noise_steps(runner: Runner, claim: Claim, scene: Scene) -> int:
 def nobody(step: int, rows: int) -> Any:
     """A script for batches: always empty."""
     return np.zeros(rows, dtype=bool)
+
+
+def everybody(step: int, rows: int) -> Any:
+    """A script for batches: all rows, always."""
+    return np.ones(rows, dtype=bool)
 
 
 def scripted(seen: Seen) -> bool:
@@ -438,19 +518,31 @@ def _keys(runner: Runner, claim: Claim, scene: Scene, drawn: Floats, few: dict[s
     return [Finding("T2", "noise is unrelated under another key", p, f"{largest:.1f} sd", scene.where)]
 
 
-def _same_noise(runner: Runner, claim: Claim, scene: Scene, drawn: Floats, frozen: dict[str, Any]) -> list[Finding]:
-    """n + 1 rows, the same key: the very same noise, so neither divisor nor scale follow the data."""
+def _same_noise(runner: Runner, claim: Claim, scene: Scene, drawn: Floats, real: Seen, few: dict[str, Any]
+                ) -> list[Finding]:
+    """The same key: the very same noise, for n + 1 rows, in empty batches and in full ones. So neither divisor nor
+    scale follow the data. A row that takes part nowhere leaves even what is released as it is."""
     if not runner.tells or not len(scene.people):
         return []
-    joined = np.concatenate([scene.rows, np.asarray(scene.people[0].row).astype(scene.rows.dtype)[None]])
-    script: dict[str, Any] = {"person": len(scene.rows), "present": lambda step: False}
-    silent = runner.run(joined, seeded(scene.key(0), silent=True, **script), **frozen)
-    other, _ = _noise_of(runner.run(joined, seeded(scene.key(0), **script), **frozen), silent, True)
-    if other is None or other.shape != drawn.shape:
-        return [Finding("T6", "n and n + 1 rows: the same steps and shapes", float(other is None), "", scene.where)]
-    gap = float(np.abs(other - drawn).max()) / (claim.noise_multiplier * claim.clip_norm)
-    return [Finding("T6", "n and n + 1 rows: the same noise, so the same divisor", float(gap <= 1e-3),
-                    f"differs by {gap:.2g} sd", scene.where)]
+    rows = scene.rows[:FEW] if scene.quick else scene.rows
+    joined = np.concatenate([rows, np.asarray(scene.people[0].row).astype(rows.dtype)[None]])
+    absent = seeded(scene.key(0), person=len(rows), present=lambda step: False)
+    asked = [("T6", "n and n + 1 rows: the same noise, so the same divisor", real.released[:len(drawn)],
+              runner.run(joined, absent, **few).released)]
+    if scripted(real):
+        empty, full = seeded(scene.key(0), batch=nobody), seeded(scene.key(0), batch=everybody)
+        silent = seeded(scene.key(0), silent=True, batch=everybody)
+        short = {**few, "steps": min(4, len(drawn))}
+        nothing = runner.run(rows, empty, **few).released
+        all_but_sum = runner.run(scene.rows, full, **short).released - runner.run(scene.rows, silent, **short).released
+        asked += [("T2", "an empty batch has the noise of any other", drawn, nothing),
+                  ("T2", "so has a batch with everybody in it", drawn[:4], all_but_sum)]
+    found = []
+    for test, law, one, other in asked:
+        gap = math.inf if one.shape != other.shape else (
+            float(np.abs(other - one).max()) / (claim.noise_multiplier * claim.clip_norm))
+        found.append(Finding(test, law, float(gap <= 1e-3), f"differs by {gap:.2g} sd", scene.where))
+    return found
 
 
 # -- T5, T6 ----------------------------------------------------------------------------------------------------------
@@ -458,10 +550,9 @@ def _same_noise(runner: Runner, claim: Claim, scene: Scene, drawn: Floats, froze
 
 def counted(runner: Runner, claim: Claim, scene: Scene) -> list[Finding]:
     """T5: no stream twice. T6: what steers the trainer is the same for n + 1 rows."""
-    steps = min(claim.steps, 6)
-    one = runner.run(scene.rows, seeded(scene.key(0)), steps=steps)
-    joined = np.concatenate([scene.rows, np.asarray(scene.rows[:1])])
-    two = runner.run(joined, seeded(scene.key(0)), steps=steps)
+    steps, rows = min(claim.steps, T6_STEPS), scene.rows[:FEW]
+    tables = [rows, np.concatenate([rows, rows[:1]]), np.repeat(rows[-1:], max(len(rows) // 3, 1), axis=0)]
+    one, *others = [throughout(runner, claim, rows, seeded(scene.key(0)), steps=steps) for rows in tables]
     found = []
     normals = [draw.names for draw in one.draws if draw.kind in ("normal", "summed_normal")]
     if normals:
@@ -470,15 +561,15 @@ def counted(runner: Runner, claim: Claim, scene: Scene) -> list[Finding]:
     masks = {draw.names for draw in one.draws if draw.kind == "mask"}
     found.append(Finding("T5", "noise and coins never share a stream", float(not masks & set(normals)), "",
                          scene.where))
-    drawn_n = [(d.names, d.kind) for d in one.draws if d.kind not in ("uniform",)]
-    drawn_more = [(d.names, d.kind) for d in two.draws if d.kind not in ("uniform",)]
-    found.append(Finding("T6", "n and n + 1 rows: the same draws in the same order", float(drawn_n == drawn_more), "",
-                         scene.where))
-    differs = sorted(name for name in {*one.controls, *two.controls}
-                     if not _equal(one.controls.get(name), two.controls.get(name)))
-    found.append(Finding("T6", "n and n + 1 rows: nothing that steers the run differs", float(not differs),
-                         ", ".join(differs), scene.where))
-    problems = [*one.problems, *two.problems]
+    drawn = [(d.names, d.kind) for d in one.draws if d.kind != "uniform"]
+    for two, who in zip(others, ("n and n + 1 rows", "another table altogether"), strict=True):
+        same = drawn == [(d.names, d.kind) for d in two.draws if d.kind != "uniform"]
+        found.append(Finding("T6", f"{who}: the same draws in the same order", float(same), "", scene.where))
+        differs = sorted(name for name in {*one.controls, *two.controls}
+                         if not _equal(one.controls.get(name), two.controls.get(name)))
+        found.append(Finding("T6", f"{who}: nothing that steers the run differs", float(not differs),
+                             ", ".join(differs), scene.where))
+    problems = [text for seen in (one, *others) for text in seen.problems]
     found.append(Finding("T5", "the run makes the steps it claims", float(not problems), "; ".join(problems),
                          scene.where))
     return found
@@ -507,13 +598,13 @@ def _other_coins(one: Floats | None, two: Floats | None, where: str) -> Finding:
     return Finding("T3", "another key tosses other coins", float(not same), "", where)
 
 
-def planted_records(runner: Runner, claim: Claim, scene: Scene) -> Stage:
+def planted_records(runner: Runner, claim: Claim, scene: Scene) -> Iterator[Stage]:
     """T3 read off the sums themselves, then T4 and T7: one gradient per record, decoded by least squares."""
     probe, where = planted.probe(runner, scene.canaries, claim), scene.where
     canaries = np.asarray(scene.canaries)[probe.kept]
     steps = T3_STEPS // 2 if scene.quick else T3_STEPS
     still: dict[str, Any] = {"steps": steps, "freeze": True}
-    silent = runner.run(canaries, seeded(scene.key(3), silent=True, still=True), **still)
+    silent = throughout(runner, claim, canaries, seeded(scene.key(3), silent=True, still=True), **still)
     other = runner.run(canaries, seeded(scene.key(4), silent=True, still=True), steps=8, freeze=True)
     counts, gap = probe.participation(_sums(silent))
     found = [Finding("T1", "a sum is what its records would give alone", float(gap <= 0.02), f"off by {gap:.2g}",
@@ -522,8 +613,9 @@ def planted_records(runner: Runner, claim: Claim, scene: Scene) -> Stage:
                      f"{probe.largest:.4g} C", where)]
     found += sampling_law(counts, claim.sampling_rate, where=where)
     found.append(_other_coins(counts[:8], probe.participation(_sums(other))[0], where))
+    yield found, [], []
     more, bounds = planted.attack(runner, claim, probe, canaries, steps=min(claim.steps, steps), where=where,
                                   key=scene.key(5))
     offered = len(scene.canaries)
     lost = [f"T4, T7: {offered - len(canaries)} of {offered} planted records, whose gradients follow from the others'"]
-    return found + more, bounds, lost if offered > len(canaries) else []
+    yield more, bounds, lost if offered > len(canaries) else []

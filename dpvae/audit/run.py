@@ -28,10 +28,11 @@ from dpvae.audit.pipeline import Program
 from dpvae.audit.replay import Claim
 from dpvae.audit.twin import Train
 from dpvae.audit.verdict import TESTS, Battery, Finding
-from dpvae.config import TrainConfig, build
+from dpvae.config import PerformanceConfig, TrainConfig, build
 from dpvae.errors import DPVAEError, RunError
 from dpvae.modalities import released
 from dpvae.privacy.accountant import CrossCheck, crosscheck
+from dpvae.privacy.events import RepeatAndSelect, SampledGaussian
 from dpvae.privacy.ledger import Ledger
 from dpvae.report.meaning import decimals
 from dpvae.report.source import Source, read_run, schema_columns, write_events
@@ -39,6 +40,7 @@ from dpvae.rng import stream
 from dpvae.train.checkpoint import read_json, write_bytes, write_json
 
 ROWS, MEMBERS, PLANTED = 240, 500, 24
+BOOKED = ("noise_multiplier", "sampling_rate", "steps")  # of DP-SGD, in the plan and on the ledger
 LEFT_OUT_QUICK = ("the self-test: power was not proved again", "attacks on a released table")
 
 
@@ -96,7 +98,8 @@ def _audited(run: Path, train: Train, quick: bool, started: float) -> AuditRepor
         clipping = "hooks" if config.performance.clipping in ("hooks", "ghost") else "fast"
         name = config.trainer.name if config.trainer.name in TRAINED else TRAINED[0]
         caught = self_test(train, trainers=[name], clippings=[clipping], kinds=[config.data.kind])
-    battery = gather([(findings, [], list(LEFT_OUT_QUICK) if quick else []), *stages])
+    left_out = [*(LEFT_OUT_QUICK if quick else ()), *unlike_the_run(config)]
+    battery = gather([(findings, [], left_out), *stages])
     passed = battery.passed and all(each.by for each in caught)
     numbers = _numbers(source, battery, caught, attacked, check, passed=passed, quick=quick,
                        seconds=time.process_time() - started)
@@ -125,6 +128,14 @@ def config_of(source: Source) -> TrainConfig:
         raise RunError(f"run={source.name}: public/config.json does not parse ({error})") from None
 
 
+def unlike_the_run(config: TrainConfig) -> list[str]:
+    """What twins do not do as the run did: left out."""
+    other = {name: getattr(config.performance, name) for name in ("compile", "precision", "sharding")
+             if getattr(config.performance, name) != getattr(PerformanceConfig(), name)}
+    return [f"performance.{name}={value}: twins run uncompiled, in single precision, in one process"
+            for name, value in other.items()]
+
+
 def _released_labels(source: Source) -> str | None:
     target = source.schema.get("target")
     found = [column.get("categories") or [] for name, column in schema_columns(source.schema) if name == target]
@@ -149,7 +160,7 @@ def accounting(run: Path, source: Source) -> tuple[list[Finding], CrossCheck | N
         return [Finding("A1", "three accountants agree", 0.0, str(error))], None
     upper = check.epsilon.upper
     order = f"{check.prv_lower:.4f} <= {check.pld:.4f} <= {check.rdp:.4f}"
-    found = [Finding("A1", "three accountants agree", 1.0, order),
+    found = [*_planned(source), Finding("A1", "three accountants agree", 1.0, order),
              Finding("A1", "the booked events cost no more than the target", float(
                  upper <= source.claim.epsilon_target * (1 + 1e-9)), f"{upper:.4f} of {source.claim.epsilon_target:g}"),
              Finding("A1", "the run's randomness was secret", float(source.claim.private), "")]
@@ -164,6 +175,17 @@ def accounting(run: Path, source: Source) -> tuple[list[Finding], CrossCheck | N
         found.append(Finding("A1", "the ledger holds the events of the run", float(booked == stated),
                              f"{len(booked)} booked, {len(stated)} stated"))
     return found, check
+
+
+def _planned(source: Source) -> list[Finding]:
+    """A1: what DP-SGD is replayed by is what was booked for it; a selection among settings books the dearest of all."""
+    if any(isinstance(event, RepeatAndSelect) for event in source.events):
+        return []
+    sgd = json.loads(source.plan_bytes).get("sgd")
+    planned = [tuple(sgd.get(name) for name in BOOKED)] if sgd else []
+    booked = [tuple(getattr(e, name) for name in BOOKED) for e in source.events if isinstance(e, SampledGaussian)]
+    return [Finding("A1", "DP-SGD was booked as it was planned", float(planned == booked),
+                    f"{planned} planned, {booked} booked" if planned != booked else "")]
 
 
 # -- attacks on a twin's table ---------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from dpvae.train.trainer import Trainer
 
 Rows = dict[str, list[Any]]
 STEPS = 8  # of DP-SGD, where the program as a whole is looked at
+ODD = 12  # random rows, and columns that are turned round
 
 
 def people(rows: int, seed: int = 0) -> Rows:
@@ -73,7 +74,21 @@ def scene(trainer: Trainer, *, where: str = "", quick: bool = False, seed: int =
                *(Person(f"a loss that is {name}", last, fault) for name, fault in spoiling.items()))
     # one column of a table, one value each, is sharpest; other records are random ones
     canaries = np.arange(CANARIES) if isinstance(trainer.vae, VAE) else _random(trainer, CANARIES, 0)
-    return Scene(codes, joining, canaries, where, quick, seed)
+    return Scene(codes, joining, canaries, where, quick, seed, _odd(trainer))
+
+
+def _odd(trainer: Trainer) -> Any:
+    """Rows as unusual as can be: random ones, and of a table those of first and of last codes, in all columns or all
+    but one."""
+    rows = _random(trainer, ODD, 1)
+    if not isinstance(trainer.vae, VAE):
+        return rows
+    last = (np.array(trainer.vae.likelihood.sizes) - 1).astype(rows.dtype)
+    corners = [last * 0, last]
+    for column in range(min(len(last), ODD)):
+        for base, other in ((last * 0, last), (last, last * 0)):
+            corners.append(np.where(np.arange(len(last)) == column, other, base))
+    return np.concatenate([rows, np.stack(corners)])
 
 
 def _nobody(trainer: Trainer, codes: Any) -> Any:

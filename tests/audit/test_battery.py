@@ -21,7 +21,8 @@ from dpvae.release.certificate import Certificate
 pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing:UserWarning")
 BY_NAME = {mutant.name: mutant for mutant in CATALOGUE}
 QUICK = ("same values shuffled", "five per cent over", "encoder sees raw rows", "books every second step",
-         "quiet choices")
+         "quiet choices", "quiet when it is late", "an old sum comes back", "a rounded count is printed",
+         "progress shows the private loss", "a file is left elsewhere", "books a larger noise")
 
 
 CLEAN = [(name, clipping) for name in TRAINERS for clipping in CLIPPINGS]
@@ -138,6 +139,23 @@ def test_a_run_made_with_half_of_its_noise_is_refused_a_signature(tmp_path: Path
     with pytest.raises(ReleaseError, match="the audit of this run failed"):
         api.release(tmp_path / "release", run, rows=20)
     assert not (tmp_path / "release").exists()
+
+
+def test_a_plan_that_was_not_booked_fails_and_what_twins_do_not_do_is_said(trained: Any) -> None:
+    from dpvae.audit.run import accounting, config_of, unlike_the_run
+    from dpvae.report.source import read_run
+
+    source = read_run(trained.path)
+    assert all(finding.p > 0 for finding in accounting(trained.path, source)[0])
+    plan = json.loads(source.plan_bytes)
+    plan["sgd"]["noise_multiplier"] *= 2 / 3
+    found, _ = accounting(trained.path, replace(source, plan_bytes=json.dumps(plan).encode()))
+    assert [finding.law for finding in found if not finding.p > 0] == ["DP-SGD was booked as it was planned"]
+    config = config_of(source)
+    assert unlike_the_run(config) == []
+    half = replace(config, performance=replace(config.performance, precision="bfloat16"))
+    assert unlike_the_run(half) == ["performance.precision=bfloat16: twins run uncompiled, in single precision, in one "
+                                    "process"]
 
 
 def test_an_audit_of_another_model_is_refused(trained: Any, audited: AuditReport, tmp_path: Path) -> None:

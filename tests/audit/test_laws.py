@@ -116,3 +116,12 @@ def test_a_family_of_findings_keeps_its_level() -> None:
 
 def test_a_p_value_that_is_not_a_number_fails() -> None:
     assert not judge([Finding("T2", "x", float("nan"))]).passed
+
+
+@pytest.mark.parametrize(("digits", "p"), [("float16", 0.0), ("float32", 1.0)])
+def test_noise_is_as_fine_as_single_precision_also_where_it_is_seen_as_a_difference_of_sums(digits: str, p: float
+                                                                                          ) -> None:
+    hidden = 5 * gaussian(1)
+    seen = (hidden + gaussian(0).astype(digits)).astype("float32") - hidden.astype("float32")
+    found = {finding.law: finding for finding in noise_law(seen.astype(float))}
+    assert found["it is as fine as single precision, and no short list"].p == p

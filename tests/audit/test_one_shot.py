@@ -63,10 +63,38 @@ def test_a_score_that_moves_by_two_and_a_choice_too_many_are_found() -> None:
     assert [chosen(moved=moved)[law].p for moved in (1.0, 2.0, math.nan)] == [1, 0, 0]
 
 
+# -- thresholds ------------------------------------------------------------------------------------------------------
+
+
+def published(again: Any = mechanisms.frequent_values, floor: float = 0) -> dict[str, Finding]:
+    """What is found of one run that published the frequent values of two columns by ``again``."""
+    settings: dict[str, Any] = {"noise_multiplier": 2.0, "delta": 1e-6, "phase": "survey", "what": "values",
+                                "floor": floor}
+    held = [{"a": 70, "b": 1}, {"x": 71}]
+    call = Release("frequent_values", (held,), settings, ([{}, {}], None), ("survey", "values"), again)
+    found, left_out = one_shot([call], {}, [Threshold("survey", "values", 2.0, 1e-6)])
+    assert left_out == []
+    return {finding.law: finding for finding in found}
+
+
+@pytest.mark.parametrize("floor", [0, 200])
+def test_a_threshold_that_is_public_passes_wherever_it_is(floor: float) -> None:
+    assert {law for law, finding in published(floor=floor).items() if finding.p < 1e-4} == set()
+
+
+@pytest.mark.parametrize("share", [0.1, 0.001])
+def test_a_threshold_that_follows_the_rows_is_found(share: float) -> None:
+    def adaptive(histograms: Any, *, floor: float, **rest: Any) -> Any:
+        rows = max(sum(histogram.values()) for histogram in histograms)
+        return mechanisms.frequent_values(histograms, floor=max(floor, share * rows), **rest)
+
+    assert published(adaptive)["a value is published by its own count alone"].p == 0
+
+
 HELD = [{"a": 5000, "b": 4000, "alone": 1}, {"c": 9000, "d": 900}]
 
 
-def published(again: Any = mechanisms.frequent_values) -> dict[str, Finding]:
+def shared(again: Any = mechanisms.frequent_values) -> dict[str, Finding]:
     """What is found of one look at the values of two columns that have shares of their own."""
     settings: dict[str, Any] = {"noise_multiplier": 8.0, "delta": 1e-6, "shares": [0.9, 0.1], "phase": "survey",
                                 "what": "rarer values"}
@@ -77,9 +105,17 @@ def published(again: Any = mechanisms.frequent_values) -> dict[str, Finding]:
     return {finding.law: finding for finding in found}
 
 
+def test_shares_that_follow_the_rows_are_found() -> None:
+    settings: dict[str, Any] = {"noise_multiplier": 8.0, "delta": 1e-6, "phase": "survey", "what": "rarer values"}
+    run, other = (Release("frequent_values", (HELD,), settings | {"shares": [share, 1 - share]}, ([{}, {}], None),
+                          ("survey", "rare"), mechanisms.frequent_values) for share in (0.9, 0.899))
+    found, _ = one_shot([run], {"a newcomer": [other]}, [Threshold("survey", "rarer values", 8.0, 1e-6)])
+    assert {f.p for f in found if f.law == "its scale and its price do not depend on the rows"} == {0}
+
+
 def test_values_of_columns_with_shares_of_their_own_pass_and_others_than_stated_are_found() -> None:
     """The mutants: shares that are asked for and not kept to, and half of the noise."""
-    assert {law: finding.p for law, finding in published().items() if finding.p < 0.001} == {}
+    assert {law: finding.p for law, finding in shared().items() if finding.p < 0.001} == {}
 
     def equal(histograms: Any, *, shares: Any, **rest: Any) -> Any:
         return mechanisms.frequent_values(histograms, **rest)
@@ -87,5 +123,5 @@ def test_values_of_columns_with_shares_of_their_own_pass_and_others_than_stated_
     def greedy(histograms: Any, *, shares: Any, noise_multiplier: float, **rest: Any) -> Any:
         return mechanisms.frequent_values(histograms, noise_multiplier=noise_multiplier / 2, shares=shares, **rest)
 
-    assert published(equal)["every value gets noise of that scale"].p == 0
-    assert published(greedy)["its noise has the scale that the ledger priced"].p < 1e-9
+    assert shared(equal)["every value gets noise of that scale"].p == 0
+    assert shared(greedy)["its noise has the scale that the ledger priced"].p < 1e-9

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from reference_trainer import CLAIM, COLUMNS, Reference, canaries, rows
 
-from dpvae.audit.replay import Claim, Person, audit_step
+from dpvae.audit.replay import Claim, Person, StepRunner, audit_step, windows
 from dpvae.audit.verdict import Battery
 from dpvae.errors import ConfigError
 
@@ -210,3 +210,15 @@ def test_a_trainer_that_shows_nothing_is_refused() -> None:
 
     with pytest.raises((TypeError, AttributeError), match="parameters"):
         audit_step(Silent, CLAIM, rows(), quick=True)
+
+
+def test_the_steps_that_are_looked_at_are_the_first_some_in_the_middle_and_the_last() -> None:
+    runner = StepRunner(Reference, CLAIM)
+    assert windows(runner, CLAIM, 20) == [(0, 20)]  # it cannot start later than it starts
+    runner.late = runner.tells = True
+    assert windows(runner, CLAIM, 20) == [(0, 16), (36, 2), (58, 2)]
+    assert windows(runner, CLAIM, 60) == [(0, 60)]
+    for steps in range(8, 60):
+        looked = [step for start, length in windows(runner, CLAIM, steps) for step in range(start, start + length)]
+        assert len(set(looked)) == len(looked) == steps
+        assert (looked[0], looked[-1]) == (0, CLAIM.steps - 1)

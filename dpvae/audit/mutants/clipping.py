@@ -278,11 +278,39 @@ def divided_by_the_private_row_count(patch: Patch) -> None:
     patch.wrap(PrivateSteps, "__init__", init)
 
 
+@named("a part of three records goes past the clip")
+def three_at_a_time_are_not_clipped(patch: Patch) -> None:
+    real = dpsgd.autos
+    _factors(patch, lambda norms, clip: torch.isfinite(norms).float() * 50 if len(norms) == 3 else real(norms, clip))
+
+
+@named("a tenth of the sum of five steps ago is added once more")
+def an_old_sum_comes_back(patch: Patch) -> None:
+    def add_noise(real: Callable[..., None], self: Any) -> None:
+        held = self.__dict__.setdefault("held", [])
+        held.append([p.summed_grad.clone() for p in self.params])
+        if len(held) > 5:
+            for p, old in zip(self.params, held[-6], strict=True):
+                p.summed_grad = p.summed_grad + 0.1 * old
+        real(self)
+
+    patch.wrap(SecretOptimizer, "add_noise", add_noise)
+
+
+@named("every twentieth step follows the private loss")
+def a_rare_step_looks_at_the_rows(patch: Patch) -> None:
+    def step(real: Callable[..., None], self: Any, number: int, rate_factor: float) -> None:
+        real(self, number, rate_factor * (1 + float(self.codes.double().mean()) * (number % 20 == 0 and number > 0)))
+
+    patch.wrap(PrivateSteps, "step", step)
+
+
 MUTANTS: tuple[Mutant, ...] = (
     no_clipping, twice_the_clip_norm, five_per_cent_over, clipped_to_the_median_of_the_batch,
     every_latent_sample_clipped_alone, nan_slips_through, overflow_skips_the_batch, the_batch_is_clipped,
     microbatches_of_four_are_clipped, every_layer_clipped_alone, a_layer_missing_from_the_norm,
     biases_missing_from_the_norm, fast_mode_forgets_a_layer, fast_mode_underestimates_the_norm, batch_statistics,
     filled_from_the_batch, a_part_goes_past_the_clip, the_clip_norm_grows, divided_by_the_actual_batch,
-    divided_by_the_private_row_count,
+    divided_by_the_private_row_count, three_at_a_time_are_not_clipped, an_old_sum_comes_back,
+    a_rare_step_looks_at_the_rows,
 )

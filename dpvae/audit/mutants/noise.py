@@ -144,6 +144,31 @@ def accumulation_divides_the_noise(patch: Patch) -> None:
     patch.wrap(PrivateSteps, "step", step)
 
 
+@named("batches larger than most get half of the noise: they hide better")
+def large_batches_are_quieter(patch: Patch) -> None:
+    def accumulate(real: Callable[..., None], self: Any) -> None:
+        if all(p.summed_grad is None for p in self.params):
+            self.drawn = 0
+        self.drawn += self.records
+        real(self)
+
+    patch.wrap(SecretOptimizer, "clip_and_accumulate", accumulate)
+    _instead(patch, lambda o, z: z * (0.5 if o.drawn > 1.6 * o.expected_batch_size else 1.0))
+
+
+@named("from the fiftieth step on, half of the noise")
+def quiet_when_it_is_late(patch: Patch) -> None:
+    def step(real: Callable[..., None], self: Any, number: int, rate_factor: float) -> None:
+        sigma = self.optimizer.noise_multiplier
+        self.optimizer.noise_multiplier = sigma / (1 + (number >= 50))
+        try:
+            real(self, number, rate_factor)
+        finally:
+            self.optimizer.noise_multiplier = sigma
+
+    patch.wrap(PrivateSteps, "step", step)
+
+
 MUTANTS: tuple[Mutant, ...] = (
     _simple("no noise", "noise is forgotten", lambda o, z: z * 0),
     _simple("noise halved", "a claimed epsilon of 1 is one of about 3", lambda o, z: z / 2),
@@ -175,5 +200,6 @@ MUTANTS: tuple[Mutant, ...] = (
     _simple("one rank is silent", "two ranks, the second forgets its noise", lambda o, z: torch.cat(
         [z[:1], z[1:]]) * 0.5**0.5),
     four_ranks_each_a_quarter, noise_from_the_global_generator, same_noise_stream_every_step, every_noise_twice,
-    noise_from_a_public_seed, accumulation_divides_the_noise,
+    noise_from_a_public_seed, accumulation_divides_the_noise, large_batches_are_quieter, quiet_when_it_is_late,
+    _simple("noise in half precision", "its last digits tell what it was added to", lambda o, z: z.half().float()),
 )

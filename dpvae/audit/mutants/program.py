@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
+import tempfile
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -95,6 +99,15 @@ def threshold_too_low(patch: Patch) -> None:
     patch.wrap(mechanisms, "publication_threshold", lambda real, *args: real(*args) // 2)
 
 
+@_mutant("values are published from a tenth of the records on, however many that are")
+def threshold_follows_the_rows(patch: Patch) -> None:
+    def publish(real: Callable[..., Any], histograms: Any, *, floor: float = 0, **rest: Any) -> Any:
+        most = max((sum(histogram.values()) for histogram in histograms), default=0)
+        return real(histograms, floor=max(floor, 0.1 * most), **rest)
+
+    patch.wrap(survey_module, "frequent_values", publish)
+
+
 @_mutant("the exact number of rows is in the claim")
 def exact_row_count_published(patch: Patch) -> None:
     def spend(real: Callable[..., Any], config: Any, task: Any, *rest: Any) -> Any:
@@ -140,9 +153,9 @@ def best_checkpoint_by_the_private_metric(patch: Patch) -> None:
 
 @_mutant("the anchors are fitted until the private likelihood is content", trainers=("anchored",))
 def anchors_fitted_with_a_private_stop(patch: Patch) -> None:
-    def fit(real: Callable[..., Any], self: Trainer, name: str, steps: int, learning_rate: float) -> Any:
+    def fit(real: Callable[..., Any], self: Trainer, name: str, steps: int, *rest: Any) -> Any:
         private = -_private_loss(self)
-        return real(self, name, steps + int(private * 1e7) % 50, learning_rate)
+        return real(self, name, steps + int(private * 1e7) % 50, *rest)
 
     patch.wrap(Trainer, "_anchor", fit)
 
@@ -200,6 +213,67 @@ def one_key_for_all_runs(patch: Patch) -> None:
     patch.set(SecretKey, "generate", staticmethod(lambda: SecretKey.from_seed(0)))
 
 
+def _told_at_the_end(patch: Patch, tell: Callable[[Trainer], Any]) -> None:
+    """``tell(trainer)`` once it has trained."""
+    def fit(real: Callable[..., Any], self: Trainer) -> Any:
+        found = real(self)
+        tell(self)
+        return found
+
+    patch.wrap(Trainer, "fit", fit)
+
+
+@_mutant("the number of rows is printed, rounded to fifties")
+def a_rounded_count_is_printed(patch: Patch) -> None:
+    _told_at_the_end(patch, lambda trainer: print(f"about {len(trainer.codes) // 50 * 50} rows"))
+
+
+@_mutant("the first record is shown as an example")
+def the_first_record_is_shown(patch: Patch) -> None:
+    _told_at_the_end(patch, lambda trainer: print(f"for example {trainer.codes[0].tolist()}"))
+
+
+@_mutant("a hash of the rows is published, to tell data sets apart")
+def a_fingerprint_of_the_rows(patch: Patch) -> None:
+    hashes: list[str] = []
+
+    def publish(real: Callable[..., None], config: Any, planned: Any, run: Any, *rest: Any) -> None:
+        real(config, planned, run, *rest)
+        (run.public / "lineage.json").write_text(f'{{"rows": "{hashes[-1]}", "booked": "ledger"}}')
+
+    _told_at_the_end(patch, lambda trainer: hashes.append(hashlib.sha256(trainer.codes.numpy().tobytes()).hexdigest()))
+    patch.wrap(patch.program, "_publish", publish)
+
+
+@_mutant("the progress line shows the private loss")
+def progress_shows_the_private_loss(patch: Patch) -> None:
+    def fit(real: Callable[..., Any], self: Trainer) -> Any:
+        listen = self.listen
+        object.__setattr__(self, "listen", lambda moment: listen(dataclasses.replace(moment, metric={
+            "noisy_elbo": _private_loss(self), "sd": 0.0, "unit": "nats per row", "epsilon_spent": 0.0})))
+        return real(self)
+
+    patch.wrap(Trainer, "fit", fit)
+
+
+@_mutant("what train returns says how many rows there were")
+def the_answer_tells(patch: Patch) -> None:
+    rows: list[int] = []
+    _told_at_the_end(patch, lambda trainer: rows.append(len(trainer.codes)))
+    patch.wrap(patch.program, "_finished", lambda real, run, planned, note: real(run, planned, f"{rows[-1:]} {note}"))
+
+
+@_mutant("statistics of the rows are left in the folder for temporary files")
+def a_file_is_left_elsewhere(patch: Patch) -> None:
+    place = Path(tempfile.gettempdir()) / "dpvae-mutant.txt"
+    _told_at_the_end(patch, lambda trainer: place.write_text(f"{float(trainer.codes.double().mean())}"))
+
+
+@_mutant("the key is the time of day")
+def the_key_is_the_time(patch: Patch) -> None:
+    patch.set(SecretKey, "generate", staticmethod(lambda: SecretKey.from_seed(time.time_ns())))
+
+
 # -- what is booked --------------------------------------------------------------------------------------------------
 
 
@@ -216,6 +290,12 @@ def _events(patch: Patch, change: Callable[[Event], Event | None]) -> None:
 def books_every_second_step(patch: Patch) -> None:
     _events(patch, lambda e: dataclasses.replace(e, steps=max(e.steps // 2, 1)) if isinstance(e, SampledGaussian)
             else e)
+
+
+@_mutant("DP-SGD is booked with half as much noise again as it adds", ANY)
+def books_a_larger_noise(patch: Patch) -> None:
+    _events(patch, lambda e: dataclasses.replace(e, noise_multiplier=1.5 * e.noise_multiplier)
+            if isinstance(e, SampledGaussian) else e)
 
 
 @_mutant("one noisy ELBO less is booked than is released", ANY)

@@ -1,0 +1,81 @@
+"""What a program does outside its folder, and what it could take for chance: seen while it runs.
+
+Public is what leaves, by whatever door: a file left in another place, a connection. And a secret must not follow from
+what others can guess: the time of day, the state of a global generator. Both are contexts around one run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+
+NOON = 1_800_000_000
+GENERATORS: tuple[tuple[Any, Any], ...] = (  # the global ones: how to read their state, how to set it
+    (random._inst.getstate, random._inst.setstate),
+    (np.random.mtrand._rand.get_state, np.random.mtrand._rand.set_state),
+    (torch.default_generator.get_state, torch.default_generator.set_state))
+START = tuple(read() for read, _ in GENERATORS)
+CALLS = ("socket.connect", "socket.sendto", "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn")
+_listening: list[list[tuple[str, Any]]] = []  # of the contexts that are open
+
+
+def _hook(event: str, args: tuple[Any, ...]) -> None:
+    if not _listening:
+        return
+    if event == "open":
+        path, _, flags = args
+        if isinstance(path, (str, bytes, os.PathLike)) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            _listening[-1].append(("file", os.fsdecode(path)))
+    elif event in CALLS:
+        _listening[-1].append((event, str(args[-1] if event.startswith("socket") else args[0])))
+
+
+@contextlib.contextmanager
+def elsewhere(root: Path) -> Iterator[list[str]]:
+    """Files that are written outside ``root`` and still there at the end, connections, other programs: filled in when
+    the context closes. Compiled Python is none of it."""
+    if not getattr(elsewhere, "hooked", False):
+        sys.addaudithook(_hook)  # for as long as the process lives: Python has no way to take it back
+        setattr(elsewhere, "hooked", True)  # noqa: B010
+    found: list[str] = []
+    seen: list[tuple[str, Any]] = []
+    _listening.append(seen)
+    try:
+        yield found
+    finally:
+        _listening.pop()
+        for kind, what in dict.fromkeys(seen):
+            if kind != "file":
+                found.append(f"{kind} {what}")
+            elif _left(Path(what), root):
+                found.append(what)
+
+
+def _left(path: Path, root: Path) -> bool:
+    try:
+        return path.is_file() and not path.resolve().is_relative_to(root.resolve()) and "__pycache__" not in path.parts
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def standing_still() -> Iterator[None]:
+    """The same time of day and the same global generators whenever it is entered; afterwards as they were."""
+    before = [read() for read, _ in GENERATORS]
+    for (_, write), state in zip(GENERATORS, START, strict=True):
+        write(state)
+    try:
+        with mock.patch("time.time", return_value=float(NOON)), mock.patch("time.time_ns", return_value=NOON * 10**9):
+            yield
+    finally:
+        for (_, write), state in zip(GENERATORS, before, strict=True):
+            write(state)
