@@ -95,8 +95,9 @@ def drawn(book: Book, config: TrainConfig) -> Counter[Booked]:
     for epsilon, count in book.choices:
         found["PureDP", "interactions", CHOSEN_WHAT, round(epsilon, 9), count] += 1
     for names, sds in cells.items():
-        assert len(set(sds)) == 1, "tables that are released together share their noise"
-        multiplier = sds[0] / math.sqrt(len(sds))  # a record is in one cell of each table
+        if names != ("survey", "rare"):
+            assert len(set(sds)) == 1, "tables that are released together share their noise"
+        multiplier = 1 / math.sqrt(math.fsum(1 / sd**2 for sd in sds))  # a record is in one cell of each table
         if names[0] == "metric":
             metrics.append(round(multiplier / mechanisms._UNITS, 9))
         elif names[0] == "latent" and names[1] != "table":
