@@ -11,13 +11,14 @@ poses say so), an image is its pixels redrawn in the frame of its class, and its
     means       one-hot class x low frequencies of (image - 1/2)          bound  1 x sqrt(D) / 2: nothing is cut
     moments     residual x residual                                       bound  R x R
     clusters    one-hot (class, nearest centre) x (coordinates, R / 2)    bound  1 x R sqrt(5) / 2
-    spread      one-hot class (x) rest x rest                             bound  R x R
+    spread      one-hot class (x) rest x rest                             bound  B x B
     shape       one-hot (class, nearest centre) x (white rest, squared)   bound  1 x S S
 
-The white rest is what an image adds to its centre, along the first F principal axes of its class's spread and in units
-of it. How many directions, clusters and axes are kept follows from what was released and its known noise. Afterwards
-the data is not looked at again. Shapes: n images, C classes, K clusters, Z directions, F axes, Q frequencies, D pixels,
-P numbers of a pose, or none.
+R follows from the size of an image, B from what the rest of an image has been released to be on average. The white rest
+is what an image adds to its centre, along the first F principal axes of its class's spread and in units of it. How many
+directions, clusters and axes are kept follows from what was released and its known noise. Afterwards the data is not
+looked at again. Shapes: n images, C classes, K clusters, Z directions, F axes, Q frequencies, D pixels, P numbers of a
+pose, or none.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ TAIL = 1.5  # squared norm of a white rest, in units of its expectation: longer 
 AXES_NOISE, MOST_AXES = 0.35, 40  # noise of a cluster's shape that is borne for one axis more
 LEAST_SPREAD = 0.25  # of the variance of all classes along an axis, that of one class: noise hides less
 LEAST_SHAPE = 0.05
+LEAST_REST = 0.1  # of the variance of all images, that inside clusters: noise in their centres may say less
+QUIET = 0.02  # of the trace of a class's spread: noise that is borne for the sake of the longest rests
 CELLS = 2**22  # numbers of a block of vectors: bounds memory
 LEANING = 0.18  # spread of slants inside classes from which images are redrawn: 0.25 in MNIST, 0.13 in Fashion-MNIST
 AT_ONCE = 2048  # images that are redrawn together
@@ -288,17 +291,17 @@ class _Measure:
         """The covariance inside the clusters of each class, (C, Z, Z): its own where it stands out of its noise, drawn
         towards that of all classes, and along no axis less than :data:`LEAST_SPREAD` of that."""
         classes, most, size = centres.shape
-        flat = centres.reshape(classes * most, size)
+        flat, bound = centres.reshape(classes * most, size), self._rest_bound(weights, centres, variances)
 
         def blocks() -> Iterator[tuple[Array, Array]]:
             for z, place in self._placed(means, basis, centres, weights > 0, width=classes * size):
                 rest = z - flat[place]
-                rest *= np.minimum(1.0, self.radius / np.maximum(np.linalg.norm(rest, axis=1, keepdims=True), 1e-12))
+                rest *= np.minimum(1.0, bound / np.maximum(np.linalg.norm(rest, axis=1, keepdims=True), 1e-12))
                 left = np.zeros((len(z), classes, size))
                 left[np.arange(len(z)), place // most] = rest
                 yield left.reshape(len(z), classes * size), rest
 
-        total, sd = self._release("spread", blocks(), self.radius, self.radius)
+        total, sd = self._release("spread", blocks(), bound, bound)
         tables = total.reshape(classes, size, size)
         tables = (tables + tables.transpose(0, 2, 1)) / 2
         pooled = _positive(tables.sum(0) / self.rows, variances.min())  # clusters take little from the last directions
@@ -311,6 +314,15 @@ class _Measure:
             white = np.linalg.solve(root, np.linalg.solve(root, apart).T)
             found.append(root @ _positive(np.eye(size) + white, LEAST_SPREAD) @ root.T)
         return np.stack(found)
+
+    def _rest_bound(self, weights: Array, centres: Array, variances: Array) -> float:
+        """Where the rest of an image is cut, since noise grows with the square of that: at the root of its mean square,
+        as far as released variances and centres tell it, and further out where noise is little."""
+        classes, _, size = centres.shape
+        between = self.counts @ (weights * (centres**2).sum(2)).sum(1) / self.rows
+        square = max(variances.sum() - between, LEAST_REST * variances.sum())
+        quiet = QUIET * self.rows / (classes * size * self.noise["spread"])
+        return min(self.radius, math.sqrt(square * max(1.0, quiet)))
 
     def shapes(self, means: Array, basis: Array, weights: Array, centres: Array, factors: Array) -> Array:
         """The spread of each cluster in the white axes of its class, as lower factors (C, K, F, F): its own as far as
