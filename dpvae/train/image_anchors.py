@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 from dpvae.models.images import LOG_SCALE, ImageVAE
 from dpvae.models.pose import MIDDLE, POSE, REACH, SLANT, poses, seen_in
+from dpvae.models.spectrum import by_ring, rings, waves
 from dpvae.privacy.events import Gaussian
 from dpvae.privacy.image_plan import ROUNDS, frequencies
 from dpvae.privacy.mechanisms import noisy_products
@@ -50,6 +51,7 @@ LEAST_SPREAD = 0.25  # of the variance of all classes along an axis, that of one
 LEAST_SHAPE = 0.05
 LEAST_REST = 0.1  # of the variance of all images, that inside clusters: noise in their centres may say less
 QUIET = 0.02  # of the trace of a class's spread: noise that is borne for the sake of the longest rests
+KNOWN = 4.0  # times its noise: a power that is known
 CELLS = 2**22  # numbers of a block of vectors: bounds memory
 LEANING = 0.18  # spread of slants inside classes from which images are redrawn: 0.25 in MNIST, 0.13 in Fashion-MNIST
 AT_ONCE = 2048  # images that are redrawn together
@@ -88,13 +90,8 @@ def _parts(rows: int, at_once: int) -> Iterator[slice]:
 def cosines(size: tuple[int, int, int], kept: tuple[int, int]) -> Array:
     """The lowest ``kept`` cosine frequencies along height and width of each channel, (Q, D), orthonormal rows."""
     channels, height, width = size
-
-    def axis(side: int, count: int) -> Array:
-        rows = np.cos(np.pi * (np.arange(side) + 0.5) * np.arange(count)[:, None] / side)
-        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
-
-    plane = np.einsum("ai,bj->abij", axis(height, kept[0]), axis(width, kept[1])).reshape(kept[0] * kept[1], -1)
-    return np.kron(np.eye(channels), plane)
+    down, across = waves(height)[:kept[0]].numpy(), waves(width)[:kept[1]].numpy()
+    return np.kron(np.eye(channels), np.einsum("ai,bj->abij", down, across).reshape(kept[0] * kept[1], -1))
 
 
 @dataclass(frozen=True)
@@ -105,6 +102,7 @@ class Released:
     means: Array  # (C, D + P)
     basis: Array  # (Z, D + P)
     rest: Array  # (D,): log scale of a logistic law of what no direction holds
+    power: Array  # (R,): mean square of a residual's frequencies in rings; 0 where noise hides it
     weights: Array  # (C, K)
     centres: Array  # (C, K, Z)
     factors: Array  # (C, Z, Z): principal axes of a class's spread as columns, longest first
@@ -118,7 +116,7 @@ class Released:
         with np.errstate(divide="ignore"):
             log_weights = np.log(self.weights)
         for name, value in {"frames": self.frames, "means": self.means, "basis": self.basis,
-                            "rest": self.rest, "log_labels": np.log(counts / counts.sum()),
+                            "rest": self.rest, "power": self.power, "log_labels": np.log(counts / counts.sum()),
                             "log_weights": log_weights, "centres": self.centres,
                             "factors": self.factors, "shapes": self.shapes}.items():
             getattr(vae, name).copy_(torch.as_tensor(value))
@@ -136,13 +134,13 @@ def measure(images: Images, counts: Array, size: tuple[int, int, int], *, noise:
     work = _Measure(images, counts, size, dict(noise), epsilon, key, rng, most)
     frames = work.frames() if "pose" in noise else np.zeros((len(counts), 0))
     means = work.means()
-    basis, variances, rest = work.directions(means)
+    basis, variances, rest, power = work.directions(means)
     weights, centres = work.clusters(means, basis, variances)
     factors = _axes(work.spread(means, basis, weights, centres, variances))
     shapes = np.ones((*weights.shape, 1, 1))
     if "shape" in noise:
         shapes = work.shapes(means, basis, weights, centres, factors)
-    return Released(frames, means, basis, rest, weights, centres, factors, shapes), tuple(work.events)
+    return Released(frames, means, basis, rest, power, weights, centres, factors, shapes), tuple(work.events)
 
 
 class _Measure:
@@ -157,7 +155,8 @@ class _Measure:
         self.radius = RADIUS * math.sqrt(self.pixels)
         finest = math.isqrt(MOST_FREQUENCIES // size[0])
         height, width = (min(frequencies(side, self.rows, epsilon), finest) for side in size[1:])
-        self.cosines = self.low = cosines(size, (height, width))  # low: of all that an image is
+        self.kept = (height, width)
+        self.cosines = self.low = cosines(size, self.kept)  # low: of all that an image is
         self.events: list[Gaussian] = []
 
     def _release(self, name: str, blocks: Iterator[tuple[Array, Array]], left: float,
@@ -215,9 +214,9 @@ class _Measure:
         for x, labels in self.images.blocks():
             yield (x - means[labels]) @ self.low.T
 
-    def directions(self, means: Array) -> tuple[Array, Array, Array]:
-        """Orthonormal directions (Z, D + P) in which images vary more than the noise does, their variances (Z,), and
-        the log scales (D,) of what they leave of each pixel."""
+    def directions(self, means: Array) -> tuple[Array, Array, Array, Array]:
+        """Orthonormal directions (Z, D + P) in which images vary more than the noise does, their variances (Z,), the
+        log scales (D,) of what they leave of each pixel, and the power (R,) of all that means leave."""
         total, sd = self._release("second-moment", ((r, r) for r in self._residuals(means)), self.radius, self.radius)
         values, vectors = np.linalg.eigh((total + total.T) / 2)
         values, vectors = values[::-1], vectors[:, ::-1]
@@ -226,7 +225,19 @@ class _Measure:
         clean = np.maximum(values[:kept] - edge**2 / 4 / np.maximum(values[:kept], edge), 0.1 * edge)
         held = np.sqrt(np.maximum(values[:kept] ** 2 - edge**2, 0))  # along a direction as it was found, noise and all
         left = total - (vectors[:, :kept] * held) @ vectors[:, :kept].T
-        return vectors[:, :kept].T @ self.low, clean / self.rows, self._rest(left / self.rows, sd / self.rows)
+        return (vectors[:, :kept].T @ self.low, clean / self.rows, self._rest(left / self.rows, sd / self.rows),
+                self._power(np.diag(total) / self.rows, sd / self.rows))
+
+    def _power(self, squares: Array, sd: float) -> Array:
+        """Mean squares (R,) of the frequencies of each ring, or zero: where noise of ``sd`` hides them, or finer than
+        what was measured."""
+        channels, height, width = self.size
+        found = squares[:len(self.cosines)].reshape(channels, *self.kept).mean(0)
+        ring = rings(height, width)[:self.kept[0], :self.kept[1]]
+        count = np.bincount(ring.flatten().numpy())
+        mean = by_ring(torch.as_tensor(found), ring).numpy()
+        known = mean > KNOWN * sd / np.sqrt(count * channels)
+        return np.pad(np.where(known, mean, 0.0), (0, min(height, width) - len(mean)))
 
     def _rest(self, moments: Array, sd: float) -> Array:
         """Log scales (D,) of logistic laws with the variances of single pixels under second ``moments``: each pixel's

@@ -201,6 +201,19 @@ def test_a_rest_is_cut_at_its_root_mean_square_and_further_out_where_noise_is_li
     assert bounds[5::7] == pytest.approx([root, root * (0.02 * 4000 / 64 / 0.3) ** 0.5, 0.25 * 8], rel=0.02)
 
 
+def test_the_power_of_frequencies_is_that_of_what_means_leave_and_zero_where_noise_hides_it() -> None:
+    images = some_images(3000)
+    counts = np.bincount(images.labels).astype(float)
+    for noise, hidden in ((1e-6, False), (1e4, True)):
+        released, _ = measure(images, counts, SIZE, noise=NOISE | {"mean-image": 1e-6, "second-moment": noise},
+                              epsilon=20.0, key=ScriptedKey(), rng=stream(0, "test"), most=(2, 1))
+        left = images.pixels / 255 - released.means[images.labels]
+        square = ((cosines(SIZE, (8, 8)) @ left.T) ** 2).mean(1).reshape(8, 8)
+        ring = np.maximum(*np.indices((8, 8)))
+        wanted = [0.0 if hidden else square[ring == r].mean() for r in range(8)]
+        np.testing.assert_allclose(released.power, wanted, rtol=0.02)
+
+
 def test_a_class_that_does_not_vary_along_an_axis_has_a_quarter_of_what_all_classes_have_there() -> None:
     """Closed form without noise: variances of 0.04 in two of three classes of one size, and none in the third."""
     rng = np.random.default_rng(5)
