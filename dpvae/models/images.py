@@ -41,7 +41,6 @@ LOG_SCALE = (-5.5, -0.5)  # of a pixel's logistic law, in units of the whole ran
 START = -2.5
 LEAST_STD = 1e-2
 AT_ONCE = 1024
-SEEN = 2048  # pictures from which gains are fitted
 
 
 class Pixels:
@@ -127,8 +126,8 @@ class ImageVAE(nn.Module):
     gain: Tensor  # (Z,) of the encoder
     log_std: Tensor  # (Z,) of the encoder
     rest: Tensor  # (D,) log scale of the laws around a linear picture
-    power: Tensor  # (R,) of real pictures in rings of frequencies; 0 where it is not known
-    gains: Tensor  # (2, R) of the pictures of both decoders
+    power: Tensor  # (H, W) of the frequencies of real pictures; 0 where it is not known
+    gains: Tensor  # (2, H, W) of the pictures of both decoders
 
     def __init__(self, size: tuple[int, int, int], *, classes: int, clusters: int, directions: int, hidden: int,
                  axes: int = 1, posed: bool = False, generator: torch.Generator) -> None:
@@ -145,8 +144,8 @@ class ImageVAE(nn.Module):
                 "factors": torch.eye(directions).repeat(classes, 1, 1),
                 "shapes": torch.eye(axes).repeat(classes, clusters, 1, 1), "gain": torch.ones(directions),
                 "log_std": torch.full((directions,), math.log(0.1)),
-                "rest": torch.full((self.pixels,), START), "power": torch.zeros(min(size[1:])),
-                "gains": torch.ones(2, min(size[1:]))}.items():
+                "rest": torch.full((self.pixels,), START), "power": torch.zeros(size[1:]),
+                "gains": torch.ones(2, *size[1:])}.items():
             self.register_buffer(name, value)
         self.decoder = Refiner(*size, hidden, generator)
 
@@ -211,8 +210,8 @@ class ImageVAE(nn.Module):
         for label in label_N.split(AT_ONCE):
             z_NZ = self.draw_latents(label, generator=generator)
             mean_ND = self.linear(z_NZ, label)[1]
-            sides = [mean_ND + raised(middle_ND.clamp(0, 1) - mean_ND, gains_R, self.size)
-                     for (middle_ND, _), gains_R in zip(self.laws(z_NZ, label), self.gains, strict=False)]
+            sides = [mean_ND + raised(middle_ND.clamp(0, 1) - mean_ND, gains_HW, self.size)
+                     for (middle_ND, _), gains_HW in zip(self.laws(z_NZ, label), self.gains, strict=False)]
             parts.append(as_bytes(by_coin(sides, generator=generator), self.size))
         return torch.cat(parts)
 
@@ -254,13 +253,13 @@ class ImageVAE(nn.Module):
         prior_CZ = torch.linalg.inv(self.factors).square().sum(1)
         precision_Z = slope_Z.square() / noise_Z + self.log_labels.exp() @ prior_CZ
         self.log_std.copy_(-0.5 * precision_Z.log())
-        self._sharpen(z_NZ[:SEEN], label_N[:SEEN])
+        self._sharpen(z_NZ[:AT_ONCE], label_N[:AT_ONCE])
 
     def _sharpen(self, z_NZ: Tensor, label_N: Tensor) -> None:
         """Fit the gains to pictures of these latents: free, as their powers and those of real ones are released."""
-        for gains_R, (middle_ND, _) in zip(self.gains, self.laws(z_NZ, label_N), strict=True):
+        for gains_HW, (middle_ND, _) in zip(self.gains, self.laws(z_NZ, label_N), strict=True):
             left_ND = self._residual(middle_ND.clamp(0, 1), label_N, z_NZ)[:, :self.pixels]
-            gains_R.copy_(gains(self.power, power(left_ND, self.size)))
+            gains_HW.copy_(gains(self.power, power(left_ND, self.size)))
 
     def elbo(self, x_ND: Tensor, label_N: Tensor, noise_NZ: Tensor) -> Elbo:
         """The bound on log p(x, y), one value per picture, from one latent sample each; both decoders count."""

@@ -1,10 +1,11 @@
 """Pictures as sharp as measured ones: how strong a cosine frequency is in them, and gains by frequency.
 
 The middle of a law is smoother than any picture that follows it, and a spread under noise is drawn in; but how strong
-each frequency is in real pictures is on the diagonal of second moments that were paid for. Frequencies are taken
-together in rings, from the coarsest to the finest, so that noise averages out.
+each frequency is in real pictures is on the diagonal of second moments that were paid for. A ring holds frequencies
+that are about as fine, the coarsest first: what is known of it stands in for what is not known of one of them.
 
-Shapes: N pictures, C channels, D = C x height x width pixels, R rings, as many as pixels along the shorter side.
+Shapes: N pictures, C channels, H x W pixels and frequencies, D = C x H x W, R rings, as many as the shorter side has
+pixels.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ def frequencies_of(x_ND: Tensor, size: tuple[int, int, int]) -> Tensor:
 
 
 def power(x_ND: Tensor, size: tuple[int, int, int]) -> Tensor:
-    """Mean square of a coefficient in each ring, (R,), over pictures without their means."""
-    return by_ring(frequencies_of(x_ND, size).square().mean((0, 1)), rings(*size[1:]))
+    """Mean square of each frequency, (H, W), over channels and pictures without their means."""
+    return frequencies_of(x_ND, size).square().mean((0, 1))
 
 
 def by_ring(values: Tensor, ring: Tensor) -> Tensor:
@@ -53,22 +54,24 @@ def by_ring(values: Tensor, ring: Tensor) -> Tensor:
     return total.index_add(0, ring, values.flatten()) / torch.bincount(ring)
 
 
-def gains(wanted_R: Tensor, found_R: Tensor) -> Tensor:
-    """What makes coefficients of power ``found`` as strong as ``wanted``, (R,), from 1 to :data:`MOST`; a power of zero
-    is one that nobody knows, and its ring is raised as the one before.
+def gains(wanted_HW: Tensor, found_HW: Tensor) -> Tensor:
+    """What makes frequencies of power ``found`` as strong as ``wanted``, (H, W), from 1 to :data:`MOST`; a power of
+    zero is one that nobody knows: its frequency is raised as the last ring before it that holds a known one.
 
-    >>> gains(torch.tensor([4.0, 9.0, 0.0, 1.0]), torch.tensor([1.0, 4.0, 1.0, 4.0])).tolist()
-    [2.0, 1.5, 1.5, 1.0]
+    >>> gains(torch.tensor([[4.0, 9.0], [1.0, 0.0]]), torch.tensor([[1.0, 4.0], [4.0, 1.0]])).tolist()
+    [[2.0, 1.5], [1.0, 1.25]]
     """
-    found, last = [], 1.0
-    for wanted, own in zip(wanted_R.tolist(), found_R.tolist(), strict=True):
-        last = min(max(math.sqrt(wanted / max(own, 1e-12)), 1.0), MOST) if wanted else last
-        found.append(last)
-    return torch.tensor(found, dtype=wanted_R.dtype, device=wanted_R.device)
+    known = (wanted_HW > 0).to(wanted_HW.dtype)
+    gain = (wanted_HW / found_HW.clamp_min(1e-12)).sqrt().clamp(1.0, MOST) * known
+    ring = rings(*gain.shape).to(gain.device)
+    total_R, count_R, last = by_ring(gain, ring), by_ring(known, ring), torch.ones_like(gain[0, 0])
+    for number, (total, count) in enumerate(zip(total_R, count_R, strict=True)):
+        last = total / count if count else last
+        gain = torch.where((known == 0) & (ring == number), last, gain)
+    return gain
 
 
-def raised(x_ND: Tensor, gains_R: Tensor, size: tuple[int, int, int]) -> Tensor:
-    """Pictures whose every frequency is multiplied by the gain of its ring, (N, D)."""
+def raised(x_ND: Tensor, gains_HW: Tensor, size: tuple[int, int, int]) -> Tensor:
+    """Pictures whose every frequency is multiplied by its gain, (N, D)."""
     down, across = (waves(side).to(x_ND) for side in size[1:])
-    strong = frequencies_of(x_ND, size) * gains_R.to(x_ND)[rings(*size[1:]).to(x_ND.device)]
-    return (down.T @ strong @ across).flatten(1)
+    return (down.T @ (frequencies_of(x_ND, size) * gains_HW.to(x_ND)) @ across).flatten(1)

@@ -51,7 +51,8 @@ LEAST_SPREAD = 0.25  # of the variance of all classes along an axis, that of one
 LEAST_SHAPE = 0.05
 LEAST_REST = 0.1  # of the variance of all images, that inside clusters: noise in their centres may say less
 QUIET = 0.02  # of the trace of a class's spread: noise that is borne for the sake of the longest rests
-KNOWN = 4.0  # times its noise: a power that is known
+KNOWN = 4.0  # times its noise: a mean power of a ring that is known
+LEAST_POWER = 0.1  # of that of its ring: a frequency's
 CELLS = 2**22  # numbers of a block of vectors: bounds memory
 LEANING = 0.18  # spread of slants inside classes from which images are redrawn: 0.25 in MNIST, 0.13 in Fashion-MNIST
 AT_ONCE = 2048  # images that are redrawn together
@@ -102,7 +103,7 @@ class Released:
     means: Array  # (C, D + P)
     basis: Array  # (Z, D + P)
     rest: Array  # (D,): log scale of a logistic law of what no direction holds
-    power: Array  # (R,): mean square of a residual's frequencies in rings; 0 where noise hides it
+    power: Array  # (height, width): mean square of a residual's frequencies; 0 where noise hides it
     weights: Array  # (C, K)
     centres: Array  # (C, K, Z)
     factors: Array  # (C, Z, Z): principal axes of a class's spread as columns, longest first
@@ -216,7 +217,7 @@ class _Measure:
 
     def directions(self, means: Array) -> tuple[Array, Array, Array, Array]:
         """Orthonormal directions (Z, D + P) in which images vary more than the noise does, their variances (Z,), the
-        log scales (D,) of what they leave of each pixel, and the power (R,) of all that means leave."""
+        log scales (D,) of what they leave of each pixel, and the power (height, width) of all that means leave."""
         total, sd = self._release("second-moment", ((r, r) for r in self._residuals(means)), self.radius, self.radius)
         values, vectors = np.linalg.eigh((total + total.T) / 2)
         values, vectors = values[::-1], vectors[:, ::-1]
@@ -229,15 +230,17 @@ class _Measure:
                 self._power(np.diag(total) / self.rows, sd / self.rows))
 
     def _power(self, squares: Array, sd: float) -> Array:
-        """Mean squares (R,) of the frequencies of each ring, or zero: where noise of ``sd`` hides them, or finer than
-        what was measured."""
+        """Mean squares (height, width) of frequencies: each one's own where those of a ring differ more than noise of
+        ``sd`` does, and zero where noise hides the ring, or where it was not measured."""
         channels, height, width = self.size
         found = squares[:len(self.cosines)].reshape(channels, *self.kept).mean(0)
-        ring = rings(height, width)[:self.kept[0], :self.kept[1]]
-        count = np.bincount(ring.flatten().numpy())
+        ring, doubt = rings(height, width)[:self.kept[0], :self.kept[1]], sd**2 / channels
         mean = by_ring(torch.as_tensor(found), ring).numpy()
-        known = mean > KNOWN * sd / np.sqrt(count * channels)
-        return np.pad(np.where(known, mean, 0.0), (0, min(height, width) - len(mean)))
+        differ = by_ring(torch.as_tensor((found - mean[ring]) ** 2), ring).numpy()
+        own = mean[ring] + np.maximum(1 - doubt / np.maximum(differ, doubt), 0.0)[ring] * (found - mean[ring])
+        known = mean > KNOWN * np.sqrt(doubt / np.bincount(ring.flatten()))
+        power = np.where(known[ring], np.maximum(own, LEAST_POWER * mean[ring]), 0.0)
+        return np.pad(power, ((0, height - self.kept[0]), (0, width - self.kept[1])))
 
     def _rest(self, moments: Array, sd: float) -> Array:
         """Log scales (D,) of logistic laws with the variances of single pixels under second ``moments``: each pixel's

@@ -201,17 +201,31 @@ def test_a_rest_is_cut_at_its_root_mean_square_and_further_out_where_noise_is_li
     assert bounds[5::7] == pytest.approx([root, root * (0.02 * 4000 / 64 / 0.3) ** 0.5, 0.25 * 8], rel=0.02)
 
 
-def test_the_power_of_frequencies_is_that_of_what_means_leave_and_zero_where_noise_hides_it() -> None:
+def test_the_power_of_a_frequency_is_its_own_or_that_of_its_ring_or_zero_as_noise_lets_one_know() -> None:
     images = some_images(3000)
     counts = np.bincount(images.labels).astype(float)
-    for noise, hidden in ((1e-6, False), (1e4, True)):
+    ring = np.maximum(*np.indices((8, 8)))
+    found = []
+    for noise in (1e-6, 1e4):
         released, _ = measure(images, counts, SIZE, noise=NOISE | {"mean-image": 1e-6, "second-moment": noise},
                               epsilon=20.0, key=ScriptedKey(), rng=stream(0, "test"), most=(2, 1))
         left = images.pixels / 255 - released.means[images.labels]
         square = ((cosines(SIZE, (8, 8)) @ left.T) ** 2).mean(1).reshape(8, 8)
-        ring = np.maximum(*np.indices((8, 8)))
-        wanted = [0.0 if hidden else square[ring == r].mean() for r in range(8)]
-        np.testing.assert_allclose(released.power, wanted, rtol=0.02)
+        mean = np.array([square[ring == r].mean() for r in range(8)])[ring]
+        found.append((released.power, np.maximum(square, 0.1 * mean)))
+    np.testing.assert_allclose(*found[0], rtol=0.02)
+    assert (found[1][0] == 0).all()
+
+
+def test_frequencies_that_differ_less_than_their_noise_have_the_power_of_their_ring() -> None:
+    work = image_anchors._Measure(some_images(120), np.full(3, 40.0), SIZE, dict(NOISE), 20.0, ScriptedKey(),
+                                  stream(0, "test"), (2, 1))
+    ring, rng = np.maximum(*np.indices((8, 8))), np.random.default_rng(1)
+    noisy = 1.0 + ring + 0.1 * rng.normal(size=(8, 8))
+    np.testing.assert_allclose(work._power(noisy.ravel(), 0.1), 1.0 + ring, atol=0.25)
+    apart = np.abs(work._power(noisy.ravel(), 0.1) - noisy), np.abs(work._power(noisy.ravel(), 1e-6) - noisy)
+    assert apart[0].mean() > 0.03
+    assert apart[1].max() < 1e-6
 
 
 def test_a_class_that_does_not_vary_along_an_axis_has_a_quarter_of_what_all_classes_have_there() -> None:
