@@ -58,8 +58,8 @@ def gains(wanted_HW: Tensor, found_HW: Tensor) -> Tensor:
     """What makes frequencies of power ``found`` as strong as ``wanted``, (H, W), from 1 to :data:`MOST`; a power of
     zero is one that nobody knows: its frequency is raised as the last ring before it that holds a known one.
 
-    >>> gains(torch.tensor([[4.0, 9.0], [1.0, 0.0]]), torch.tensor([[1.0, 4.0], [4.0, 1.0]])).tolist()
-    [[2.0, 1.5], [1.0, 1.25]]
+    >>> gains(torch.tensor([[4.0, 9.0], [1.0, 99.0]]), torch.tensor([[1.0, 4.0], [4.0, 1.0]])).tolist()
+    [[2.0, 1.5], [1.0, 3.0]]
     """
     known = (wanted_HW > 0).to(wanted_HW.dtype)
     gain = (wanted_HW / found_HW.clamp_min(1e-12)).sqrt().clamp(1.0, MOST) * known
