@@ -40,7 +40,7 @@ from dpvae.models.spectrum import gains, power, raised
 LOG_SCALE = (-5.5, -0.5)  # of a pixel's logistic law, in units of the whole range
 START = -2.5
 LEAST_STD = 1e-2
-AT_ONCE, ROUNDS = 1024, 4
+AT_ONCE = 1024
 
 
 class Pixels:
@@ -210,7 +210,7 @@ class ImageVAE(nn.Module):
         for label in label_N.split(AT_ONCE):
             z_NZ = self.draw_latents(label, generator=generator)
             mean_ND = self.linear(z_NZ, label)[1]
-            sides = [self._shown(middle_ND, mean_ND, gains_HW)
+            sides = [mean_ND + raised(middle_ND.clamp(0, 1) - mean_ND, gains_HW, self.size)
                      for (middle_ND, _), gains_HW in zip(self.laws(z_NZ, label), self.gains, strict=False)]
             parts.append(as_bytes(by_coin(sides, generator=generator), self.size))
         return torch.cat(parts)
@@ -256,17 +256,10 @@ class ImageVAE(nn.Module):
         self._sharpen(z_NZ[:AT_ONCE], label_N[:AT_ONCE])
 
     def _sharpen(self, z_NZ: Tensor, label_N: Tensor) -> None:
-        """Fit the gains to pictures of these latents: free, as their powers and those of real ones are released. In
-        rounds, since what goes beyond black or white is lost."""
-        mean_ND = self.linear(z_NZ, label_N)[1]
-        for gains_HW, (middle_ND, _) in zip(self.gains.fill_(1.0), self.laws(z_NZ, label_N), strict=True):
-            for _ in range(ROUNDS):
-                left_NE = self._residual(self._shown(middle_ND, mean_ND, gains_HW), label_N, z_NZ)
-                gains_HW.copy_(gains(self.power, power(left_NE[:, :self.pixels], self.size), gains_HW))
-
-    def _shown(self, middle_ND: Tensor, mean_ND: Tensor, gains_HW: Tensor) -> Tensor:
-        """Pictures in [0, 1] whose middles are apart from the mean by as much more as the gains say."""
-        return (mean_ND + raised(middle_ND.clamp(0, 1) - mean_ND, gains_HW, self.size)).clamp(0, 1)
+        """Fit the gains to pictures of these latents: free, as their powers and those of real ones are released."""
+        for gains_HW, (middle_ND, _) in zip(self.gains, self.laws(z_NZ, label_N), strict=True):
+            left_ND = self._residual(middle_ND.clamp(0, 1), label_N, z_NZ)[:, :self.pixels]
+            gains_HW.copy_(gains(self.power, power(left_ND, self.size)))
 
     def elbo(self, x_ND: Tensor, label_N: Tensor, noise_NZ: Tensor) -> Elbo:
         """The bound on log p(x, y), one value per picture, from one latent sample each; both decoders count."""

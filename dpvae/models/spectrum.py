@@ -54,17 +54,15 @@ def by_ring(values: Tensor, ring: Tensor) -> Tensor:
     return total.index_add(0, ring, values.flatten()) / torch.bincount(ring)
 
 
-def gains(wanted_HW: Tensor, found_HW: Tensor, now_HW: Tensor) -> Tensor:
-    """What makes frequencies as strong as ``wanted`` that are of power ``found`` with the gains ``now``, (H, W), from 1
-    to :data:`MOST`. A power of zero is one that nobody knows: its frequency is raised as the last ring before it that
-    holds a known one.
+def gains(wanted_HW: Tensor, found_HW: Tensor) -> Tensor:
+    """What makes frequencies of power ``found`` as strong as ``wanted``, (H, W), from 1 to :data:`MOST`; a power of
+    zero is one that nobody knows: its frequency is raised as the last ring before it that holds a known one.
 
-    >>> wanted, found = torch.tensor([[4.0, 9.0], [1.0, 99.0]]), torch.tensor([[1.0, 4.0], [4.0, 1.0]])
-    >>> gains(wanted, found, torch.ones(2, 2)).tolist()
+    >>> gains(torch.tensor([[4.0, 9.0], [1.0, 99.0]]), torch.tensor([[1.0, 4.0], [4.0, 1.0]])).tolist()
     [[2.0, 1.5], [1.0, 3.0]]
     """
     known = (wanted_HW > 0).to(wanted_HW.dtype)
-    gain = (now_HW * (wanted_HW / found_HW.clamp_min(1e-12)).sqrt()).clamp(1.0, MOST) * known
+    gain = (wanted_HW / found_HW.clamp_min(1e-12)).sqrt().clamp(1.0, MOST) * known
     ring = rings(*gain.shape).to(gain.device)
     total_R, count_R, last = by_ring(gain, ring), by_ring(known, ring), torch.ones_like(gain[0, 0])
     for number, (total, count) in enumerate(zip(total_R, count_R, strict=True)):

@@ -36,8 +36,7 @@ def test_a_gain_multiplies_the_power_of_its_frequency_by_its_square_and_no_other
 def test_no_frequency_is_weakened_or_raised_without_bound_or_by_a_power_that_nobody_knows() -> None:
     wanted, found = torch.tensor([[0.0, 4.0, 0.0], [1.0, 100.0, 0.0], [0.0, 0.0, 0.0]]), torch.ones(3, 3)
     found[1, 0] = 4.0
-    assert gains(wanted, found, torch.ones(3, 3)).tolist() == [[1.0, 2.0, 2.0], [1.0, 3.0, 2.0], [2.0, 2.0, 2.0]]
-    assert float(gains(wanted, found, torch.full((3, 3), 1.25))[0, 1]) == 2.5, "what was found has been raised already"
+    assert gains(wanted, found).tolist() == [[1.0, 2.0, 2.0], [1.0, 3.0, 2.0], [2.0, 2.0, 2.0]]
 
 
 @torch.no_grad()
