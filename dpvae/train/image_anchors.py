@@ -29,6 +29,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from dpvae.models.images import LOG_SCALE, ImageVAE
@@ -230,17 +231,18 @@ class _Measure:
                 self._power(np.diag(total) / self.rows, sd / self.rows))
 
     def _power(self, squares: Array, sd: float) -> Array:
-        """Mean squares (height, width) of frequencies: each one's own where those of a ring differ more than noise of
-        ``sd`` does, and zero where noise hides the ring, or where it was not measured."""
+        """Mean squares (height, width) of frequencies: each one's own as far as it is apart from those around it by
+        more than noise of ``sd``, and zero where noise hides its ring, or where it was not measured."""
         channels, height, width = self.size
-        found = squares[:len(self.cosines)].reshape(channels, *self.kept).mean(0)
+        found = torch.as_tensor(squares[:len(self.cosines)].reshape(channels, *self.kept).mean(0))
         ring, doubt = rings(height, width)[:self.kept[0], :self.kept[1]], sd**2 / channels
-        mean = by_ring(torch.as_tensor(found), ring).numpy()
-        differ = by_ring(torch.as_tensor((found - mean[ring]) ** 2), ring).numpy()
-        own = mean[ring] + np.maximum(1 - doubt / np.maximum(differ, doubt), 0.0)[ring] * (found - mean[ring])
-        known = mean > KNOWN * np.sqrt(doubt / np.bincount(ring.flatten()))
-        power = np.where(known[ring], np.maximum(own, LEAST_POWER * mean[ring]), 0.0)
-        return np.pad(power, ((0, height - self.kept[0]), (0, width - self.kept[1])))
+        around = F.avg_pool2d(found[None], 3, 1, 1, count_include_pad=False)[0]
+        apart = found - around
+        own = around + (1 - doubt / apart.square().clamp_min(doubt)) * apart
+        mean_R = by_ring(found, ring)
+        known = (mean_R > KNOWN * (doubt / torch.bincount(ring.flatten())).sqrt())[ring]
+        power = torch.where(known, own.maximum(LEAST_POWER * mean_R[ring]), 0.0)
+        return np.pad(power.numpy(), ((0, height - self.kept[0]), (0, width - self.kept[1])))
 
     def _rest(self, moments: Array, sd: float) -> Array:
         """Log scales (D,) of logistic laws with the variances of single pixels under second ``moments``: each pixel's

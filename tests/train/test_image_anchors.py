@@ -217,15 +217,15 @@ def test_the_power_of_a_frequency_is_its_own_or_that_of_its_ring_or_zero_as_nois
     assert (found[1][0] == 0).all()
 
 
-def test_frequencies_that_differ_less_than_their_noise_have_the_power_of_their_ring() -> None:
+def test_a_frequency_that_its_noise_does_not_tell_from_those_around_it_has_their_power() -> None:
     work = image_anchors._Measure(some_images(120), np.full(3, 40.0), SIZE, dict(NOISE), 20.0, ScriptedKey(),
                                   stream(0, "test"), (2, 1))
-    ring, rng = np.maximum(*np.indices((8, 8))), np.random.default_rng(1)
-    noisy = 1.0 + ring + 0.1 * rng.normal(size=(8, 8))
-    np.testing.assert_allclose(work._power(noisy.ravel(), 0.1), 1.0 + ring, atol=0.25)
-    apart = np.abs(work._power(noisy.ravel(), 0.1) - noisy), np.abs(work._power(noisy.ravel(), 1e-6) - noisy)
-    assert apart[0].mean() > 0.03
-    assert apart[1].max() < 1e-6
+    noisy = 1.0 + 0.1 * np.random.default_rng(1).normal(size=(8, 8))
+    noisy[4, 4] = 9.0
+    quiet, loud = (work._power(noisy.ravel(), sd) for sd in (1e-6, 0.1))
+    np.testing.assert_allclose(quiet, noisy, rtol=1e-6)
+    assert loud[4, 4] == pytest.approx(9.0, abs=0.01)
+    assert abs(loud[:3] - 1.0).mean() < 0.7 * abs(noisy[:3] - 1.0).mean()
 
 
 def test_a_class_that_does_not_vary_along_an_axis_has_a_quarter_of_what_all_classes_have_there() -> None:
