@@ -45,7 +45,7 @@ def test_pictures_of_a_model_reach_the_power_that_was_released(posed: bool) -> N
     """Both decoders draw half of the deviation that images have, so all gains are two, and a mean stays as it is."""
     vae, generator = some_model((1, 12, 12), posed=posed), torch.Generator()
     vae.means[:, :144], vae.centres[:] = 0.5, 0.0
-    vae.basis[:, :144] *= 0.02
+    vae.basis[:, :144] *= 0.4
     vae.basis[:, 144:] = 0.0
     torch.nn.init.zeros_(vae.decoder.outside.weight)  # the network draws the linear picture, too
     label = vae.draw_labels(4000, generator=generator.manual_seed(1))
