@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -155,6 +156,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only-report", action="store_true")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, on which `spend` ends its command, too
     file = args.out.with_suffix(".json")
     held = json.loads(file.read_text()) if file.is_file() else {"runs": []}
     runs = held["runs"]

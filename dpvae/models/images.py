@@ -13,6 +13,9 @@ sums over both sides of the coin: it is exact there.
 Where the model is posed, the linear picture is one in the frame of its class, its pose beside it, and is redrawn in
 that pose before the network sees it (:mod:`dpvae.models.pose`).
 
+A picture that is shown is the middle of every pixel's law, and raised to how strong each frequency is in real ones
+(:mod:`dpvae.models.spectrum`).
+
 The encoder is linear in x (redrawn) and made of released numbers, so inference is free: q(z | x, y) is normal around
 ``B (x - mean_y)`` times a gain, which is fitted to the decoder's own pictures (sleep phase).
 
@@ -32,6 +35,7 @@ from torch import Tensor, nn
 
 from dpvae.models.elbo import Elbo
 from dpvae.models.pose import POSE, drawn_from, seen_in
+from dpvae.models.spectrum import gains, power, raised
 
 LOG_SCALE = (-5.5, -0.5)  # of a pixel's logistic law, in units of the whole range
 START = -2.5
@@ -122,6 +126,8 @@ class ImageVAE(nn.Module):
     gain: Tensor  # (Z,) of the encoder
     log_std: Tensor  # (Z,) of the encoder
     rest: Tensor  # (D,) log scale of the laws around a linear picture
+    power: Tensor  # (H, W) of the frequencies of real pictures; 0 where it is not known
+    gains: Tensor  # (2, H, W) of the pictures of both decoders
 
     def __init__(self, size: tuple[int, int, int], *, classes: int, clusters: int, directions: int, hidden: int,
                  axes: int = 1, posed: bool = False, generator: torch.Generator) -> None:
@@ -138,7 +144,8 @@ class ImageVAE(nn.Module):
                 "factors": torch.eye(directions).repeat(classes, 1, 1),
                 "shapes": torch.eye(axes).repeat(classes, clusters, 1, 1), "gain": torch.ones(directions),
                 "log_std": torch.full((directions,), math.log(0.1)),
-                "rest": torch.full((self.pixels,), START)}.items():
+                "rest": torch.full((self.pixels,), START), "power": torch.zeros(size[1:]),
+                "gains": torch.ones(2, *size[1:])}.items():
             self.register_buffer(name, value)
         self.decoder = Refiner(*size, hidden, generator)
 
@@ -198,11 +205,14 @@ class ImageVAE(nn.Module):
 
     @torch.no_grad()
     def sample(self, label_N: Tensor, *, generator: torch.Generator) -> Tensor:
-        """Pictures of these classes, as bytes (N, channels, height, width): the middle of every pixel's law."""
+        """Pictures of these classes, as bytes (N, channels, height, width): the middle of every pixel's law, raised."""
         parts = []
         for label in label_N.split(AT_ONCE):
-            laws = self.laws(self.draw_latents(label, generator=generator), label)
-            parts.append(as_bytes(by_coin([middle_ND for middle_ND, _ in laws], generator=generator), self.size))
+            z_NZ = self.draw_latents(label, generator=generator)
+            mean_ND = self.linear(z_NZ, label)[1]
+            sides = [mean_ND + raised(middle_ND.clamp(0, 1) - mean_ND, gains_HW, self.size)
+                     for (middle_ND, _), gains_HW in zip(self.laws(z_NZ, label), self.gains, strict=False)]
+            parts.append(as_bytes(by_coin(sides, generator=generator), self.size))
         return torch.cat(parts)
 
     # -- the encoder -------------------------------------------------------------------------------------------------
@@ -210,11 +220,14 @@ class ImageVAE(nn.Module):
     def project(self, x_ND: Tensor, label_N: Tensor, drawn_from_NZ: Tensor | None = None) -> Tensor:
         """Where a picture lies in the released directions, (N, Z): a function of it and of what is released.
         ``drawn_from``: the latents of a picture of the model, which tell its pose."""
-        x_NE = x_ND
-        if self.posed:
-            told_NP = None if drawn_from_NZ is None else (drawn_from_NZ @ self.basis)[:, self.pixels:]
-            x_NE = seen_in(x_ND, self.frames[label_N], self.size, told_NP)
-        return (x_NE - self.means[label_N]) @ self.basis.T
+        return self._residual(x_ND, label_N, drawn_from_NZ) @ self.basis.T
+
+    def _residual(self, x_ND: Tensor, label_N: Tensor, drawn_from_NZ: Tensor | None) -> Tensor:
+        """What the mean of its class leaves of a picture, in the frame of that class, (N, E)."""
+        if not self.posed:
+            return x_ND - self.means[label_N]
+        told_NP = None if drawn_from_NZ is None else (drawn_from_NZ @ self.basis)[:, self.pixels:]
+        return seen_in(x_ND, self.frames[label_N], self.size, told_NP) - self.means[label_N]
 
     def encode(self, x_ND: Tensor, label_N: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log standard deviation of q(z | x, y), (N, Z) each."""
@@ -223,8 +236,9 @@ class ImageVAE(nn.Module):
 
     @torch.no_grad()
     def dream(self, count: int, *, generator: torch.Generator) -> None:
-        """Fit gain and spread of the encoder to the decoder's own pictures, by least squares: free. Their poses are
-        told: measured on pixels that were drawn one by one they would be noisier than those of any real picture.
+        """Fit gain and spread of the encoder to the decoder's own pictures, by least squares, and how much these are to
+        be raised: free. Their poses are told: measured on pixels that were drawn one by one they would be noisier than
+        those of any real picture.
 
         The spread is the best of a q whose latents are independent: one over the posterior's precision, that of the
         picture and that of the prior together (Bishop 2006, section 10.1.2).
@@ -239,6 +253,13 @@ class ImageVAE(nn.Module):
         prior_CZ = torch.linalg.inv(self.factors).square().sum(1)
         precision_Z = slope_Z.square() / noise_Z + self.log_labels.exp() @ prior_CZ
         self.log_std.copy_(-0.5 * precision_Z.log())
+        self._sharpen(z_NZ[:AT_ONCE], label_N[:AT_ONCE])
+
+    def _sharpen(self, z_NZ: Tensor, label_N: Tensor) -> None:
+        """Fit the gains to pictures of these latents: free, as their powers and those of real ones are released."""
+        for gains_HW, (middle_ND, _) in zip(self.gains, self.laws(z_NZ, label_N), strict=True):
+            left_ND = self._residual(middle_ND.clamp(0, 1), label_N, z_NZ)[:, :self.pixels]
+            gains_HW.copy_(gains(self.power, power(left_ND, self.size)))
 
     def elbo(self, x_ND: Tensor, label_N: Tensor, noise_NZ: Tensor) -> Elbo:
         """The bound on log p(x, y), one value per picture, from one latent sample each; both decoders count."""

@@ -11,13 +11,14 @@ poses say so), an image is its pixels redrawn in the frame of its class, and its
     means       one-hot class x low frequencies of (image - 1/2)          bound  1 x sqrt(D) / 2: nothing is cut
     moments     residual x residual                                       bound  R x R
     clusters    one-hot (class, nearest centre) x (coordinates, R / 2)    bound  1 x R sqrt(5) / 2
-    spread      one-hot class (x) rest x rest                             bound  R x R
+    spread      one-hot class (x) rest x rest                             bound  B x B
     shape       one-hot (class, nearest centre) x (white rest, squared)   bound  1 x S S
 
-The white rest is what an image adds to its centre, along the first F principal axes of its class's spread and in units
-of it. How many directions, clusters and axes are kept follows from what was released and its known noise. Afterwards
-the data is not looked at again. Shapes: n images, C classes, K clusters, Z directions, F axes, Q frequencies, D pixels,
-P numbers of a pose, or none.
+R follows from the size of an image, B from what the rest of an image has been released to be on average. The white rest
+is what an image adds to its centre, along the first F principal axes of its class's spread and in units of it. How many
+directions, clusters and axes are kept follows from what was released and its known noise. Afterwards the data is not
+looked at again. Shapes: n images, C classes, K clusters, Z directions, F axes, Q frequencies, D pixels, P numbers of a
+pose, or none.
 """
 
 from __future__ import annotations
@@ -28,10 +29,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from dpvae.models.images import LOG_SCALE, ImageVAE
 from dpvae.models.pose import MIDDLE, POSE, REACH, SLANT, poses, seen_in
+from dpvae.models.spectrum import by_ring, rings, waves
 from dpvae.privacy.events import Gaussian
 from dpvae.privacy.image_plan import ROUNDS, frequencies
 from dpvae.privacy.mechanisms import noisy_products
@@ -47,6 +50,10 @@ TAIL = 1.5  # squared norm of a white rest, in units of its expectation: longer 
 AXES_NOISE, MOST_AXES = 0.35, 40  # noise of a cluster's shape that is borne for one axis more
 LEAST_SPREAD = 0.25  # of the variance of all classes along an axis, that of one class: noise hides less
 LEAST_SHAPE = 0.05
+LEAST_REST = 0.1  # of the variance of all images, that inside clusters: noise in their centres may say less
+QUIET = 0.02  # of the trace of a class's spread: noise that is borne for the sake of the longest rests
+KNOWN = 4.0  # times its noise: a mean power of a ring that is known
+LEAST_POWER = 0.1  # of that of its ring: a frequency's
 CELLS = 2**22  # numbers of a block of vectors: bounds memory
 LEANING = 0.18  # spread of slants inside classes from which images are redrawn: 0.25 in MNIST, 0.13 in Fashion-MNIST
 AT_ONCE = 2048  # images that are redrawn together
@@ -85,13 +92,8 @@ def _parts(rows: int, at_once: int) -> Iterator[slice]:
 def cosines(size: tuple[int, int, int], kept: tuple[int, int]) -> Array:
     """The lowest ``kept`` cosine frequencies along height and width of each channel, (Q, D), orthonormal rows."""
     channels, height, width = size
-
-    def axis(side: int, count: int) -> Array:
-        rows = np.cos(np.pi * (np.arange(side) + 0.5) * np.arange(count)[:, None] / side)
-        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
-
-    plane = np.einsum("ai,bj->abij", axis(height, kept[0]), axis(width, kept[1])).reshape(kept[0] * kept[1], -1)
-    return np.kron(np.eye(channels), plane)
+    down, across = waves(height)[:kept[0]].numpy(), waves(width)[:kept[1]].numpy()
+    return np.kron(np.eye(channels), np.einsum("ai,bj->abij", down, across).reshape(kept[0] * kept[1], -1))
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ class Released:
     means: Array  # (C, D + P)
     basis: Array  # (Z, D + P)
     rest: Array  # (D,): log scale of a logistic law of what no direction holds
+    power: Array  # (height, width): mean square of a residual's frequencies; 0 where noise hides it
     weights: Array  # (C, K)
     centres: Array  # (C, K, Z)
     factors: Array  # (C, Z, Z): principal axes of a class's spread as columns, longest first
@@ -115,7 +118,7 @@ class Released:
         with np.errstate(divide="ignore"):
             log_weights = np.log(self.weights)
         for name, value in {"frames": self.frames, "means": self.means, "basis": self.basis,
-                            "rest": self.rest, "log_labels": np.log(counts / counts.sum()),
+                            "rest": self.rest, "power": self.power, "log_labels": np.log(counts / counts.sum()),
                             "log_weights": log_weights, "centres": self.centres,
                             "factors": self.factors, "shapes": self.shapes}.items():
             getattr(vae, name).copy_(torch.as_tensor(value))
@@ -133,13 +136,13 @@ def measure(images: Images, counts: Array, size: tuple[int, int, int], *, noise:
     work = _Measure(images, counts, size, dict(noise), epsilon, key, rng, most)
     frames = work.frames() if "pose" in noise else np.zeros((len(counts), 0))
     means = work.means()
-    basis, variances, rest = work.directions(means)
+    basis, variances, rest, power = work.directions(means)
     weights, centres = work.clusters(means, basis, variances)
     factors = _axes(work.spread(means, basis, weights, centres, variances))
     shapes = np.ones((*weights.shape, 1, 1))
     if "shape" in noise:
         shapes = work.shapes(means, basis, weights, centres, factors)
-    return Released(frames, means, basis, rest, weights, centres, factors, shapes), tuple(work.events)
+    return Released(frames, means, basis, rest, power, weights, centres, factors, shapes), tuple(work.events)
 
 
 class _Measure:
@@ -154,7 +157,8 @@ class _Measure:
         self.radius = RADIUS * math.sqrt(self.pixels)
         finest = math.isqrt(MOST_FREQUENCIES // size[0])
         height, width = (min(frequencies(side, self.rows, epsilon), finest) for side in size[1:])
-        self.cosines = self.low = cosines(size, (height, width))  # low: of all that an image is
+        self.kept = (height, width)
+        self.cosines = self.low = cosines(size, self.kept)  # low: of all that an image is
         self.events: list[Gaussian] = []
 
     def _release(self, name: str, blocks: Iterator[tuple[Array, Array]], left: float,
@@ -212,9 +216,9 @@ class _Measure:
         for x, labels in self.images.blocks():
             yield (x - means[labels]) @ self.low.T
 
-    def directions(self, means: Array) -> tuple[Array, Array, Array]:
-        """Orthonormal directions (Z, D + P) in which images vary more than the noise does, their variances (Z,), and
-        the log scales (D,) of what they leave of each pixel."""
+    def directions(self, means: Array) -> tuple[Array, Array, Array, Array]:
+        """Orthonormal directions (Z, D + P) in which images vary more than the noise does, their variances (Z,), the
+        log scales (D,) of what they leave of each pixel, and the power (height, width) of all that means leave."""
         total, sd = self._release("second-moment", ((r, r) for r in self._residuals(means)), self.radius, self.radius)
         values, vectors = np.linalg.eigh((total + total.T) / 2)
         values, vectors = values[::-1], vectors[:, ::-1]
@@ -223,7 +227,22 @@ class _Measure:
         clean = np.maximum(values[:kept] - edge**2 / 4 / np.maximum(values[:kept], edge), 0.1 * edge)
         held = np.sqrt(np.maximum(values[:kept] ** 2 - edge**2, 0))  # along a direction as it was found, noise and all
         left = total - (vectors[:, :kept] * held) @ vectors[:, :kept].T
-        return vectors[:, :kept].T @ self.low, clean / self.rows, self._rest(left / self.rows, sd / self.rows)
+        return (vectors[:, :kept].T @ self.low, clean / self.rows, self._rest(left / self.rows, sd / self.rows),
+                self._power(np.diag(total) / self.rows, sd / self.rows))
+
+    def _power(self, squares: Array, sd: float) -> Array:
+        """Mean squares (height, width) of frequencies: each one's own as far as it is apart from those around it by
+        more than noise of ``sd``, and zero where noise hides its ring, or where it was not measured."""
+        channels, height, width = self.size
+        found = torch.as_tensor(squares[:len(self.cosines)].reshape(channels, *self.kept).mean(0))
+        ring, doubt = rings(height, width)[:self.kept[0], :self.kept[1]], sd**2 / channels
+        around = F.avg_pool2d(found[None], 3, 1, 1, count_include_pad=False)[0]
+        apart = found - around
+        own = around + (1 - doubt / apart.square().clamp_min(doubt)) * apart
+        mean_R = by_ring(found, ring)
+        known = (mean_R > KNOWN * (doubt / torch.bincount(ring.flatten())).sqrt())[ring]
+        power = torch.where(known, own.maximum(LEAST_POWER * mean_R[ring]), 0.0)
+        return np.pad(power.numpy(), ((0, height - self.kept[0]), (0, width - self.kept[1])))
 
     def _rest(self, moments: Array, sd: float) -> Array:
         """Log scales (D,) of logistic laws with the variances of single pixels under second ``moments``: each pixel's
@@ -288,17 +307,17 @@ class _Measure:
         """The covariance inside the clusters of each class, (C, Z, Z): its own where it stands out of its noise, drawn
         towards that of all classes, and along no axis less than :data:`LEAST_SPREAD` of that."""
         classes, most, size = centres.shape
-        flat = centres.reshape(classes * most, size)
+        flat, bound = centres.reshape(classes * most, size), self._rest_bound(weights, centres, variances)
 
         def blocks() -> Iterator[tuple[Array, Array]]:
             for z, place in self._placed(means, basis, centres, weights > 0, width=classes * size):
                 rest = z - flat[place]
-                rest *= np.minimum(1.0, self.radius / np.maximum(np.linalg.norm(rest, axis=1, keepdims=True), 1e-12))
+                rest *= np.minimum(1.0, bound / np.maximum(np.linalg.norm(rest, axis=1, keepdims=True), 1e-12))
                 left = np.zeros((len(z), classes, size))
                 left[np.arange(len(z)), place // most] = rest
                 yield left.reshape(len(z), classes * size), rest
 
-        total, sd = self._release("spread", blocks(), self.radius, self.radius)
+        total, sd = self._release("spread", blocks(), bound, bound)
         tables = total.reshape(classes, size, size)
         tables = (tables + tables.transpose(0, 2, 1)) / 2
         pooled = _positive(tables.sum(0) / self.rows, variances.min())  # clusters take little from the last directions
@@ -311,6 +330,15 @@ class _Measure:
             white = np.linalg.solve(root, np.linalg.solve(root, apart).T)
             found.append(root @ _positive(np.eye(size) + white, LEAST_SPREAD) @ root.T)
         return np.stack(found)
+
+    def _rest_bound(self, weights: Array, centres: Array, variances: Array) -> float:
+        """Where the rest of an image is cut, since noise grows with the square of that: at the root of its mean square,
+        as far as released variances and centres tell it, and further out where noise is little."""
+        classes, _, size = centres.shape
+        between = self.counts @ (weights * (centres**2).sum(2)).sum(1) / self.rows
+        square = max(variances.sum() - between, LEAST_REST * variances.sum())
+        quiet = QUIET * self.rows / (classes * size * self.noise["spread"])
+        return min(self.radius, math.sqrt(square * max(1.0, quiet)))
 
     def shapes(self, means: Array, basis: Array, weights: Array, centres: Array, factors: Array) -> Array:
         """The spread of each cluster in the white axes of its class, as lower factors (C, K, F, F): its own as far as

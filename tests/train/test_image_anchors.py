@@ -181,6 +181,53 @@ def test_widths_of_pixels_that_noise_hides_are_those_of_all_pixels_together() ->
         np.testing.assert_allclose(np.exp(released.rest) * np.pi / np.sqrt(3) * 255, sd, rtol=0.3)
 
 
+def test_a_rest_is_cut_at_its_root_mean_square_and_further_out_where_noise_is_little(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    """Closed form: 4000 images of 64 pixels of variance v each; a class's noise may be 0.02 of the trace 64 v."""
+    images = Images(np.rint(128 + np.random.default_rng(7).normal(0, 20, (4000, 64))).astype(np.uint8),
+                    np.zeros(4000, np.int64))
+    bounds: list[float] = []
+    wrapped = image_anchors.noisy_products
+
+    def spied(blocks: Iterator[Any], *, left_norm: float, **more: Any) -> Any:
+        bounds.append(left_norm)
+        return wrapped(blocks, left_norm=left_norm, **more)
+
+    monkeypatch.setattr(image_anchors, "noisy_products", spied)
+    for spread in (5.0, 0.3, 1e-6):
+        measure(images, np.array([4000.0]), SIZE, noise=dict.fromkeys(NOISE, 1e-6) | {"spread": spread}, epsilon=20.0,
+                key=ScriptedKey(normal=silent), rng=stream(0, "test"), most=(64, 1))
+    root = 8 * 20 / 255
+    assert bounds[5::7] == pytest.approx([root, root * (0.02 * 4000 / 64 / 0.3) ** 0.5, 0.25 * 8], rel=0.02)
+
+
+def test_the_power_of_a_frequency_is_its_own_or_that_of_its_ring_or_zero_as_noise_lets_one_know() -> None:
+    images = some_images(3000)
+    counts = np.bincount(images.labels).astype(float)
+    ring = np.maximum(*np.indices((8, 8)))
+    found = []
+    for noise in (1e-6, 1e4):
+        released, _ = measure(images, counts, SIZE, noise=NOISE | {"mean-image": 1e-6, "second-moment": noise},
+                              epsilon=20.0, key=ScriptedKey(), rng=stream(0, "test"), most=(2, 1))
+        left = images.pixels / 255 - released.means[images.labels]
+        square = ((cosines(SIZE, (8, 8)) @ left.T) ** 2).mean(1).reshape(8, 8)
+        mean = np.array([square[ring == r].mean() for r in range(8)])[ring]
+        found.append((released.power, np.maximum(square, 0.1 * mean)))
+    np.testing.assert_allclose(*found[0], rtol=0.02)
+    assert (found[1][0] == 0).all()
+
+
+def test_a_frequency_that_its_noise_does_not_tell_from_those_around_it_has_their_power() -> None:
+    work = image_anchors._Measure(some_images(120), np.full(3, 40.0), SIZE, dict(NOISE), 20.0, ScriptedKey(),
+                                  stream(0, "test"), (2, 1))
+    noisy = 1.0 + 0.1 * np.random.default_rng(1).normal(size=(8, 8))
+    noisy[4, 4] = 9.0
+    quiet, loud = (work._power(noisy.ravel(), sd) for sd in (1e-6, 0.1))
+    np.testing.assert_allclose(quiet, noisy, rtol=1e-6)
+    assert loud[4, 4] == pytest.approx(9.0, abs=0.01)
+    assert abs(loud[:3] - 1.0).mean() < 0.7 * abs(noisy[:3] - 1.0).mean()
+
+
 def test_a_class_that_does_not_vary_along_an_axis_has_a_quarter_of_what_all_classes_have_there() -> None:
     """Closed form without noise: variances of 0.04 in two of three classes of one size, and none in the third."""
     rng = np.random.default_rng(5)
