@@ -34,6 +34,7 @@ _YEARS = np.array([f"{year}-01-01" for year in (*range(1600, 1900, 50), *range(1
                   dtype="datetime64[s]").astype(np.float64)
 _FALSE_ALARMS = 0.002  # expected number of empty blocks, of all sizes, taken for data
 _BESIDE = 2.0  # noise sds that are enough beside a block that stands out
+_NEAR = 3.0  # in blocks beyond the reach, of the size of a coarser copy's cells at most
 _SPLIT = 3.0  # noise sds by which two halves must differ to be split unevenly
 _TALL = 4.0  # times its neighbours: how dense a leaf is that holds a repeated value
 _FEWEST, _SHARE = 3, 0.25  # such leaves, and of the mass that they must hold, for a column to be made of such values
@@ -55,7 +56,7 @@ def denoise(noisy: Sequence[np.ndarray], sd: float, total: float, reach: int | N
     """The histogram behind the tables that :func:`coarsened` made and noise of ``sd`` per cell came upon.
 
     Non-negative, shape of ``noisy[0]``, summing to ``total``, which is known better than any sum of cells. Little
-    evidence is enough beside cells that stand out, in blocks of at most ``reach`` cells where that is given.
+    evidence is enough beside cells that stand out; where ``reach`` is given, only in blocks of at most so many.
     """
     cells = len(noisy[0])
     sums, noise = _tree(noisy, sd)
@@ -105,7 +106,8 @@ def _alive(sums: list[np.ndarray], noise: list[float], reach: int) -> np.ndarray
     kept = np.ones(1, dtype=bool)
     for level in range(1, len(sums)):
         inner = np.repeat(stands_out[level].reshape(-1, 2).any(axis=1), 2)  # something smaller stands out in there
-        enough = _BESIDE if len(sums[-1]) >> level <= reach else clear
+        size = len(sums[-1]) >> level
+        enough = _BESIDE if size <= reach else _NEAR if size <= BLOCKS[1] else clear
         beside = sums[level] > max(enough * noise[level], 0.5)
         kept = np.repeat(kept, 2) & (~inner | stands_out[level] | beside)
     return kept.astype(np.float64)

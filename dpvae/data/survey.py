@@ -48,6 +48,7 @@ MOST_CATEGORIES = 96  # with a code of their own; rarer ones share a code, and a
 MOST_VALUES = 5000  # published of one column
 LEAST_HIDDEN = 0.01  # of the rows: a column of which less is hidden gets as much of the look at rare values
 HEAP_SHARE = 0.01  # of the rows: the least that makes a value a heap
+SCALES = 2  # copies of the scale cells: in blocks of 16 a thin tail stands out of the noise
 FEWEST_BINS = 8  # codes kept for bins, however many heaps there are
 
 
@@ -262,11 +263,12 @@ class _Survey:
     def bounds(self) -> None:
         asked = self._which("bounds")
         cells = [binning.scale_cells(self.columns[j]) for j in asked]
-        noisy, sd = self._release(
-            "bounds", [_sum(binning.count(e, axis) for axis in self._values(j))
-                       for j, e in zip(asked, cells, strict=True)])
-        for j, edges, counts in zip(asked, cells, noisy, strict=True):
-            mass = binning.denoise([counts], sd, self._present(j), reach=binning.PER_OCTAVE)
+        tables = [binning.coarsened(_sum(binning.count(e, axis) for axis in self._values(j)))[:SCALES]
+                  for j, e in zip(asked, cells, strict=True)]
+        noisy, sd = self._release("bounds", [table for several in tables for table in several])
+        released = iter(noisy)
+        for j, edges, several in zip(asked, cells, tables, strict=True):
+            mass = binning.denoise([next(released) for _ in several], sd, self._present(j), reach=binning.PER_OCTAVE)
             held = binning.trim(mass)
             self.scale[j] = edges[held.start:held.stop + 1], mass[held]
             lower, upper = binning.bounds(self.columns[j], edges, mass)

@@ -151,7 +151,7 @@ class Plan:
         features = columns - targets
         tables = {"one-way": columns, "with-target": features, "pairs": features * (features - 1) // 2,
                   "triples": math.comb(features, 3)}
-        held = {"rows": 1, "bins": 3 * columns}  # bins: up to three tables of different width for a column
+        held = {"rows": 1, "bounds": 2 * columns, "bins": 3 * columns}  # tables of different width for a column
         noise = {f"survey/{step}": nm * math.sqrt(held.get(step, columns)) for step, nm in self.survey_noise.items()}
         noise |= {f"anchor/{name}": nm * math.sqrt(max(tables.get(name, 1), 1))
                   for name, nm in self.anchor_noise.items()}

@@ -20,7 +20,7 @@ from dpvae.privacy.plan import (
     scaled,
 )
 
-SURVEY_WEIGHTS = {"rows": 0.03, "kinds": 0.05, "missing": 0.10, "values": 0.15, "rare": 0.75, "bounds": 0.12,
+SURVEY_WEIGHTS = {"rows": 0.03, "kinds": 0.05, "missing": 0.10, "values": 0.15, "rare": 0.75, "bounds": 0.24,
                   "bins": 0.35}
 FEW = 5  # columns below which tables of a pair and the target leave nothing out
 INTERACTION_SHARE = 0.02  # of what the survey leaves, to find and measure interactions of many columns
