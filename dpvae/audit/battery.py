@@ -16,7 +16,7 @@ from dpvae.audit import pipeline, replay, scenes
 from dpvae.audit.mutants.base import CLIPPINGS, TRAINED, Mutant
 from dpvae.audit.mutants.catalogue import CATALOGUE
 from dpvae.audit.pipeline import Program
-from dpvae.audit.replay import Claim, Stage
+from dpvae.audit.runner import Claim, Stage
 from dpvae.audit.twin import Train, TwinRunner, capture, claim_of
 from dpvae.audit.verdict import ALPHA, Battery, Finding, judge
 from dpvae.config import DATA_KINDS, DataConfig, PrivacyConfig, TrainConfig, TrainerConfig

@@ -25,7 +25,7 @@ from dpvae.audit.battery import Caught, gather, program_stages, self_test, step_
 from dpvae.audit.instruments import Secrets
 from dpvae.audit.mutants.base import TRAINED
 from dpvae.audit.pipeline import Program
-from dpvae.audit.replay import Claim
+from dpvae.audit.runner import Claim
 from dpvae.audit.twin import Train
 from dpvae.audit.verdict import TESTS, Battery, Finding
 from dpvae.config import PerformanceConfig, TrainConfig, build

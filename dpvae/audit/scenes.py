@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dpvae.audit.replay import Person, Scene
+from dpvae.audit.runner import Person, Scene
 from dpvae.audit.twin import CANARIES, faults
 from dpvae.config import ModelConfig, PerformanceConfig, ReportConfig, TrainConfig, TrainerConfig
 from dpvae.models.vae import VAE

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from dpvae.audit.instruments import Floats, Laboratory, Secrets, Trace, seeded, stacked
-from dpvae.audit.replay import Claim, Seen
+from dpvae.audit.runner import Claim, Seen
 from dpvae.config import PerformanceConfig, TrainConfig
 from dpvae.models.vae import VAE
 from dpvae.rng import seed_of

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from reference_trainer import CLAIM, COLUMNS, Reference, canaries, rows
 
-from dpvae.audit.replay import Claim, Person, StepRunner, audit_step, windows
+from dpvae.audit.replay import Claim, Person, StepRunner, audit_step
+from dpvae.audit.runner import windows
 from dpvae.audit.verdict import Battery
 from dpvae.errors import ConfigError
 

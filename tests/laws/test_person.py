@@ -31,6 +31,7 @@ from dpvae.data.schema import Schema
 from dpvae.data.survey import _Survey
 from dpvae.modalities import table as table_modality
 from dpvae.train.checkpoint import load_model, read_json
+from dpvae.train.linked import NEVER
 
 ROWS = 200
 CITY, PAY = "Ushuaia", 987654321012.5  # others: three cities; pay below a few hundred
@@ -64,8 +65,10 @@ def betrayed(folder: Path, seed: int, *, with_person: bool) -> set[str]:
              if any(mark in path.read_bytes() or mark in path.name.encode() for mark in marks)}
     for path in released.rglob("*.parquet"):
         found |= in_cells(pq.read_table(path))
-    if any(bool((tensor.abs() > FAR).any()) for tensor in load_model(run.path / "public").state_dict().values()):
-        found.add("extreme value")  # four bytes of a float would also be found by chance
+    for name, tensor in load_model(run.path / "public").state_dict().items():
+        largest = 1 / NEVER if name.startswith("link_") else FAR  # a link's ratios end there, below the person's pay
+        if bool((tensor.abs() > largest).any()):
+            found.add("extreme value")  # four bytes of a float would also be found by chance
     return found | in_schema(Schema.from_dict(read_json(run.path / "public" / "schema.json")))
 
 
