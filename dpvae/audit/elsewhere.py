@@ -7,6 +7,7 @@ what others can guess: the time of day, the state of a global generator. Both ar
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import random
 import sys
@@ -18,7 +19,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-NOON = 1_800_000_000
+MOMENT = 1_800_000_000
 GENERATORS: tuple[tuple[Any, Any], ...] = (  # the global ones: how to read their state, how to set it
     (random._inst.getstate, random._inst.setstate),
     (np.random.mtrand._rand.get_state, np.random.mtrand._rand.set_state),
@@ -39,13 +40,17 @@ def _hook(event: str, args: tuple[Any, ...]) -> None:
         _listening[-1].append((event, str(args[-1] if event.startswith("socket") else args[0])))
 
 
+@functools.cache
+def _listen() -> None:
+    """Once, for as long as the process lives: Python has no way to take a hook back."""
+    sys.addaudithook(_hook)
+
+
 @contextlib.contextmanager
 def elsewhere(root: Path) -> Iterator[list[str]]:
     """Files that are written outside ``root`` and still there at the end, connections, other programs: filled in when
     the context closes. Compiled Python is none of it."""
-    if not getattr(elsewhere, "hooked", False):
-        sys.addaudithook(_hook)  # for as long as the process lives: Python has no way to take it back
-        setattr(elsewhere, "hooked", True)  # noqa: B010
+    _listen()
     found: list[str] = []
     seen: list[tuple[str, Any]] = []
     _listening.append(seen)
@@ -74,7 +79,8 @@ def standing_still() -> Iterator[None]:
     for (_, write), state in zip(GENERATORS, START, strict=True):
         write(state)
     try:
-        with mock.patch("time.time", return_value=float(NOON)), mock.patch("time.time_ns", return_value=NOON * 10**9):
+        with (mock.patch("time.time", return_value=float(MOMENT)),
+              mock.patch("time.time_ns", return_value=MOMENT * 10**9)):
             yield
     finally:
         for (_, write), state in zip(GENERATORS, before, strict=True):

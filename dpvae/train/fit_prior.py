@@ -37,7 +37,7 @@ class Prior:
     """
 
     def __init__(self, columns: Columns, orders: Sequence[Places | None], device: torch.device) -> None:
-        self.sd = WEIGHT_SD / math.sqrt(max(len(columns.sizes) / COLUMNS, 1.0))
+        self._sd = WEIGHT_SD / math.sqrt(max(len(columns.sizes) / COLUMNS, 1.0))
         self._whiteners: list[tuple[slice, Tensor]] = []
         self._alone = torch.ones(columns.width, dtype=torch.bool, device=device)
         for j, places in enumerate(orders):
@@ -57,7 +57,7 @@ class Prior:
         last = weights.pop()
         squares = [weight.square().sum() for weight in weights] + [last[self._alone].square().sum()]
         squares += [(root @ last[codes]).square().sum() for codes, root in self._whiteners]
-        return points.square().sum() + torch.stack(squares).sum() / self.sd**2
+        return points.square().sum() + torch.stack(squares).sum() / self._sd**2
 
 
 def covariance(places: Places) -> NDArray[np.float64]:
