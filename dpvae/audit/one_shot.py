@@ -174,6 +174,8 @@ def _vector(release: Release, event: Gaussian, where: str, noises: list[Floats],
     exact = _exact(release)
     if isinstance(first, (int, float)):
         yield _fuzzed(release, exact, where)
+    if whole and release.args:
+        yield _of_nobody(release, exact, where)
     seen = stream(seed, "coordinates").permutation(len(exact))[:COORDINATES]  # of a long vector, some
     exact = exact[seen]
     drawn = np.stack([_flat(release.repeat(seeded(100 + i + 1000 * seed)))[seen] for i in range(REPEATS)]) - exact
@@ -189,6 +191,13 @@ def _vector(release: Release, event: Gaussian, where: str, noises: list[Floats],
                   f"{float(np.sqrt((z**2).mean())):.3f} of it", where)
     once = float(_two_sided((z[-1] ** 2).sum(), z.shape[1]))
     yield Finding("M2", "so had the noise of the run itself", once, "", where)
+
+
+def _of_nobody(release: Release, exact: Floats, where: str) -> Finding:
+    """The same call on tables that hold nobody: a cell without a record gets the noise that it gets with records."""
+    nobody = replace(release, args=([np.zeros_like(table) for table in release.args[0]], *release.args[1:]))
+    same = np.array_equal(_flat(nobody.repeat(seeded(99))), _flat(release.repeat(seeded(99))) - exact)
+    return Finding("M2", "an empty cell has the noise of any other", float(same), "", where)
 
 
 def _choice(release: Release, event: PureDP, where: str, seed: int) -> Iterator[Finding]:

@@ -12,7 +12,8 @@ from dpvae.audit.instruments import Release
 from dpvae.audit.one_shot import _places, one_shot
 from dpvae.audit.verdict import Finding
 from dpvae.privacy import mechanisms
-from dpvae.privacy.events import PureDP, Threshold
+from dpvae.privacy.events import Gaussian, PureDP, Threshold
+from dpvae.privacy.noise import SecretKey
 
 PHASE, WHAT, EPSILON, CHOICES = "interactions", "a choice", 0.5, 3
 SCORES = [np.linspace(0.0, 30.0, 20), np.array([31.0, -7.0])]
@@ -61,6 +62,30 @@ def test_a_score_that_moves_by_two_and_a_choice_too_many_are_found() -> None:
     assert chosen(booked=CHOICES - 1)["no more is chosen than was booked"].p == 0
     law = "one record moves no score by more than its noise was set for"
     assert [chosen(moved=moved)[law].p for moved in (1.0, 2.0, math.nan)] == [1, 0, 0]
+
+
+# -- counts ----------------------------------------------------------------------------------------------------------
+
+
+def counted(again: Any = mechanisms.noisy_counts) -> dict[str, Finding]:
+    """What is found of one run that counted two full tables by ``again``: none of their cells happens to be empty."""
+    settings: dict[str, Any] = {"noise_multiplier": 5.0, "phase": "anchor", "what": "noisy tables"}
+    tables = [np.arange(1, 41), np.arange(1, 31).reshape(5, 6)]
+    real, _ = mechanisms.noisy_counts(tables, stream=SecretKey.from_seed(0).stream("anchor", "pairs"), **settings)
+    call = Release("noisy_counts", (tables,), settings, (real, None), ("anchor", "pairs"), again)
+    found, left_out = one_shot([call], {}, [Gaussian("anchor", "noisy tables", 5.0)])
+    assert left_out == []
+    return {finding.law: finding for finding in found}
+
+
+def test_cells_that_would_stay_empty_are_found_where_none_is_empty() -> None:
+    def skip(tables: Any, **rest: Any) -> Any:
+        noisy, event = mechanisms.noisy_counts(tables, **rest)
+        return [np.where(table == 0, 0, found) for table, found in zip(tables, noisy, strict=True)], event
+
+    assert {law for law, finding in counted().items() if finding.p < 1e-4} == set()
+    assert {law for law, finding in counted(skip).items() if finding.p < 1e-4} == {
+        "an empty cell has the noise of any other"}
 
 
 # -- thresholds ------------------------------------------------------------------------------------------------------
