@@ -280,7 +280,7 @@ def _noise_of(real: Seen, silent: Seen | None, shared_past: bool) -> tuple[Float
         return real.released - real.total, ""
     if silent is None:
         return real.released, ""
-    keyed = any(draw.kind in ("normal", "summed_normal") for draw in real.draws)
+    keyed = any(draw.kind in ("normal", "bulk_normal") for draw in real.draws)
     return (real.released - silent.released, "") if keyed and shared_past else (None, "")
 
 
@@ -363,7 +363,7 @@ def counted(runner: Runner, claim: Claim, scene: Scene) -> list[Finding]:
     tables = [rows, np.concatenate([rows, rows[:1]]), np.repeat(rows[-1:], max(len(rows) // 3, 1), axis=0)]
     one, *others = [throughout(runner, claim, rows, seeded(scene.key(0)), steps=steps) for rows in tables]
     found = []
-    normals = [draw.names for draw in one.draws if draw.kind in ("normal", "summed_normal")]
+    normals = [draw.names for draw in one.draws if draw.kind in ("normal", "bulk_normal")]
     if normals:
         found.append(Finding("T5", "no noise stream is opened twice", float(len(set(normals)) == len(normals)),
                              f"{len(normals)} draws from {len(set(normals))} streams", scene.where))
