@@ -39,8 +39,8 @@ from dpvae.errors import ConfigError, RunError
 
 KEY_BYTES = 32
 _CHUNK = 1 << 16  # normals per pass: stays in the cache
-_PAIRS = 1 << 12  # at once: arrays that stay in the cache
-_BLOCKS = 1 << 6  # of pairs, whose random words are drawn together
+_PAIRS = 1 << 12  # worked out at once: arrays that stay in the cache
+_MOST_PAIRS = 1 << 20  # whose random words are drawn together
 _QUARTER = np.int32(1 << 30)  # of a turn
 _RADIANS = np.float32(2 * math.pi * 2.0**-32)
 _ZEROS = bytes(1 << 16)  # what the cipher turns into its keystream
@@ -150,23 +150,24 @@ class SecretKey:
 
 
 def box_muller(words: NDArray[np.int64], turns: NDArray[np.int32]) -> NDArray[np.float64]:
-    """Standard normals from random words and angles, (blocks, pairs) each; two from every pair (Box and Muller 1958).
+    """Standard normals from random words and angles, (pairs,) each; two from every pair (Box and Muller 1958).
 
     Radii are worked out in double precision from 63 bits, so tails reach 9.3 sd. Sines and cosines are worked out in
     single, from 32 bits: both as the sine of an angle's distance from where it vanishes, a whole number of steps, so
     that the error is 2e-7 of every draw, however small.
     """
-    out = np.empty((len(words), 2, words.shape[-1]))
-    for (cosines, sines), word, turn in zip(out, words, turns, strict=True):
-        radius = sines
-        np.copyto(radius, word & np.int64(2**63 - 1), casting="unsafe")
+    out = np.empty((2, len(words)))
+    for start in range(0, len(words), _PAIRS):
+        some = slice(start, start + _PAIRS)
+        turn, radius = turns[some], out[1, some]
+        np.copyto(radius, words[some] & np.int64(2**63 - 1), casting="unsafe")
         radius += 0.5
         np.log(radius, out=radius)
         np.subtract(63 * math.log(2), radius, out=radius)
         radius *= 2
         np.sqrt(radius, out=radius)
-        np.multiply(radius, _cosine(turn), out=cosines)
-        np.multiply(radius, _cosine(turn - _QUARTER), out=sines)
+        np.multiply(radius, _cosine(turn), out=out[0, some])
+        radius *= _cosine(turn - _QUARTER)
     return out.reshape(-1)
 
 
@@ -226,20 +227,12 @@ class SecretStream:
         ``by`` works them out from the random words: :func:`box_muller`, or a faster program for the same. Whoever adds
         them to something rounds both to one grid: the digits of a draw in floating point tell what it was added to.
         """
-        out, most = np.empty(size), 2 * _PAIRS * _BLOCKS
-        for start in range(0, size, most):
-            blocks, rest = divmod(min(size - start, most), 2 * _PAIRS)
-            end = start + blocks * 2 * _PAIRS
-            if blocks:
-                out[start:end] = by(*self._pairs(blocks, _PAIRS))
-            if rest:
-                out[end:] = box_muller(*self._pairs(1, -(-rest // 2)))[:rest]
-        return out
-
-    def _pairs(self, blocks: int, pairs: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-        """Radii and angles as random words, (blocks, pairs) each."""
-        raw = self._keystream(12 * blocks * pairs).reshape(blocks, 12 * pairs)
-        return raw[:, :8 * pairs].view("<i8"), raw[:, 8 * pairs:].view("<i4")
+        parts = []
+        for start in range(0, size, 2 * _MOST_PAIRS):
+            pairs = (min(size - start, 2 * _MOST_PAIRS) + 1) // 2
+            raw = self._keystream(12 * pairs)
+            parts.append(by(raw[:8 * pairs].view("<i8"), raw[8 * pairs:].view("<i4")))
+        return (parts[0] if len(parts) == 1 else np.concatenate([np.empty(0), *parts]))[:size]
 
     def mask(self, n: int, rate: float) -> NDArray[np.bool_]:
         """``n`` independent coins of probability ``floor(rate * 2**64) / 2**64``: exact, or below by under 2**-64."""

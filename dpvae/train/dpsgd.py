@@ -121,11 +121,11 @@ class SecretOptimizer(DPOptimizer):
         grid, deviation = on_grid(self.noise_multiplier, self.max_grad_norm, sum(sizes))
         noise = self.draw(sum(sizes)).mul_(deviation / grid).round_()  # whole numbers, in double precision
         self.draw = None  # a stream serves one step
-        parts = [cut(part.view(p.shape), p) for p, part in zip(self.params, noise.split(sizes), strict=True)]
-        for parameter, part in zip(self.params, parts, strict=True):
-            part += (parameter.summed_grad.view_as(parameter) / grid).round_()
+        for parameter, part in zip(self.params, noise.split(sizes), strict=True):
             # contiguous: torch's fused Adam reads a gradient of another memory order as if it had the parameter's
-            parameter.grad = part.to(parameter.dtype).mul_(grid)
+            total = parameter.summed_grad.view_as(parameter).contiguous().div_(grid).round_()
+            noisy = cut(part.view(parameter.shape), parameter).add_(total)
+            parameter.grad = total.copy_(noisy).mul_(grid)
 
     def scale_grad(self) -> None:
         """Divide by the public expected batch, whatever the batch and however many parts it came in."""

@@ -124,10 +124,10 @@ def test_the_compiled_step_on_padded_batches_releases_what_the_plain_step_does(b
 
 
 SOURCE = SecretKey.from_seed(5)
-WORDS = SOURCE.stream("words").integers(2**63, (3, 500))
-WORDS[0, :3] = 0, -2**63, 2**63 - 1  # the largest radius twice (the top bit is not used), and the smallest
-TURNS = SOURCE.stream("turns").integers(2**32, (3, 500)).astype(np.uint32).view(np.int32)
-TURNS[1, :6] = 0, 2**30, -2**30, -2**31, 2**30 + 1, -2**31 + 1
+WORDS = SOURCE.stream("words").integers(2**63, 6000)
+WORDS[:3] = 0, -2**63, 2**63 - 1  # the largest radius twice (the top bit is not used), and the smallest
+TURNS = SOURCE.stream("turns").integers(2**32, 6000).astype(np.uint32).view(np.int32)
+TURNS[10:16] = 0, 2**30, -2**30, -2**31, 2**30 + 1, -2**31 + 1
 
 
 def test_noise_is_worked_out_by_torch_as_by_numpy_from_the_same_words() -> None:

@@ -59,7 +59,7 @@ def compiled_box_muller() -> BoxMuller:
 
     def program() -> Callable[[Tensor, Tensor], Tensor]:
         fast = torch.compile(_box_muller, dynamic=True)
-        fast(torch.zeros(3, 8, dtype=torch.int64), torch.zeros(3, 8, dtype=torch.int32))
+        fast(torch.zeros(8, dtype=torch.int64), torch.zeros(8, dtype=torch.int32))
         return fast
 
     made = _made(program)
@@ -68,13 +68,13 @@ def compiled_box_muller() -> BoxMuller:
     return lambda words, turns: made(torch.from_numpy(words), torch.from_numpy(turns)).numpy()
 
 
-def _box_muller(words_NP: Tensor, turns_NP: Tensor) -> Tensor:
+def _box_muller(words: Tensor, turns: Tensor) -> Tensor:
     def cosine(turn: Tensor) -> Tensor:
         return ((2**30 - turn.abs()).float() * (2 * math.pi * 2.0**-32)).sin()
 
-    uniform = (words_NP & (2**63 - 1)).double() + 0.5
+    uniform = (words & (2**63 - 1)).double() + 0.5
     radius = (2 * (63 * math.log(2) - uniform.log())).clamp_min(0).sqrt()
-    return torch.stack([radius * cosine(turns_NP), radius * cosine(turns_NP - 2**30)], 1).flatten()
+    return torch.stack([radius * cosine(turns), radius * cosine(turns - 2**30)]).flatten()
 
 
 def _made(program: Callable[[], Callable[..., Any]]) -> Callable[..., Any] | None:
