@@ -123,7 +123,7 @@ class SecretOptimizer(DPOptimizer):
         self.draw = None  # a stream serves one step
         for parameter, part in zip(self.params, noise.split(sizes), strict=True):
             # contiguous: torch's fused Adam reads a gradient of another memory order as if it had the parameter's
-            total = parameter.summed_grad.view_as(parameter).contiguous().div_(grid).round_()
+            total = (parameter.summed_grad.view_as(parameter).contiguous() / grid).round_()
             noisy = cut(part.view(parameter.shape), parameter).add_(total)
             parameter.grad = total.copy_(noisy).mul_(grid)
 
