@@ -19,7 +19,7 @@ decimals keep their scale, dates are dates.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -28,6 +28,7 @@ import numpy as np
 from dpvae.checks import one_of
 from dpvae.config import OUTSIDE
 from dpvae.data.cells import from_axis, from_categories, to_axis, to_keys
+from dpvae.data.distinct import Distinct
 from dpvae.data.dtypes import is_text
 from dpvae.data.kinds import refuse_free_text
 from dpvae.data.lake import Cells, Rows, Table
@@ -140,14 +141,22 @@ class TableCodec:
         """Per column and code, whether its values can be counted: all but the bins of a continuous column."""
         return tuple(coder.atoms for coder in self._coders)
 
-    def encode(self, table: Table, outside: str = "error") -> np.ndarray:
+    def distinct(self, table: Table) -> tuple[Distinct, ...]:
+        """The columns of ``table``, for :meth:`encode` and what else asks about its cells."""
+        _match(table, self.schema)
+        return tuple(map(Distinct.of, self.schema.columns, table.cells))
+
+    def encode(self, table: Table, outside: str = "error", distinct: Sequence[Distinct] | None = None) -> np.ndarray:
         """Codes, shape (rows, columns), int16 (int32 where a column has more than 32,767 codes)."""
         one_of(OUTSIDE, outside=outside)
-        _match(table, self.schema)
         size = max(self.schema.cardinalities)
         codes = np.empty((table.rows, len(self._coders)), np.int16 if size < 2**15 else np.int32)
-        for j, (coder, cells) in enumerate(zip(self._coders, table.cells, strict=True)):
-            codes[:, j] = coder.encode(cells, outside)
+        for j, (coder, column) in enumerate(zip(self._coders, distinct or self.distinct(table), strict=True)):
+            try:
+                codes[:, j] = column.rows(coder.encode(column.cells, outside))
+            except DataError:
+                coder.encode(table.cells[j], outside)  # names the row
+                raise
         return codes
 
     def shares(self, name: str, low: float, high: float) -> np.ndarray:
@@ -177,14 +186,13 @@ class TableCodec:
         return -sum((np.log(coder.widths)[codes[:, j]] for j, coder in enumerate(self._coders)),
                     start=np.zeros(len(codes)))
 
-
-    def log_within(self, table: Table, codes: np.ndarray) -> np.ndarray:
+    def log_within(self, distinct: Sequence[Distinct]) -> np.ndarray:
         """How much denser a bin is at each of these values than where it is flat, (rows, columns) nats; 0 for the rest.
 
         Half of a bin counts as flat and half as the finest released histogram, which is empty where it saw only noise.
         """
-        return np.stack([coder.log_within(cells, codes[:, j]) if isinstance(coder, _Numeric) else np.zeros(len(codes))
-                         for j, (coder, cells) in enumerate(zip(self._coders, table.cells, strict=True))], 1)
+        return np.stack([column.rows(coder.log_within(column.cells))
+                         for coder, column in zip(self._coders, distinct, strict=True)], 1)
 
 
 class _Discrete:
@@ -206,6 +214,9 @@ class _Discrete:
             gone = np.fromiter((k is None for k in keys), bool, len(keys))
             codes[gone] = self.missing_code
         return codes
+
+    def log_within(self, cells: Cells) -> np.ndarray:
+        return np.zeros(len(cells.values))
 
     def decode(self, codes: np.ndarray, rng: np.random.Generator) -> Cells:
         missing = codes == self.missing_code if self.missing_code is not None else np.zeros(len(codes), dtype=bool)
@@ -298,7 +309,8 @@ class _Numeric:
         half = self.column.step / 2
         return self._place(low - half), self._place(high + half)
 
-    def log_within(self, cells: Cells, codes: np.ndarray) -> np.ndarray:
+    def log_within(self, cells: Cells) -> np.ndarray:
+        codes = self.encode(cells, "clip")
         bins = codes - len(self.heaps)
         inside = (bins >= 0) & (bins < self.column.bins)
         out, axis = np.zeros(len(codes)), to_axis(self.column, cells)[inside]

@@ -98,7 +98,7 @@ def log_prob(public: Path, records: Mapping[str, Any]) -> NDArray[np.float64]:
     """The ELBO of images under the released model, (n,) nats."""
     import torch
 
-    from dpvae.models.images import parts
+    from dpvae.models.image_bounds import bounds
     from dpvae.release.images import load_images
 
     vae, classes = load_images(public)
@@ -108,9 +108,7 @@ def log_prob(public: Path, records: Mapping[str, Any]) -> NDArray[np.float64]:
     x_ND = torch.as_tensor(pixels.reshape(len(pixels), -1))
     label_N = torch.tensor([number[str(label)] for label in records["labels"]])
     noise_1Z = torch.randn(1, vae.basis.shape[0], generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        values = [vae.elbo(x.float() / 255, y, noise_1Z.expand(len(x), -1)).value for x, y in parts(x_ND, label_N)]
-    return np.asarray(torch.cat(values).double().numpy())
+    return np.asarray(bounds(vae, x_ND, label_N, noise_1Z).value[0].numpy())
 
 
 @dataclass(frozen=True)

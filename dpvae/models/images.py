@@ -26,7 +26,7 @@ or D + P where the model is posed.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -87,7 +87,10 @@ class Refiner(nn.Module):
         """(middle, log scale), each (N, D)."""
         channels, height, width = self.size
         picture = torch.cat([linear_ND.view(-1, *self.size), mean_ND.view(-1, *self.size)], 1) * 2 - 1
-        hidden = F.silu(self.inside(F.pixel_unshuffle(F.pad(picture, (0, width % 2, 0, height % 2)), 2)))
+        blocks = F.pixel_unshuffle(F.pad(picture, (0, width % 2, 0, height % 2)), 2)
+        if not torch.is_grad_enabled():  # fastest, but Opacus takes wrong gradients of convolutions in this order
+            blocks = blocks.contiguous(memory_format=torch.channels_last)
+        hidden = F.silu(self.inside(blocks))
         hidden = hidden + F.silu(self.first(self.norms[0](hidden)))
         hidden = hidden + F.silu(self.second(self.norms[1](hidden)))
         out = F.pixel_shuffle(self.outside(hidden), 2)[:, :, :height, :width]
@@ -171,17 +174,23 @@ class ImageVAE(nn.Module):
 
     def log_prior(self, z_NZ: Tensor, label_N: Tensor) -> Tensor:
         """log p(z | y), (N,) nats."""
-        found, axes = torch.empty(len(z_NZ), dtype=z_NZ.dtype, device=z_NZ.device), self.shapes.shape[2]
+        found = torch.empty(len(z_NZ), dtype=z_NZ.dtype, device=z_NZ.device)
         for c in label_N.unique().tolist():
             of_c = label_N == c
-            z_KMZ = torch.linalg.solve(self.factors[c], (z_NZ[of_c] - self.centres[c][:, None]).mT).mT
-            white_KFM = torch.linalg.solve_triangular(self.shapes[c], z_KMZ[..., :axes].mT, upper=False)
-            square_KM = white_KFM.square().sum(1) + z_KMZ[..., axes:].square().sum(2)
-            volume_K = self.shapes[c].diagonal(dim1=1, dim2=2).log().sum(1)
-            log_KM = (self.log_weights[c] - volume_K)[:, None] - 0.5 * square_KM
-            constant = torch.linalg.slogdet(self.factors[c])[1] + 0.5 * z_NZ.shape[1] * math.log(2 * math.pi)
-            found[of_c] = log_KM.logsumexp(0) - constant
+            found[of_c] = self._log_prior_of(c, z_NZ[of_c])
         return found
+
+    def _log_prior_of(self, c: int, z_MZ: Tensor) -> Tensor:
+        """log p(z | c), (M,) nats. Latents and centres are whitened once each, not each latent for each centre."""
+        axes, factor = self.shapes.shape[2], torch.linalg.lu_factor(self.factors[c])
+        white_ZM, centre_ZK = (torch.linalg.lu_solve(*factor, point.mT) for point in (z_MZ, self.centres[c]))
+        apart_KFM = white_ZM[:axes] - centre_ZK[:axes].mT[..., None]
+        shaped_KFM = torch.linalg.solve_triangular(self.shapes[c], apart_KFM, upper=False)
+        square_KM = shaped_KFM.square().sum(1) + torch.cdist(centre_ZK[axes:].mT, white_ZM[axes:].mT).square()
+        volume_K = self.shapes[c].diagonal(dim1=1, dim2=2).log().sum(1)
+        log_KM = (self.log_weights[c] - volume_K)[:, None] - 0.5 * square_KM
+        volume = factor.LU.diagonal().abs().log().sum()
+        return log_KM.logsumexp(0) - volume - 0.5 * z_MZ.shape[1] * math.log(2 * math.pi)
 
     # -- the decoder -------------------------------------------------------------------------------------------------
 
@@ -220,7 +229,7 @@ class ImageVAE(nn.Module):
     def project(self, x_ND: Tensor, label_N: Tensor, drawn_from_NZ: Tensor | None = None) -> Tensor:
         """Where a picture lies in the released directions, (N, Z): a function of it and of what is released.
         ``drawn_from``: the latents of a picture of the model, which tell its pose."""
-        return self._residual(x_ND, label_N, drawn_from_NZ) @ self.basis.T
+        return (self.basis @ self._residual(x_ND, label_N, drawn_from_NZ).T).T  # rounded alike at each place of a batch
 
     def _residual(self, x_ND: Tensor, label_N: Tensor, drawn_from_NZ: Tensor | None) -> Tensor:
         """What the mean of its class leaves of a picture, in the frame of that class, (N, E)."""
@@ -281,8 +290,3 @@ def by_coin(sides: Sequence[Tensor], *, generator: torch.Generator) -> Tensor:
 def as_bytes(middle_ND: Tensor, size: tuple[int, int, int]) -> Tensor:
     """Pixels of [0, 1] as bytes, (N, channels, height, width)."""
     return (middle_ND.clamp(0, 1) * 255).round().to(torch.uint8).view(-1, *size)
-
-
-def parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The tensors side by side, :data:`AT_ONCE` rows at a time."""
-    return zip(*(tensor.split(AT_ONCE) for tensor in tensors), strict=True)

@@ -40,12 +40,33 @@ class Link:
     def law(self, columns: Columns, p_KW: Tensor, source_KS: Tensor) -> Tensor:
         """p(b | k), (K, T), where the source has the law ``source_KS`` in each point."""
         p_KT = p_KW[:, columns.slice(self.target)]
-        return p_KT * ((source_KS / (p_KT @ self.ratio_ST.T)) @ self.ratio_ST)
+        ratio_ST = self.ratio_ST.to(p_KT)
+        return p_KT * ((source_KS / (p_KT @ ratio_ST.T)) @ ratio_ST)
 
     def table(self, columns: Columns, p_KW: Tensor, source_KS: Tensor) -> Tensor:
         """The law of (source, target), (S, T), summed over points; ``source_KS`` may hold their weights."""
         p_KT = p_KW[:, columns.slice(self.target)]
         return ((source_KS / (p_KT @ self.ratio_ST.T)).T @ p_KT) * self.ratio_ST
+
+
+    def log_ratio(self, codes_BD: Tensor) -> Tensor:
+        """log R[a, b] of each row, (B,)."""
+        return self.ratio_ST.log()[codes_BD[:, self.source].long(), codes_BD[:, self.target].long()]
+
+    def log_ratios(self, j: int, codes_BD: Tensor) -> Tensor:
+        """The same for every value that column ``j``, one of the two, could have had, (B, its codes)."""
+        other, log_ST = self.target if j == self.source else self.source, self.ratio_ST.log()
+        return (log_ST.T if j == self.source else log_ST)[codes_BD[:, other].long()]
+
+
+def told(columns: Columns, links: Sequence[Link], log_KW: Tensor) -> Tensor:
+    """``log_KW`` such that log p(x | k) is the sum of its places and of every link's :meth:`Link.log_ratio`: a source
+    bears what divides the ratios of its targets."""
+    out_KW = log_KW.clone()
+    for link in links:
+        p_KT = log_KW[:, columns.slice(link.target)].exp()
+        out_KW[:, columns.slice(link.source)] -= (p_KT @ link.ratio_ST.T.to(p_KT)).log()
+    return out_KW
 
 
 def follow(columns: Columns, links: Sequence[Link], log_KW: Tensor, index_B: Tensor, codes_BD: Tensor, *,

@@ -25,17 +25,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from dpvae.models.likelihood import Columns
-from dpvae.models.links import Link, fill, follow, lean
+from dpvae.models.links import Link, fill, follow, lean, told
 from dpvae.models.prior import systematic
 from dpvae.models.vae import VAE
 
 POINTS = 16_384  # draws from a normal prior that stand for it
-_CELLS = 2**21  # numbers in a (rows, points) table: bounds memory
+_CELLS = 2**19  # numbers in a (rows, points) table: bounds memory, and fits in a cache
 
 
 class Mixture:
-    """``log_weights`` (K,) and ``log_probs`` (K, W), normalised inside each column, both in nats. What is drawn follows
-    the ``links`` (:mod:`dpvae.models.links`); densities are the product's."""
+    """``log_weights`` (K,) and ``log_probs`` (K, W), normalised inside each column, both in nats; columns follow the
+    ``links`` (:mod:`dpvae.models.links`)."""
 
     def __init__(self, columns: Columns, log_weights_K: Tensor, log_probs_KW: Tensor, links: Sequence[Link] = ()
                  ) -> None:
@@ -43,6 +43,7 @@ class Mixture:
         self.links = tuple(links)
         nothing_1K = torch.zeros(1, len(log_weights_K), dtype=log_probs_KW.dtype)
         self._table_WK = torch.cat([log_probs_KW.T, nothing_1K])  # the last row: a cell that was not observed
+        self._whole_WK = told(columns, self.links, log_probs_KW).T.contiguous() if links else self._table_WK
 
     @classmethod
     @torch.no_grad()
@@ -71,11 +72,16 @@ class Mixture:
         return (slice(i, i + step) for i in range(0, len(codes_BD), step))
 
     def joint(self, codes_BD: Tensor, observed_BD: Tensor | None = None) -> Tensor:
-        """log w_k + sum over the observed columns of log p(x_j | k), (B, K)."""
+        """log w_k + log p(x | k), (B, K); of rows with holes the sum over the observed columns of log p(x_j | k), as if
+        none followed another."""
         flat_BD = self.columns.flat(codes_BD.long())
         if observed_BD is not None:
             flat_BD = torch.where(observed_BD, flat_BD, self.columns.width)
-        return functional.embedding_bag(flat_BD, self._table_WK, mode="sum").add_(self.log_weights)
+            return functional.embedding_bag(flat_BD, self._table_WK, mode="sum").add_(self.log_weights)
+        joint_BK = functional.embedding_bag(flat_BD, self._whole_WK, mode="sum").add_(self.log_weights)
+        for link in self.links:
+            joint_BK += link.log_ratio(codes_BD).to(joint_BK)[:, None]
+        return joint_BK
 
     def log_prob(self, codes_BD: Tensor, observed_BD: Tensor | None = None) -> Tensor:
         """log p(x), or the marginal of what is observed, (B,) nats."""
@@ -99,16 +105,32 @@ class Mixture:
         return Mixture(self.columns, torch.cat([part.log_weights + math.log(share) for part, share in parts]),
                        torch.cat([part.log_probs for part, _ in parts]), self.links)
 
-    def conditionals(self, codes_BD: Tensor) -> Tensor:
-        """log p(x_j = v | the other columns), (B, W): for each column, every value it could have had."""
-        joint_BK = self.joint(codes_BD)
-        flat_BD = self.columns.flat(codes_BD.long())
+    def one_way(self) -> Tensor:
+        """p(x_j = v) of every column, (W,)."""
         probs_KW = self.log_probs.exp()
-        parts = []
-        for j in range(len(self.columns.sizes)):
-            without_BK = (joint_BK - self._table_WK[flat_BD[:, j]]).softmax(1)
-            parts.append((without_BK @ probs_KW[:, self.columns.slice(j)]).clamp_min(1e-30).log())
-        return torch.cat(parts, 1)
+        law_KW = probs_KW.clone()
+        for link in self.links:
+            source_KS = law_KW[:, self.columns.slice(link.source)]
+            law_KW[:, self.columns.slice(link.target)] = link.law(self.columns, probs_KW, source_KS)
+        return self.log_weights.exp() @ law_KW
+
+    def leave_one_out(self, codes_BD: Tensor) -> Tensor:
+        """log p(x_j | the other columns), (B, D): the posterior mean of 1 / p(x_j | k), inverted.
+
+        In single precision where every probability is above e^-60, so that nothing that counts is lost.
+        """
+        flat_BD, probs_KW = self.columns.flat(codes_BD.long()), self._whole_WK[:self.columns.width].T.exp()
+        inverse_WK = (-self._whole_WK[:self.columns.width]).clamp_max(80.0 if probs_KW.dtype == torch.float32 else 700.0
+                                                                       ).exp()
+        posterior_BK = self.joint(codes_BD).softmax(1)
+        log_BD = -(posterior_BK @ inverse_WK.T).gather(1, flat_BD).log()
+        for j in sorted({j for link in self.links for j in (link.source, link.target)}):
+            # what links say of a value is not in the points: all values of the column are weighed
+            told_BC = sum(link.log_ratios(j, codes_BD) for link in self.links if j in (link.source, link.target))
+            others_BC = (posterior_BK * inverse_WK[flat_BD[:, j]]) @ probs_KW[:, self.columns.slice(j)]
+            both_BC = others_BC.log() + told_BC
+            log_BD[:, j] = (both_BC.gather(1, codes_BD[:, j:j + 1].long())[:, 0] - both_BC.logsumexp(1))
+        return log_BD
 
     def sample(self, rows: int, *, generator: torch.Generator) -> Tensor:
         """Rows of codes, (rows, D), those of a point by strata."""

@@ -35,7 +35,7 @@ MOMENTS = 0.70  # of the budget, of trainer=anchored; the rest is DP-SGD's
 USUAL = 60_000  # rows at epsilon 1, for which the shares were measured
 FEWEST = 0.04  # of these: with fewer rows DP-SGD is noise, and the moments take all
 BATCH, STEPS = 512, 120
-RELEASES = 3  # of the noisy ELBO, which looks at every image
+RELEASES = 2  # of the noisy ELBO, which looks at every image: before DP-SGD, and after it
 LARGEST_RATE = 0.25
 NATS_PER_PIXEL = 6.0  # an image's ELBO is clipped to that much for each pixel and channel; uniform bytes take 5.55
 

@@ -23,7 +23,8 @@ from dpvae.config import SampleConfig, ScoreConfig
 from dpvae.data import images as reader
 from dpvae.data.lake import Cells
 from dpvae.errors import ConfigError, DataError
-from dpvae.models.images import AT_ONCE, ImageVAE, parts
+from dpvae.models.image_bounds import bounds
+from dpvae.models.images import AT_ONCE, ImageVAE
 from dpvae.models.prior import systematic
 from dpvae.release import export
 from dpvae.release.images import FILE, Drawn, channels_last, load_images, write_images
@@ -92,13 +93,10 @@ def log_prob(vae: ImageVAE, classes: tuple[str, ...], held: reader.ImageSet, sco
 def _of_class(vae: ImageVAE, pixels: NDArray[np.uint8], c: int, score: str,
               noise_KZ: Tensor) -> NDArray[np.float64]:
     """The score of images (N, D) as pictures of class ``c``, (N,) nats."""
-    done = []
-    for (x_ND,) in parts(torch.as_tensor(pixels)):
-        label_N = torch.full((len(x_ND),), c)
-        bounds = [vae.elbo(x_ND.float() / 255, label_N, noise_Z.expand(len(x_ND), -1)) for noise_Z in noise_KZ]
-        value_KN = torch.stack([-each.distortion if score == "reconstruction" else each.value for each in bounds])
-        done.append(value_KN.logsumexp(0) - math.log(len(value_KN)) if score == "iwae" else value_KN.mean(0))
-    return np.asarray(torch.cat(done).double().numpy())
+    bound = bounds(vae, torch.as_tensor(pixels), torch.full((len(pixels),), c), noise_KZ)
+    value_KN = -bound.distortion if score == "reconstruction" else bound.value
+    value_N = value_KN.logsumexp(0) - math.log(len(value_KN)) if score == "iwae" else value_KN.mean(0)
+    return np.asarray(value_N.numpy())
 
 
 def sample(config: SampleConfig, public: Path) -> str:

@@ -28,8 +28,9 @@ import torch
 
 from dpvae import checks
 from dpvae.data.cells import to_axis, to_keys
-from dpvae.data.lake import Table
-from dpvae.data.schema import Schema
+from dpvae.data.distinct import Distinct
+from dpvae.data.lake import Cells, Table
+from dpvae.data.schema import Column, Schema
 from dpvae.data.table import TableCodec
 from dpvae.errors import DataError
 from dpvae.models.elbo import kl_to_standard_normal
@@ -43,6 +44,8 @@ SCORES = ("iwae", "elbo", "reconstruction", "regret")
 IMPORTANCE_SAMPLES = 64
 UNKNOWN = math.log(1e-5)  # nats: a category that the model never heard of counts as one in 100,000
 REGRET_STEPS = 50
+LEAST_SINGLE = -60.0  # nats: of a probability that single precision keeps when it is divided by
+HELD = 0.2  # of wrong values, drawn as often as their column holds them
 CERTAIN = 1e-7  # single precision does not tell a larger probability from one
 CALIBRATION_ROWS = 20_000
 
@@ -58,43 +61,51 @@ class Density:
 
     def encode(self, table: Table) -> np.ndarray:
         """Codes, (rows, D); the table has the columns of the schema, in their order."""
+        return self._read(table)[1]
+
+    def _read(self, table: Table) -> tuple[tuple[Distinct, ...], np.ndarray]:
         if table.names != self.schema.names:
             raise DataError(f"columns={', '.join(table.names)}: expected those of fit, in their order: "
                             f"{', '.join(self.schema.names)}")
-        return self.codec.encode(table)
+        distinct = self.codec.distinct(table)
+        return distinct, self.codec.encode(table, distinct=distinct)
 
-    def score(self, table: Table, score: str = "iwae", *, codes: np.ndarray | None = None) -> np.ndarray:
+    def score(self, table: Table, score: str = "iwae") -> np.ndarray:
         """The ``score`` of each row, (rows,) nats; lower is stranger."""
         checks.one_of(SCORES, score=score)
-        codes = self.encode(table) if codes is None else codes
+        distinct, codes = self._read(table)
         values = self._score(codes, score)
         if score == "regret":
             return values
-        return values + self.codec.log_density_offset(codes) - beyond(self.schema, table).sum(1)
+        return values + self.codec.log_density_offset(codes) - beyond(self.schema, distinct).sum(1)
 
-    def explain(self, table: Table, *, codes: np.ndarray | None = None) -> np.ndarray:
+    def explain(self, table: Table) -> np.ndarray:
         """The evidence that each cell, and no other, is a mistake, (rows, D) nats: how much likelier the row is where
-        the column's value was replaced by one of its others, each as likely, than as the model's own (Bayes' rule),
+        the column's value was replaced by another of its values than as the model's own (Bayes' rule),
 
-            log [(1 - p(x_j | x_-j)) / (values of column j - 1)] - log p(x_j | x_-j).
+            log [(1 - p(x_j | x_-j)) q(x_j)] - log p(x_j | x_-j).
 
-        The largest is the likeliest place of a single mistake, each cell being as likely before. A continuous column
-        has its length in the place of other values. Numbers are looked at more finely than a bin.
+        A wrong value has the law q: any other of the column's values, each as likely, or (one in five) as often as the
+        column holds it. The largest is the likeliest place of a single mistake, each cell being as likely before. A
+        continuous column has its length in the place of other values. Numbers are looked at more finely than a bin.
         """
-        codes = self.encode(table) if codes is None else codes
-        mixture, x_BD = self._mixture(double=False), as_codes(codes)
-        places_BD = self.vae.likelihood.flat(x_BD)
-        parts = [mixture.conditionals(x_BD[part]).gather(1, places_BD[part]) for part in mixture.chunks(x_BD)]
+        (distinct, codes), mixture = self._read(table), self._mixture(double=False)
+        if float(mixture.log_probs.min()) < LEAST_SINGLE:
+            mixture = self._mixture(double=True)
+        x_BD = as_codes(codes)
+        parts = [mixture.leave_one_out(x_BD[part]) for part in mixture.chunks(x_BD)]
         if not parts:
             return np.zeros((0, len(self.schema.columns)))
-        places, width_W = places_BD.numpy(), np.concatenate(self.codec.widths)
-        log_BD = torch.cat(parts).double().numpy() - np.log(width_W)[places]
-        log_BD += self.codec.log_within(table, codes) - beyond(self.schema, table)
+        places = self.vae.likelihood.flat(x_BD).numpy()
+        inside_BD = self.codec.log_within(distinct) - beyond(self.schema, distinct)
+        inside_BD -= np.log(np.concatenate(self.codec.widths))[places]
+        log_BD = torch.cat(parts).double().numpy() + inside_BD
         countable_BD = np.concatenate(self.codec.atoms)[places]
         other_BD = np.where(countable_BD, np.clip(-np.expm1(log_BD), CERTAIN, None), 1.0)
         many_D = [max(width.sum() - 1.0, 1.0) if atoms.all() else width.sum()
                   for width, atoms in zip(self.codec.widths, self.codec.atoms, strict=True)]
-        return np.log(other_BD) - np.log(many_D) - log_BD
+        held_BD = mixture.one_way().double().numpy()[places] * np.exp(inside_BD)
+        return np.log(other_BD) + np.log((1 - HELD) / np.array(many_D) + HELD * held_BD) - log_BD
 
     def _mixture(self, *, double: bool) -> Mixture:
         name = f"mixture{double}"
@@ -183,28 +194,28 @@ class Ensemble:
         return float(np.quantile(values, false_alarm))
 
 
-def beyond(schema: Schema, table: Table) -> np.ndarray:
+def beyond(schema: Schema, distinct: Sequence[Distinct]) -> np.ndarray:
     """Nats that cells cost for lying outside what the model knows, (rows, D); 0 inside.
 
     Outside its bounds a density falls off like Cauchy's, on the scale of the outermost bin; an unknown category (or a
     missing cell where none was known) counts as one in 100,000.
     """
-    out = np.zeros((table.rows, len(schema.columns)))
-    for j, (column, cells) in enumerate(zip(schema.columns, table.cells, strict=True)):
-        if column.is_numeric:
-            axis = to_axis(column, cells)
-            edges = column.edges or (column.lower or 0.0, column.upper or 0.0)
-            low, high = min(edges[0], *(column.heaps or edges)), max(edges[-1], *(column.heaps or edges))
-            below = (low - axis) / max(edges[1] - edges[0], 1e-300)
-            above = (axis - high) / max(edges[-1] - edges[-2], 1e-300)
-            out[:, j] = 2 * np.log1p(np.nan_to_num(np.maximum(np.maximum(below, above), 0.0), posinf=1e9))
-            unknown = np.isnan(axis) & (not column.nullable)
-        else:
-            known = set(column.categories or ()) | ({None} if column.nullable else set())
-            unknown = np.fromiter((key not in known for key in to_keys(column, cells)), bool, table.rows)
-            unknown &= not column.other
-        out[unknown, j] = -UNKNOWN
-    return out
+    return np.stack([cells.rows(_beyond(column, cells.cells))
+                     for column, cells in zip(schema.columns, distinct, strict=True)], 1)
+
+
+def _beyond(column: Column, cells: Cells) -> np.ndarray:
+    if not column.is_numeric:
+        known = set(column.categories or ()) | ({None} if column.nullable else set())
+        keys = to_keys(column, cells)
+        return np.fromiter((0.0 if column.other or key in known else -UNKNOWN for key in keys), float, len(keys))
+    axis = to_axis(column, cells)
+    edges = column.edges or (column.lower or 0.0, column.upper or 0.0)
+    low, high = min(edges[0], *(column.heaps or edges)), max(edges[-1], *(column.heaps or edges))
+    below = (low - axis) / max(edges[1] - edges[0], 1e-300)
+    above = (axis - high) / max(edges[-1] - edges[-2], 1e-300)
+    out = 2 * np.log1p(np.nan_to_num(np.maximum(np.maximum(below, above), 0.0), posinf=1e9))
+    return np.where(np.isnan(axis) & (not column.nullable), -UNKNOWN, out)
 
 
 class _DoubleColumns(Columns):

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from dpvae.models.elbo import kl_to_standard_normal
-from dpvae.models.images import ImageVAE, Pixels, parts
+from dpvae.models.image_bounds import bounds
+from dpvae.models.images import ImageVAE, Pixels
 from dpvae.models.joint_images import Both, JointImageVAE
 from dpvae.train.dpsgd import Example, Loss, PrivateSteps
 from dpvae.train.trainer import Moment, Trainer, TrainState
@@ -73,14 +74,11 @@ class ImageTrainer(Trainer):
                             processes=self.processes)
 
     def _elbos(self, number: int) -> Iterator[np.ndarray]:
-        """One ELBO per image, in blocks; private. The same latents for every image, as for tables."""
+        """One ELBO per image, (images,), in one block; private."""
         noise_1Z = torch.randn(1, self._model.basis.shape[0], generator=self._generator("metric", number),
                                device=self.codes.device)
-        with torch.no_grad():
-            for (codes,) in parts(self.codes) if len(self.codes) else ():
-                x_ND, label_N = split(codes)
-                elbo = self._model.elbo(x_ND, label_N, noise_1Z.expand(len(codes), -1))
-                yield elbo.value.double().cpu().numpy()
+        if len(self.codes):
+            yield bounds(self._model, self.codes[:, :-1], self.codes[:, -1].long(), noise_1Z).value[0].cpu().numpy()
 
 
 def split(codes: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,8 @@ The fit's prior keeps decoder weights small, which is right for the many pairs t
 that always go together: a code and its name, a state and its capital. They show. Where a pair table is far away from
 the model (in units of its own known noise, over ten thousands of cells), the table is right and the model is not. So:
 
-    function  all of a table lies in one cell of each row, as far as its noise can tell, and the model has less there
+    function  all of a table lies in one cell of each row, as far as its noise can tell, and the model has less there;
+              in which cell is as likely as the noise of the row has it, so that rare codes stay the model's
     cells     single cells that stand out of noise and sampling, and that are not small: their row is tilted to the
               table's share
 
@@ -31,6 +32,7 @@ from dpvae.train.anchor import Anchors
 
 STANDS_OUT = 4.0  # standard deviations: of 3,000 cells a fifth of one does by chance
 SEEN = 2.0  # of them, that the model must expect in such a cell: in smaller ones little is ever missed
+FIFTIETH = 0.02  # of what pairs gain, that the label may lose besides what noise hides
 CERTAIN = 0.03  # of the rows: what a function's table must be able to tell apart
 NEVER = 1e-9
 ROUNDS = 200
@@ -45,12 +47,13 @@ class _Found:
     target: int
     table_ST: Tensor
     cells: Tensor  # (n, 2): those that stand out
-    function_S: Tensor | None = None
+    function_ST: Tensor | None = None  # the likelihood of each target, were it all that goes with the source's code
 
 
 def find(vae: VAE, anchors: Anchors) -> list[Link]:
     """The links that ``anchors`` ask of ``vae`` (codebook prior), in the order of drawing: those that bring all pair
-    tables of their target together nearer to what was released, and take its table with the label no farther."""
+    tables of their target together nearer to what was released, and take its table with the label no farther than
+    noise hides, or by a fiftieth of that."""
     mixture, columns = Mixture.of(vae, generator=torch.Generator(), double=True), vae.likelihood
     weight_K1, p_KW = mixture.log_weights.exp()[:, None] * anchors.rows, mixture.log_probs.exp()
     chosen: list[_Found] = []
@@ -66,7 +69,7 @@ def find(vae: VAE, anchors: Anchors) -> list[Link]:
         known = {link.source: link.table(columns, p_KW, weight_K1 * source_KS)}
         pairs, label = _misfit(columns, anchors, weight_K1, linked_KW, link.target, known)
         before, label_before = _misfit(columns, anchors, weight_K1, law_KW, link.target, {})
-        if pairs < before and label < label_before + STANDS_OUT**2:
+        if pairs < before and label < label_before + STANDS_OUT**2 + FIFTIETH * (before - pairs):
             links, law_KW = [*links, link], linked_KW
     return [replace(link, ratio_ST=link.ratio_ST.float()) for link in links]
 
@@ -126,13 +129,13 @@ def _candidates(columns: Columns, anchors: Anchors, weight_K1: Tensor, p_KW: Ten
 def _function(source: int, target: int, table_ST: Tensor, model_ST: Tensor, sd: float) -> _Found | None:
     """Where every code of ``source`` goes with one code of ``target``."""
     rows, noise = float(model_ST.sum()), sd * math.sqrt(len(table_ST))
-    likely_ST = table_ST * model_ST.sum(1, keepdim=True) / sd**2 + model_ST.clamp_min(NEVER).log()
-    function_S = likely_ST.argmax(1)
+    alone_ST = table_ST * model_ST.sum(1, keepdim=True) / sd**2  # log likelihood, but for what is the same in a row
+    function_S = (alone_ST + model_ST.clamp_min(NEVER).log()).argmax(1)
     held, expected = (float(t.gather(1, function_S[:, None]).sum()) for t in (table_ST, model_ST))
     if 3 * noise > CERTAIN * rows or held < rows - 3 * noise or held - expected < STANDS_OUT * noise:
         return None
     return _Found(((held - expected) / noise) ** 2, source, target, table_ST, torch.zeros(0, 2, dtype=torch.long),
-                  function_S)
+                  alone_ST.softmax(1).clamp_min(NEVER))
 
 
 def _cells(i: int, j: int, table: Tensor, model: Tensor, sd: float) -> _Found | None:
@@ -152,9 +155,9 @@ def _cells(i: int, j: int, table: Tensor, model: Tensor, sd: float) -> _Found | 
 def _link(one: _Found, columns: Columns, p_KW: Tensor, source_KS: Tensor) -> Link:
     """The ratios that give the table's share to each cell, and leave the shares of the target as they were;
     ``source_KS`` in rows."""
+    if one.function_ST is not None:
+        return Link(one.source, one.target, one.function_ST)
     ratio_ST = torch.ones_like(one.table_ST)
-    if one.function_S is not None:
-        return Link(one.source, one.target, ratio_ST.fill_(NEVER).scatter_(1, one.function_S[:, None], 1.0))
     known_ST = torch.zeros_like(ratio_ST, dtype=torch.bool).index_put(tuple(one.cells.T), torch.tensor(True))
     wanted_ST = torch.where(known_ST, one.table_ST.clamp_min(0.5), 0.0)
     rows_S1, rows_T = source_KS.sum(0)[:, None], source_KS.sum(1) @ p_KW[:, columns.slice(one.target)]

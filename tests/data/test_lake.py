@@ -153,3 +153,22 @@ def test_what_is_no_table_is_refused_in_one_line(source, message):
 def test_an_unknown_column_is_answered_with_the_nearest_name():
     with pytest.raises(DataError, match="did you mean 'int64'"):
         lake.read(EVERY_TYPE).column("int46")
+
+
+def test_equal_texts_are_one_string_and_missing_cells_are_told(tmp_path):
+    for cells in (lake.read({"x": ["long text", None, "long text", ""]}).cells[0],
+                  lake.read(write(tmp_path, "x,y\nlong text,1\n,2\nlong text,3\n ,4\n")).cells[0]):
+        assert cells.values[0] is cells.values[2]
+        assert cells.values.tolist() == ["long text", "", "long text", ""]
+    assert lake.read({"x": ["a", None, ""]}).cells[0].missing.tolist() == [False, True, False]
+    assert cells.missing.tolist() == [False, True, False, True]
+    assert lake.read({"x": pa.array([None, None], pa.string())}).cells[0].missing.all()
+
+
+@pytest.mark.parametrize("name", EVERY_TYPE.column_names)
+def test_distinct_cells_by_their_places_are_the_column(name):
+    cells = lake.read(EVERY_TYPE.select([name])).cells[0]
+    few, index = lake.distinct(cells)
+    assert few.missing[index].tolist() == cells.missing.tolist()
+    assert few.values[index][~cells.missing].tolist() == cells.values[~cells.missing].tolist()
+    assert (few.values.dtype, few.dtype) == (cells.values.dtype, cells.dtype)

@@ -237,3 +237,27 @@ def test_codes_that_no_column_has_are_refused():
 def test_a_schema_with_open_questions_has_no_codec():
     with pytest.raises(SchemaError, match="run the survey first"):
         TableCodec(Schema.undeclared((("a", "int64"),)))
+
+
+TEXTS = st.lists(st.sampled_from(["a", "b", " a", "q", "", "12", "7.0", "many", "true", "1"]), min_size=2, max_size=40)
+
+
+@settings(max_examples=60, deadline=None)
+@given(TEXTS, st.sampled_from(["csv", "string"]), st.sampled_from([
+    {"kind": "categorical", "categories": ("a", "b"), "nullable": True, "other": True},
+    {"kind": "categorical", "categories": ("a", "b"), "nullable": False, "other": False},
+    {"kind": "boolean", "nullable": True}, {**AGE, "dtype": ""}]))
+def test_the_code_of_a_cell_does_not_depend_on_the_cells_beside_it(values, dtype, facts):
+    codec = codec_of(**{**facts, "dtype": dtype})
+    cells = lake.Cells(np.array(values, dtype=object), np.array([v == "" for v in values]), dtype)
+    table = lake.Table(("x",), (cells,))
+    alone = [int(codec.encode(table.take(slice(i, i + 1)))[0, 0]) for i in range(len(values))]
+    assert codec.encode(table)[:, 0].tolist() == alone
+
+
+def test_an_error_names_the_first_such_row_and_how_many_there_are():
+    declared = declare({"columns": {"c": {"categories": ["x", "y"], "missing": False}}})
+    codec = TableCodec(declared.bind([("c", "string")]))
+    cells = lake.Cells(np.array(["x", "y", "q", "x", "q"], dtype=object), np.zeros(5, dtype=bool), "string")
+    with pytest.raises(DataError, match=r"'q' in row 3 \(2 such cells\)"):
+        codec.encode(lake.Table(("c",), (cells,)))

@@ -10,6 +10,7 @@ import torch
 from small_images import covariances, some_model
 from torch import Tensor
 
+from dpvae.models.image_bounds import bounds
 from dpvae.models.images import ImageVAE, Pixels, as_bytes
 
 
@@ -199,3 +200,19 @@ def test_the_bound_stays_below_the_evidence() -> None:
     noise = torch.randn(500, 1, generator=torch.Generator().manual_seed(9))
     bound = vae.elbo(x.expand(500, -1), labels[:500], noise).value.mean()
     assert evidence - 5.0 < float(bound) < evidence
+
+
+@pytest.mark.parametrize("posed", [False, True])
+def test_a_picture_has_the_same_bound_to_the_last_bit_whoever_else_is_there(posed: bool) -> None:
+    vae, generator = some_model((1, 9, 8), posed=posed), torch.Generator().manual_seed(1)
+    x = torch.randint(0, 256, (200, 72), generator=generator, dtype=torch.uint8)
+    label = torch.arange(200) % 7 % 3
+    noise = torch.randn(2, 4, generator=generator)
+    together = bounds(vae, x, label, noise).value
+    assert together.shape == (2, 200)
+    for kept in (torch.randperm(200, generator=generator), torch.tensor([7]), torch.arange(150, 9, -1)):
+        assert torch.equal(bounds(vae, x[kept], label[kept], noise).value, together[:, kept])
+    with torch.no_grad():
+        plain = [vae.elbo(x.float() / 255, label, one.expand(200, -1)).value for one in noise]
+    torch.testing.assert_close(together, torch.stack(plain).double(), rtol=1e-5, atol=0)
+    assert bounds(vae, x[:0], label[:0], noise).value.shape == (2, 0)

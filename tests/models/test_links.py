@@ -65,6 +65,22 @@ def test_rows_follow_the_linked_law_and_the_source_keeps_its_own() -> None:
         assert float(law[ROWS[:, 0] == code].sum()) == pytest.approx(float(alone[ROWS[:, 0] == code].sum()))
 
 
+def test_densities_and_their_conditionals_are_those_of_the_law_that_rows_are_drawn_by() -> None:
+    """A column that follows and is followed, and one that two follow."""
+    for links in (chain(), (chain()[0], Link(0, 2, chain()[1].ratio_ST.repeat(2, 1)[:3]))):
+        mixture = mixture_of(links)
+        law = law_of(mixture)
+        assert mixture.log_prob(ROWS).exp().numpy() == pytest.approx(law.numpy(), rel=1e-9)
+        found = mixture.leave_one_out(ROWS).exp()
+        for i, row in enumerate(ROWS):
+            for j in range(3):
+                rest = ((row == ROWS) | (torch.arange(3) == j)).all(1)
+                assert float(found[i, j]) == pytest.approx(float(law[i] / law[rest].sum()), rel=1e-9)
+        alone = torch.cat([torch.stack([law[ROWS[:, j] == v].sum() for v in range(size)])
+                           for j, size in enumerate(SIZES)])
+        assert mixture.one_way().numpy() == pytest.approx(alone.numpy(), rel=1e-9)
+
+
 def test_evidence_and_rows_of_a_condition_on_followers_are_those_of_the_enumerated_law() -> None:
     mixture = mixture_of(chain())
     held = law_of(mixture) * MASKS[2][ROWS[:, 2]] * MASKS[1][ROWS[:, 1]]

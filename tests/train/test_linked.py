@@ -97,7 +97,21 @@ def test_no_column_follows_two_and_none_follows_itself_however_many_tables_stand
             drawn.add(link.target)
 
 
-@pytest.mark.parametrize(("pairs", "label", "kept"), [(1.0, 10.0, True), (1.0, 17.0, False), (3.0, 0.0, False)])
+def test_what_a_rare_code_goes_with_stays_open_where_its_noise_says_nothing() -> None:
+    codes = rows_of("function", 0)
+    codes[codes[:, 0] == 4] = codes[codes[:, 0] == 0][:(codes[:, 0] == 4).sum()]
+    codes[:10] = [4, 1, 0, 0]  # ten rows in noise of twenty
+    anchors = anchors_of(codes, 0)
+    vae = independent(anchors)
+    (link,) = find(vae, anchors)
+    assert (link.ratio_ST[:4].max(1).values > 0.999).all()
+    assert link.ratio_ST[4].max() < 0.6
+    told = anchors.pairs[0, 1][0, 4] * max(float(anchors.one_way[0][4]), 0.5) / SD**2
+    assert link.ratio_ST[4].log().diff().numpy() == pytest.approx(np.diff(told), rel=0.2)
+
+
+@pytest.mark.parametrize(("pairs", "label", "kept"), [(1.0, 10.0, True), (1.0, 17.0, False), (3.0, 0.0, False),
+                                                      (-498.0, 25.0, True), (-498.0, 27.0, False)])
 def test_a_link_that_takes_its_column_from_the_label_or_from_other_tables_is_left_out(
         pairs: float, label: float, kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     anchors = anchors_of(rows_of("function", 0), 0)

@@ -38,6 +38,7 @@ from dpvae.data.lake.arrow import (
     arrow_type,
     check_names,
     check_type,
+    distinct,
     first_line,
     from_arrow,
     to_arrow,
@@ -240,7 +241,7 @@ def _named(columns: Any) -> list[str]:
 
 __all__ = [
     "CSV", "PARQUET_ENDINGS", "Append", "Cells", "Rows", "Selected", "Source", "Table", "Versioned", "appending",
-    "arrow_type", "batches", "beside", "empty_batch", "first_line", "header", "origin", "parts_at", "pinned",
-    "place", "pq", "read", "row_count", "selected", "source", "stored", "text_bytes", "to_arrow", "to_batch",
+    "arrow_type", "batches", "beside", "distinct", "empty_batch", "first_line", "header", "origin", "parts_at",
+    "pinned", "place", "pq", "read", "row_count", "selected", "source", "stored", "text_bytes", "to_arrow", "to_batch",
     "to_pandas", "to_table", "versioned", "write_parquet",
 ]
