@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import ModuleType
@@ -131,11 +132,10 @@ def _settings(kinds: Sequence[str], trainers: Sequence[str], clippings: Sequence
 def _try(train: Train, program: ModuleType, mutant: Mutant, kind: str, name: str, clipping: str) -> Caught:
     config, records = specimen(name, clipping, kind=kind)
     with mutant.living(program):
-        if mutant.whole:
-            several = program_stages(Program(train, config, records, modality(kind).troublemakers(records)))
-        else:
-            several = step_stages(train, config, records, claim=None, clipping=clipping, quick=True)
-        battery = gather(survived(several), until=lambda finding: not finding.p > SURE)
+        steps = survived(step_stages(train, config, records, claim=None, clipping=clipping, quick=True))
+        whole = survived(program_stages(Program(train, config, records, modality(kind).troublemakers(records))))
+        several = [whole, steps] if mutant.whole else [steps, whole]  # first what is more likely to see it
+        battery = gather(itertools.chain(*several), until=lambda finding: not finding.p > SURE)
     seen = next((f"{f.law}: {f.seen}" for f in battery.failed), "")
     return Caught(mutant.name, mutant.says, name if kind == "table" else kind, clipping, battery.caught_by, seen)
 

@@ -27,6 +27,7 @@ from dpvae.rng import stream
 REPEATS = 60
 Stage = tuple[list[Finding], list[str]]
 COORDINATES = 4096  # of a release whose noise is looked at
+ROWS = ("tables", "values", "blocks", "contributions", "parts", "histograms")  # arguments that are private
 VECTORS = ("noisy_counts", "noisy_mean_clipped", "noisy_sums", "noisy_sparse_sums", "noisy_products")
 LADDER = 40, 24  # candidates of the auditor's own, in two blocks, from which a private choice is made again
 CHOICES = 400  # times
@@ -58,6 +59,29 @@ def beside(releases: Sequence[Release], neighbours: Mapping[str, Sequence[Releas
                 at = f"{where} {'/'.join(map(str, release.names))}, {who}".strip()
                 found += _moves(release, other[number], event, at)
     return found, []
+
+
+def alike(releases: Sequence[Release], others: Sequence[Release], ledger: Sequence[Event], where: str = "") -> list[Finding]:
+    """M1 and M2 of a run on another table altogether, given the same releases: all that a release is told besides the
+    rows is the same, and so is its noise."""
+    found = []
+    for release, other in zip(releases, others, strict=False):
+        at = f"{where} {'/'.join(map(str, release.names))}".strip()
+        found.append(Finding("M1", "all that it is told besides the rows is the same for any rows",
+                             float(_told(release) == _told(other)), "", at))
+        if release.name in VECTORS:
+            found += _same_noise(release, other, at)
+    return found
+
+
+def _told(release: Release) -> Any:
+    """Arguments that are not rows, and the shape of those that are."""
+    rows = release.args[0] if release.args else next((release.kwargs[name] for name in ROWS if name in release.kwargs),
+                                                     None)
+    shape = [np.shape(table) for table in rows] if release.name == "noisy_counts" else (
+        len(rows) if release.name == "frequent_values" else None)
+    kept = {name: value for name, value in release.kwargs.items() if name not in ("stream", *ROWS)}
+    return kept, release.args[1:], shape
 
 
 def alone(releases: Sequence[Release], ledger: Sequence[Event], where: str = "", *, seed: int = 0) -> Iterator[Stage]:
@@ -125,6 +149,11 @@ def _vector_moved(release: Release, other: Release, where: str) -> Iterator[Find
     moved = float(np.linalg.norm(theirs - exact)) / math.sqrt(tables) if theirs.shape == exact.shape else math.inf
     yield Finding("M1", "one record moves it by at most what its noise was set for", float(moved <= 1 + 1e-6),
                   f"{moved:.4g}", where)
+    yield from _same_noise(release, other, where)
+
+
+def _same_noise(release: Release, other: Release, where: str) -> Iterator[Finding]:
+    exact, theirs = _exact(release), _exact(other)
     yield Finding("M1", "its scale and its price do not depend on the rows",
                   float(release.result[1:] == other.result[1:]), "", where)
     same = theirs.shape == exact.shape and np.allclose(
@@ -175,7 +204,7 @@ def _vector(release: Release, event: Gaussian, where: str, noises: list[Floats],
     if isinstance(first, (int, float)):
         yield _fuzzed(release, exact, where)
     if whole and release.args:
-        yield _of_nobody(release, exact, where)
+        yield from _of_any_size(release, exact, where)
     seen = stream(seed, "coordinates").permutation(len(exact))[:COORDINATES]  # of a long vector, some
     exact = exact[seen]
     drawn = np.stack([_flat(release.repeat(seeded(100 + i + 1000 * seed)))[seen] for i in range(REPEATS)]) - exact
@@ -193,11 +222,16 @@ def _vector(release: Release, event: Gaussian, where: str, noises: list[Floats],
     yield Finding("M2", "so had the noise of the run itself", once, "", where)
 
 
-def _of_nobody(release: Release, exact: Floats, where: str) -> Finding:
-    """The same call on tables that hold nobody: a cell without a record gets the noise that it gets with records."""
-    nobody = replace(release, args=([np.zeros_like(table) for table in release.args[0]], *release.args[1:]))
-    same = np.array_equal(_flat(nobody.repeat(seeded(99))), _flat(release.repeat(seeded(99))) - exact)
-    return Finding("M2", "an empty cell has the noise of any other", float(same), "", where)
+def _of_any_size(release: Release, exact: Floats, where: str) -> Iterator[Finding]:
+    """The same call on tables that hold nobody, and on crowded ones: a cell has the noise that it has with the run's
+    records, whatever it counts."""
+    noise = _flat(release.repeat(seeded(99))) - exact
+    for law, most in (("an empty cell has the noise of any other", 0), ("so has a cell of any size", 9)):
+        tables = [(10 ** (np.arange(table.size) % 10 * most // 9)).reshape(table.shape) * (most > 0)
+                  for table in release.args[0]]
+        call = replace(release, args=(tables, *release.args[1:]))
+        same = np.array_equal(_flat(call.repeat(seeded(99))) - np.concatenate([table.ravel() for table in tables]), noise)
+        yield Finding("M2", law, float(same), "", where)
 
 
 def _choice(release: Release, event: PureDP, where: str, seed: int) -> Iterator[Finding]:
