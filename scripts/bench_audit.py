@@ -26,12 +26,13 @@ import torch
 from scipy import stats
 
 from dpvae import api
-from dpvae.audit import canaries, pipeline, replay, scenes
+from dpvae.audit import canaries, replay, scenes
 from dpvae.audit.battery import MICROBATCH, gather, specimen
 from dpvae.audit.battery import STEPS as STEPS_AUDITED
 from dpvae.audit.instruments import Secrets
 from dpvae.audit.mutants.base import TRAINED
 from dpvae.audit.one_shot import one_shot
+from dpvae.audit.passage import passage
 from dpvae.audit.twin import TwinRunner, capture, claim_of
 from dpvae.rng import stream
 
@@ -57,7 +58,7 @@ def clean(number: int) -> dict[str, Any]:
     if number % EXACT == 0:  # questions without randomness have one answer: a tenth of the runs asks them too
         several += [(ask(runner, claim, scene), [], [])
                     for ask in (replay.additivity, replay.sensitivity, replay.counted)]
-    run = pipeline.passage(api.train, config, table, Secrets())
+    run = passage(api.train, config, table, Secrets())
     findings, left_out = one_shot(run.trace.releases, {}, run.ledger, seed=number)
     battery = gather([*several, (findings, [], left_out)])
     p = min((f.p for f in battery.findings if 0 < f.p < 1), default=1.0)

@@ -29,7 +29,7 @@ GENERATORS: tuple[tuple[Any, Any], ...] = (  # the global ones: how to read thei
 START = tuple(read() for read, _ in GENERATORS)
 CALLS = ("socket.connect", "socket.sendto", "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn")
 PLACES = {"os.rename": 1, "os.link": 1, "os.symlink": 1, "sqlite3.connect": 0}  # event -> argument
-COMPILED: tuple[tuple[Any, str, int], ...] = (  # writers that Python does not hear of: who, and which argument is the place
+COMPILED: tuple[tuple[Any, str, int], ...] = (  # writers that Python does not hear of, and where they are told to write
     (torch._C, "PyTorchFileWriter", 0), (safetensors.torch, "serialize_file", 1),
     (safetensors.numpy, "serialize_file", 1))
 _listening: list[list[tuple[str, Any]]] = []  # of the contexts that are open

@@ -207,6 +207,7 @@ class Trace:
     rates: list[float] = field(default_factory=list)  # learning rate at each
     layers: tuple[int, ...] = ()
     sgd: tuple[float, float] | None = None  # noise multiplier and rate of the plan that DP-SGD ran by
+    last: Any = None  # the last record, as DP-SGD was given it
     other_steps: list[tuple[str, int]] = field(default_factory=list)  # optimiser steps outside DP-SGD
     releases: list[Release] = field(default_factory=list)
     unheard: list[str] = field(default_factory=list)  # what a script did not foresee
@@ -266,6 +267,7 @@ class Laboratory:
                 steps.loss = lambda module, codes, *rest: fault(loss(module, codes, *rest), codes)
             before, self._steps, self.secrets.inside = self._steps, steps, True
             self.trace.sgd = steps.plan.noise_multiplier, steps.plan.sampling_rate
+            self.trace.last = steps.codes[torch.arange(len(steps.codes))[-1:]].tolist()
             try:
                 return step(steps, *args, **kwargs)
             finally:

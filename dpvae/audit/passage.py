@@ -27,6 +27,7 @@ from dpvae.audit.elsewhere import elsewhere, standing_still
 from dpvae.audit.instruments import Laboratory, Secrets, Trace
 from dpvae.audit.twin import Train, scratch
 from dpvae.config import TrainConfig
+from dpvae.errors import DPVAEError
 from dpvae.modalities import released
 from dpvae.privacy.events import Event
 from dpvae.privacy.ledger import Ledger
@@ -55,6 +56,7 @@ class Passage:
     booked: int = 0  # reservations on the ledger
     rows_at_first_draw: int = -1
     error: str = ""
+    refused: bool = False  # by an error that dpvae means
     elsewhere: list[str] = field(default_factory=list)  # files left, addresses called, outside its folder
     kept: list[str] = field(default_factory=list)  # files that hold the key when all is done
 
@@ -66,12 +68,14 @@ class Passage:
 
 
 def passage(train: Train, config: TrainConfig, table: Any, secrets: Secrets, *, told: Trace | None = None,
-            stop_at: int | None = None, again: int = 0, known: bool = False,
+            stop_at: int | None = None, then: Any = None, again: int = 0, known: bool = False,
             fault: Callable[[Any, Any], Any] | None = None) -> Passage:
-    """Run the program on ``table`` in a place that vanishes. ``stop_at``: interrupt it there, then let it go on;
-    ``again``: so many further runs on the same ledger; ``known``: what it asks of public records before it trains was
-    asked in an earlier run; ``fault``: what records do to their losses. Each begins at the same time of day, with the
-    same global generators."""
+    """Run the program on ``table`` in a place that vanishes.
+
+    ``stop_at``: interrupt it there, then let it go on (on another table, ``then``); ``again``: so many further runs on
+    the same ledger; ``known``: what it asks of public records before it trains was asked in an earlier run; ``fault``:
+    what records do to their losses. Each begins at the same time of day, with the same global generators.
+    """
     done = Passage(secrets=secrets)
     with contextlib.ExitStack() as stack:
         if known:
@@ -89,11 +93,11 @@ def passage(train: Train, config: TrainConfig, table: Any, secrets: Secrets, *, 
             done.trace.updates += first.trace.updates
         with Laboratory(secrets, told=told, fault=fault) as laboratory:
             try:
-                found = train(placed, table)
+                found = train(placed, table if then is None else then)
                 heard.write(f"{found}\n{getattr(found, '__dict__', {})}".replace(str(root), ""))
                 _release(root / NAME)
             except Exception as error:  # whatever a broken program raises is a finding, not an end of the audit
-                done.error = f"{type(error).__name__}: {error}"
+                done.error, done.refused = f"{type(error).__name__}: {error}", isinstance(error, DPVAEError)
         done.trace = laboratory.trace
         for number in range(again):
             train(replace(placed, run=replace(placed.run, name=f"{NAME}-{number}")), table)

@@ -3,13 +3,15 @@
 Whatever a careless line may do (an encoder shown raw rows, a vocabulary read off the table, a stop rule that looks at
 the private loss, the seed in a log file), it makes something public that does not follow from what was released. So:
 
-* P1: the same releases and the same secrets, a table with one person more, and another table altogether (or a rounded
-  count, a first record would not show): every public byte, every line printed, what the progress line is told and what
-  is returned must be the same. The same releases, *other* secrets: the same again, or the secret shows. Nothing is left
-  in another place;
+* P1: the same releases and the same secrets, a table with one person more (last, first, in the middle), and another
+  table altogether, none of whose records has a finite loss (or a rounded count, a first record, a rare event would not
+  show): all that leaves (:mod:`dpvae.audit.passage`) must be the same. The same releases, *other* secrets: the same
+  again, or the secret shows;
+* A1: the ledger is priced by an accountant that the program has no part in (:mod:`dpvae.audit.prices`);
 * M1, M2: each one-shot release, many times over (:mod:`dpvae.audit.one_shot`);
-* T5: each release has its line on the ledger and each line its release; the ledger is written first; a run that was
-  stopped and goes on ends with the same bytes and one booking; a second run is booked beside the first;
+* T5: each release has its line on the ledger and each line its release; the ledger is written first; keys and streams
+  are secret and apart (:mod:`dpvae.audit.secrecy`); a run that was stopped goes on with its own rows and key, and ends
+  with the same bytes and one booking; a second run is booked beside the first;
 * T6: one row more changes no step, no rate, no order of draws.
 """
 
@@ -31,9 +33,8 @@ from dpvae.audit.secrecy import apart, keys
 from dpvae.audit.twin import Train
 from dpvae.audit.verdict import Finding
 from dpvae.config import TrainConfig
-from dpvae.privacy.events import Event, SampledGaussian
+from dpvae.privacy.events import SampledGaussian
 from dpvae.report.source import read_events
-
 
 # -- P1 --------------------------------------------------------------------------------------------------------------
 
@@ -51,7 +52,8 @@ def no_secret(run: Passage, where: str) -> list[Finding]:
     shown = b"\n".join(run.files.values()) + run.printed.encode()
     marks = [m for key in run.secrets.used for m in spellings(key)]
     held = [mark for mark in marks if mark in shown]
-    return [Finding("P1", "the secret key is nowhere in what leaves", float(not held), f"{len(marks)} spellings", where),
+    spelt = f"{len(marks)} spellings"
+    return [Finding("P1", "the secret key is nowhere in what leaves", float(not held), spelt, where),
             Finding("T5", "the secret key is destroyed when the run ends", float(not run.kept), ", ".join(run.kept),
                     where)]
 
@@ -153,11 +155,14 @@ def resumed(train: Train, config: TrainConfig, table: Any, where: str) -> list[F
         return []
     stop = max(len(whole.trace.updates) - 1, 1)
     parts = passage(train, config, table, seeded(7), stop_at=stop, known=True)
+    fewer = {name: values[1:] for name, values in table.items()}  # the same noise on other rows would show them
+    changed = passage(train, config, table, seeded(7), stop_at=1, then=fewer, known=True)
     found = differing(whole, parts) + ([parts.error] if parts.error else [])
     same = (parts.booked, parts.ledger) == (whole.booked, whole.ledger)
     return [Finding("T5", "a run that was stopped and goes on ends as if it had not been", float(not found),
                     ", ".join(found[:4]), where),
             Finding("T5", "it goes on with its own key", float(_own_keys(parts)), "", where),
+            Finding("T5", "it goes on with its own rows only", float(changed.refused), changed.error, where),
             Finding("T5", "it is booked once, and whole", float(same), f"{parts.booked} reservations", where)]
 
 
@@ -214,7 +219,8 @@ def stages(program: Program) -> Iterator[tuple[list[Finding], list[str]]]:
                     fault=without_a_loss)
     at = f"{where} another table".strip()
     yield [same_public(run, other, "another table altogether changes nothing public, given the releases", at),
-           *same_control(run, other, at), *alike(run.trace.releases, other.trace.releases, run.ledger, at)], []
+           *same_control(run, other, at), *_encoded_alone(run, other, at),
+           *alike(run.trace.releases, other.trace.releases, at)], []
     yield from alone(run.trace.releases, run.ledger, where)
     neighbours = {}
     for number, (who, row) in enumerate(program.people.items()):
@@ -234,6 +240,13 @@ def stages(program: Program) -> Iterator[tuple[list[Finding], list[str]]]:
         return
     yield resumed(train, config, program.table, where), []
     yield [second_run(train, config, program.table, where)], []
+
+
+def _encoded_alone(run: Passage, other: Passage, where: str) -> list[Finding]:
+    """The last record of ``run`` is everybody in ``other``: DP-SGD was given the same of it."""
+    same = run.trace.last == other.trace.last
+    return [Finding("T1", "what a record becomes depends on it alone", float(same), "", where)
+            ] if run.trace.updates else []
 
 
 def without_a_loss(loss_B: Any, codes: Any) -> Any:

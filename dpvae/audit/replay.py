@@ -11,7 +11,8 @@ under two keys. The tests ask for what the two laws of DP-SGD are, not for known
     T1  one record more or less moves the sum by at most C, at every step, whatever that record holds, and by nothing
         where it was not sampled; every record gives what it would give alone, in batches of any size
     T2  released minus sum is independent N(0, (sigma C)^2): every coordinate, step, layer, direction; no repeats; the
-        same for any data, for none, for everybody; early and late; another key, another noise
+        same for any data, for none, for everybody; early and late; another key, another noise; at every step it is what
+        the secret streams gave, and in bulk they give normals
     T3  participation is one independent coin of the claimed rate per record and step
     T4, T7  planted records: :mod:`dpvae.audit.canaries`
     T5  as many steps as claimed; no secret stream opened twice

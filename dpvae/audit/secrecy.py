@@ -19,10 +19,11 @@ from scipy import stats
 from scipy.special import ndtr
 
 from dpvae.audit.instruments import NORMALS, Draw, Floats, Names
-from dpvae.audit.laws import SAFETY, smallest, two_sided
+from dpvae.audit.laws import SAFETY, sampling_law, smallest, two_sided
 from dpvae.audit.runner import Claim, Seen
 from dpvae.audit.verdict import Finding
 from dpvae.privacy.noise import KEY_BYTES, SecretKey
+from dpvae.train import sampling
 
 MANY_KEYS = 2000  # two of a million would meet
 WORDS = 64  # of sixteen bytes, at the front of each stream
@@ -30,14 +31,14 @@ BULK = 1 << 21
 FAR = (2.0, 3.0, 4.0, 4.6)  # standard deviations; beyond the last, nine of ``BULK`` are expected
 LOUD = 8.0
 SHORTER, LONGER = 1e-6, 2e-3  # squared length of noise against what was drawn; a little more hides a rounded sum
+BATCHES, RECORDS = 150, 160
 LINEAR = 1e-3  # of a standard deviation
 
 
 def keys(where: str = "") -> list[Finding]:
     """T5: a key is as hard to guess as 32 bytes of the operating system: each of their bits moves it."""
-    scripts = [bytes(KEY_BYTES), *(1 << bit for bit in range(8 * KEY_BYTES))]
-    moved = {_key_from(script if isinstance(script, bytes) else script.to_bytes(KEY_BYTES, "big"))
-             for script in scripts}
+    scripts = [0, *(1 << bit for bit in range(8 * KEY_BYTES))]
+    moved = {_key_from(script.to_bytes(KEY_BYTES, "big")) for script in scripts}
     drawn = {SecretKey.generate().tag(b"audit") for _ in range(MANY_KEYS)}
     return [Finding("T5", "every bit of the operating system's chance moves the key", float(len(moved) == len(scripts)),
                     f"{len(moved) - 1} of {8 * KEY_BYTES} bits", where),
@@ -94,7 +95,7 @@ def as_drawn(quiet: Seen, loud: Seen, claim: Claim, where: str = "") -> list[Fin
     sizes, energies = _by_step(quiet.draws, noise.shape[0])
     if (sizes == noise.shape[1]).all():  # or it is made of more numbers than there are coordinates
         short = 1 - np.square(noise).sum(1) / np.maximum(energies, 1e-300)
-        held = -LONGER <= short.min() and short.max() <= SHORTER
+        held = short.min() >= -LONGER and short.max() <= SHORTER
         found.append(Finding("T2", "at every step of a run the noise has the length of what was drawn", float(held),
                              f"{short.min():.2g} to {short.max():.2g} missing, {len(short)} steps", where))
     if sizes.all():
@@ -114,6 +115,14 @@ def _by_step(draws: Sequence[Draw], steps: int) -> tuple[Floats, Floats]:
             sizes[step] += draw.size
             energies[step] += draw.energy
     return sizes, energies
+
+
+def of_large_tables(key: SecretKey, rate: float, where: str = "") -> list[Finding]:
+    """T3: tables of more rows than twins have get their batches in another way, which is the same coins."""
+    taken = np.zeros((BATCHES, RECORDS))
+    for step, batch in enumerate(taken):
+        batch[sampling.draw_batch(key, step, RECORDS, rate, public_rows=sampling.COINS_UP_TO + 1)] = 1
+    return sampling_law(taken, rate, where=f"{where} large tables".strip())
 
 
 def tossed(several: Sequence[Seen], claim: Claim, where: str = "") -> Iterator[Finding]:
