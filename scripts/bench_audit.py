@@ -33,7 +33,9 @@ from dpvae.audit.instruments import Secrets
 from dpvae.audit.mutants.base import TRAINED
 from dpvae.audit.one_shot import one_shot
 from dpvae.audit.passage import passage
+from dpvae.audit.secrecy import of_large_tables
 from dpvae.audit.twin import TwinRunner, capture, claim_of
+from dpvae.privacy.noise import SecretKey
 from dpvae.rng import stream
 
 REPORT = Path(__file__).resolve().parents[1] / "reports"
@@ -53,7 +55,8 @@ def clean(number: int) -> dict[str, Any]:
     claim = replace(claim_of(trainer), steps=STEPS_AUDITED)
     runner = TwinRunner(trainer, claim, clipping, MICROBATCH)
     scene = scenes.scene(trainer, quick=True, seed=number)
-    several = [*((found, [], []) for found in replay.noise(runner, claim, scene)),
+    several = [(of_large_tables(SecretKey.from_seed(scene.key(9)), claim.sampling_rate), [], []),
+               *((found, [], []) for found in replay.noise(runner, claim, scene)),
                *replay.planted_records(runner, claim, scene)]
     if number % EXACT == 0:  # questions without randomness have one answer: a tenth of the runs asks them too
         several += [(ask(runner, claim, scene), [], [])

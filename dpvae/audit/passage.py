@@ -15,6 +15,7 @@ import contextlib
 import io
 import json
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -38,6 +39,7 @@ from dpvae.train import dpsgd
 NAME = "twin"
 DRAWN = 24  # rows of a release
 BESIDE = ("ledger.", "signing", ".new-")  # names in the root that are not a run's
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in memory, of an object without words of its own
 NEW = ("created", "ledger_run", "settings")  # of run.json: when, a random name, and a digest that holds the place
 
 
@@ -94,7 +96,8 @@ def passage(train: Train, config: TrainConfig, table: Any, secrets: Secrets, *, 
         with Laboratory(secrets, told=told, fault=fault) as laboratory:
             try:
                 found = train(placed, table if then is None else then)
-                heard.write(f"{found}\n{getattr(found, '__dict__', {})}".replace(str(root), ""))
+                answer = f"{found}\n{getattr(found, '__dict__', {})}"
+                heard.write(ADDRESS.sub("", answer.replace(str(root), "")))
                 _release(root / NAME)
             except Exception as error:  # whatever a broken program raises is a finding, not an end of the audit
                 done.error, done.refused = f"{type(error).__name__}: {error}", isinstance(error, DPVAEError)

@@ -30,7 +30,7 @@ WORDS = 64  # of sixteen bytes, at the front of each stream
 BULK = 1 << 21
 FAR = (2.0, 3.0, 4.0, 4.6)  # standard deviations; beyond the last, nine of ``BULK`` are expected
 LOUD = 8.0
-SHORTER, LONGER = 1e-6, 2e-3  # squared length of noise against what was drawn; a little more hides a rounded sum
+SHORTER, LONGER = 1e-6, 2e-2  # squared length of noise against what was drawn; a little more hides a rounded sum
 BATCHES, RECORDS = 150, 160
 LINEAR = 1e-3  # of a standard deviation
 
