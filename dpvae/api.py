@@ -32,8 +32,8 @@ from dpvae.report.track import ready, track
 
 NOISE = {
     "one-shot": "rounded Gaussian added to integers; AES-256-CTR keystream, key from the operating system",
-    "dpsgd": "half the sum of four Gaussians (radius in double precision, angle in single), rounded to single; "
-             "AES-256-CTR, one stream per step",
+    "dpsgd": "rounded Gaussian added to sums rounded to the same grid (a power of two, at most 2**-24 of the noise), "
+             "scaled to the clip norm and what rounding adds to it; AES-256-CTR, one stream per step",
 }
 PADDING = ("batches are filled up to a public size with rows of weight zero; what does not fit goes into further "
            "parts, and no record is dropped")

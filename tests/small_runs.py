@@ -70,7 +70,7 @@ class _ScriptedStream:
     def __getattr__(self, kind: str) -> Any:
         def draw(*args: Any, **kwargs: Any) -> Any:
             drawn = getattr(self.real, kind)(*args, **kwargs)
-            return self._logged("normal" if kind == "summed_normal" else kind, drawn)
+            return self._logged("normal" if kind == "bulk_normal" else kind, drawn)
 
         return draw
 

@@ -37,7 +37,7 @@ from dpvae.train.sleep import Sleep
 
 Floats = NDArray[np.float64]
 Names = tuple[str | int, ...]
-NORMALS = ("normal", "summed_normal")
+NORMALS = ("normal", "bulk_normal")
 
 
 @dataclass(frozen=True)

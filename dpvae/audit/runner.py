@@ -43,7 +43,7 @@ class StepTrainer(Protocol):
     """What an audited trainer has to do.
 
     Built as ``make_trainer(rows, key)``: ``rows`` is an array of records along its first axis, ``key`` has
-    ``stream(*names)`` like :class:`dpvae.privacy.noise.SecretKey`, whose streams draw ``normal``, ``summed_normal``,
+    ``stream(*names)`` like :class:`dpvae.privacy.noise.SecretKey`, whose streams draw ``normal``, ``bulk_normal``,
     ``uniform`` and ``mask``. A trainer that takes its noise and its coins from there is tested most sharply.
     """
 

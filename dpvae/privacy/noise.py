@@ -39,12 +39,14 @@ from dpvae.errors import ConfigError, RunError
 
 KEY_BYTES = 32
 _CHUNK = 1 << 16  # normals per pass: stays in the cache
-_PAIRS = 1 << 11  # at once: arrays small enough that the allocator keeps them
-_BLOCKS = 1 << 7  # of pairs, whose random words are drawn together
+_PAIRS = 1 << 12  # worked out at once: arrays that stay in the cache
+_MOST_PAIRS = 1 << 20  # whose random words are drawn together
+_QUARTER = np.int32(1 << 30)  # of a turn
+_RADIANS = np.float32(2 * math.pi * 2.0**-32)
 _ZEROS = bytes(1 << 16)  # what the cipher turns into its keystream
 _ROOM = 15  # bytes that the cipher wants behind its output
 Shape = int | tuple[int, ...]
-HalfSums = Callable[[NDArray[np.uint64], NDArray[np.int32]], NDArray[np.float32]]
+BoxMuller = Callable[[NDArray[np.int64], NDArray[np.int32]], NDArray[np.float64]]
 
 
 def _encode(names: tuple[str | int, ...]) -> bytes:
@@ -147,26 +149,33 @@ class SecretKey:
         raise TypeError("a SecretKey is not pickled or copied; use save and load")
 
 
-def half_sums(words: NDArray[np.uint64], turns: NDArray[np.int32]) -> NDArray[np.float32]:
-    """Standard normals, each half the sum of four, from random words and angles, (blocks, 2, pairs) each.
+def box_muller(words: NDArray[np.int64], turns: NDArray[np.int32]) -> NDArray[np.float64]:
+    """Standard normals from random words and angles, (pairs,) each; two from every pair (Box and Muller 1958).
 
-    The two normals of one Box-Muller pair add up to sqrt(2) R sin(angle + pi/4), so two radii and two angles make the
-    sum of four. Radii are worked out in double precision (64 random bits, tails to 9.4 sd), the sine of an angle (32
-    bits) in single: its error, 1e-7 of the draw, is below what rounding the sum to single does.
+    Radii are worked out in double precision from 63 bits, so tails reach 9.3 sd. Sines and cosines are worked out in
+    single, from 32 bits: both as the sine of an angle's distance from where it vanishes, a whole number of steps, so
+    that the error is 2e-7 of every draw, however small.
     """
-    out = np.empty((len(words), words.shape[-1]), np.float32)
-    radius = np.empty(words.shape[1:])
-    for block, word, turn in zip(out, words, turns, strict=True):
-        np.copyto(radius, word, casting="unsafe")
+    out = np.empty((2, len(words)))
+    for start in range(0, len(words), _PAIRS):
+        some = slice(start, start + _PAIRS)
+        turn, radius = turns[some], out[1, some]
+        np.copyto(radius, words[some] & np.int64(2**63 - 1), casting="unsafe")
         radius += 0.5
         np.log(radius, out=radius)
-        np.subtract(64 * math.log(2), radius, out=radius)
+        np.subtract(63 * math.log(2), radius, out=radius)
+        radius *= 2
         np.sqrt(radius, out=radius)
-        angle = turn.astype(np.float32)
-        angle *= np.float32(2 * np.pi * 2.0**-32)
-        radius *= np.sin(angle, out=angle)
-        np.add(radius[0], radius[1], out=block, casting="same_kind")
+        np.multiply(radius, _cosine(turn), out=out[0, some])
+        radius *= _cosine(turn - _QUARTER)
     return out.reshape(-1)
+
+
+def _cosine(turn: NDArray[np.int32]) -> NDArray[np.float32]:
+    """Cosine of ``turn`` 2**-32ths of a turn: sin(quarter - |turn|); what leaves 32 bits comes back a turn later."""
+    angle = (_QUARTER - np.abs(turn)).astype(np.float32)
+    angle *= _RADIANS
+    return np.sin(angle, out=angle)
 
 
 class SecretStream:
@@ -212,28 +221,18 @@ class SecretStream:
             np.multiply(radius, np.sin(angle), out=block[half:])
         return out[:size].reshape(shape)
 
-    def summed_normal(self, size: int, *, by: HalfSums = half_sums) -> NDArray[np.float32]:
-        """Standard normals in single precision, each half the sum of four: for noise that is added in floating point.
+    def bulk_normal(self, size: int, *, by: BoxMuller = box_muller) -> NDArray[np.float64]:
+        """``size`` standard normals for noise on many numbers at once, three times as fast as :meth:`normal`.
 
-        Which floating-point numbers one draw can reach betrays what it was added to; a sum of four reaches nearly all
-        of them, so guessing takes more work than there is (Holohan and Braghin 2021, arXiv 2107.10138, section 5.2).
-        ``by`` works them out from the random words: :func:`half_sums`, or a faster program for the same.
+        ``by`` works them out from the random words: :func:`box_muller`, or a faster program for the same. Whoever adds
+        them to something rounds both to one grid: the digits of a draw in floating point tell what it was added to.
         """
-        out, pairs = np.empty(size, np.float32), _PAIRS
-        for start in range(0, size, _BLOCKS * pairs):
-            whole, rest = divmod(min(size - start, _BLOCKS * pairs), pairs)
-            end = start + whole * pairs
-            if whole:
-                out[start:end] = by(*self._pairs(whole, pairs))
-            if rest:
-                out[end:] = half_sums(*self._pairs(1, rest))
-        return out
-
-    def _pairs(self, blocks: int, pairs: int) -> tuple[NDArray[np.uint64], NDArray[np.int32]]:
-        """Radii and angles as random words, (blocks, 2, pairs) each."""
-        raw = self._keystream(24 * blocks * pairs).reshape(blocks, 24 * pairs)
-        words, turns = raw[:, :16 * pairs].view("<u8"), raw[:, 16 * pairs:].view("<i4")
-        return words.reshape(blocks, 2, pairs), turns.reshape(blocks, 2, pairs)
+        parts = []
+        for start in range(0, size, 2 * _MOST_PAIRS):
+            pairs = (min(size - start, 2 * _MOST_PAIRS) + 1) // 2
+            raw = self._keystream(12 * pairs)
+            parts.append(by(raw[:8 * pairs].view("<i8"), raw[8 * pairs:].view("<i4")))
+        return (parts[0] if len(parts) == 1 else np.concatenate([np.empty(0), *parts]))[:size]
 
     def mask(self, n: int, rate: float) -> NDArray[np.bool_]:
         """``n`` independent coins of probability ``floor(rate * 2**64) / 2**64``: exact, or below by under 2**-64."""

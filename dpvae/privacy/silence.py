@@ -38,8 +38,8 @@ class _Silent:
     def normal(self, *shape: Any) -> np.ndarray[Any, Any]:
         return self._stream.normal(*shape) * 0.0 + 0.0  # no negative zeros
 
-    def summed_normal(self, size: int, **by: Any) -> Any:
-        return self._stream.summed_normal(size, **by) * 0.0 + 0.0
+    def bulk_normal(self, size: int, **by: Any) -> Any:
+        return self._stream.bulk_normal(size, **by) * 0.0 + 0.0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

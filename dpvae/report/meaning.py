@@ -69,8 +69,9 @@ NOT_COVERED = (
     Gap(topic="timing and other side channels", statement=(
         "How long a run took, its memory and its files under private/ are not part of the guarantee.")),
     Gap(topic="floating point", statement=(
-        "Noisy counts and the noisy ELBO are whole numbers of steps, which closes the known attack on the lowest bits. "
-        "The noise of DP-SGD is half the sum of four draws, which blunts that attack; a proof does not rule it out.")),
+        "Noisy counts, the noisy ELBO and the noisy sums of DP-SGD are whole numbers of steps, which closes the known "
+        "attack on the lowest bits. Clipped gradients are added up in single precision: that a record moves their sum "
+        "by no more than the clip norm holds up to rounding (about 1e-6 of the sum).")),
     Gap(topic="the operator", statement=(
         "The certificate proves that its events cost what it says. That the run did what its events say rests on the "
         "code and on whoever ran it; evidence.audit tells whether it was tested.")),

@@ -8,7 +8,8 @@ step (:class:`DPOptimizer`). Three things are ours, because the laws of the clai
 * clipping: each record's gradient is scaled to ``C g / (|g| + 0.01)`` (AUTO-S, Bu et al. 2022, arXiv 2206.07136), so
   its norm stays below C and there is no C to tune; a record with a NaN or infinite gradient contributes zero;
 * noise: from AES-256-CTR under a secret key, one stream per step. A step replayed after a crash draws the same mask
-  and the same noise, so it is the same release and not a second one.
+  and the same noise, so it is the same release and not a second one. Sums and noise are whole steps of one grid, so
+  that the lowest bits of a noisy sum tell nothing (Mironov 2012; :func:`on_grid`).
 
 >>> import torch
 >>> bool(autos(torch.tensor([0.0, 1.0, float("inf")]), 1.0)[2] == 0)
@@ -29,11 +30,11 @@ from torch import Tensor, nn
 
 from dpvae.errors import ConfigError
 from dpvae.memory import keep_pages
-from dpvae.privacy.noise import SecretKey, half_sums
+from dpvae.privacy.noise import SecretKey, box_muller
 from dpvae.privacy.plan import SgdPlan
 from dpvae.rng import seed_of
 from dpvae.train.checkpoint import optimiser_state, restore_optimiser
-from dpvae.train.clipping.compiled import Part, compiled, compiled_half_sums, part_of
+from dpvae.train.clipping.compiled import Part, compiled, compiled_box_muller, part_of
 from dpvae.train.clipping.ghost import Ghost
 from dpvae.train.clipping.memory import Footprint, records_at_once
 from dpvae.train.clipping.recorder import Recorder
@@ -52,6 +53,20 @@ def autos(norms_B: Tensor, clip_norm: float) -> Tensor:
     """The factor each record's gradient is multiplied with, (B,); zero where the norm is not finite."""
     factors_B = clip_norm / (norms_B + STABILISER)
     return torch.where(torch.isfinite(norms_B), factors_B, torch.zeros_like(factors_B))
+
+
+def on_grid(noise_multiplier: float, clip_norm: float, numbers: int) -> tuple[float, float]:
+    """(step of the grid, deviation of the noise before it is rounded to it), for a sum of ``numbers`` coordinates.
+
+    The step is a power of two, 2**-25 to 2**-24 of the noise. Rounding moves a coordinate by up to half a step, so a
+    record that moves a sum by C moves the rounded one by up to C + step sqrt(numbers): noise in proportion pays for it.
+    With rounded sums, sum + round(noise) is round(sum + noise), which costs what the Gaussian mechanism does.
+
+    >>> on_grid(2.0, 1.0, 10_000)
+    (1.1920928955078125e-07, 2.000023841857910...)
+    """
+    step = 2.0 ** (math.floor(math.log2(noise_multiplier * clip_norm)) - 24)
+    return step, noise_multiplier * (clip_norm + step * math.sqrt(numbers))
 
 
 class SecretOptimizer(DPOptimizer):
@@ -95,20 +110,22 @@ class SecretOptimizer(DPOptimizer):
                 for parameter, sample in zip(self.params, clean, strict=True)]
 
     def add_noise(self) -> None:
-        """One draw of ``sigma C`` times standard normal for all parameters together."""
+        """One draw of Gaussian noise for all parameters together, in whole steps of a grid, as the sums are: the result
+        is the rounded Gaussian mechanism on numbers of that grid, a post-processing of the Gaussian one."""
         assert self.draw is not None, "no noise stream for this step"
         if self.processes is not None:  # all add up, then all add the same noise
             sums = self.processes.sum([p.summed_grad for p in self.params])
             for parameter, total in zip(self.params, sums, strict=True):
                 parameter.summed_grad = total
-        noise = self.draw(sum(p.numel() for p in self.params)).mul_(self.noise_multiplier * self.max_grad_norm)
+        sizes = [p.numel() for p in self.params]
+        grid, deviation = on_grid(self.noise_multiplier, self.max_grad_norm, sum(sizes))
+        noise = self.draw(sum(sizes)).mul_(deviation / grid).round_()  # whole numbers, in double precision
         self.draw = None  # a stream serves one step
-        parts = noise.split([p.numel() for p in self.params])
-        grads = [cut(part.view(p.shape).to(p.dtype), p) for p, part in zip(self.params, parts, strict=True)]
-        torch._foreach_add_(grads, [p.summed_grad.view_as(p) for p in self.params])
-        for parameter, grad in zip(self.params, grads, strict=True):
+        for parameter, part in zip(self.params, noise.split(sizes), strict=True):
             # contiguous: torch's fused Adam reads a gradient of another memory order as if it had the parameter's
-            parameter.grad = grad
+            total = (parameter.summed_grad.view_as(parameter).contiguous() / grid).round_()
+            noisy = cut(part.view(parameter.shape), parameter).add_(total)
+            parameter.grad = total.copy_(noisy).mul_(grid)
 
     def scale_grad(self) -> None:
         """Divide by the public expected batch, whatever the batch and however many parts it came in."""
@@ -194,7 +211,7 @@ class PrivateSteps:
             own = rows if processes is None else math.ceil(rows / processes.size)
             self.padding = Padding.of(plan.sampling_rate, own, at_most=self.microbatch)
         self._programs: dict[int, Part] = {}
-        self._half_sums = compiled_half_sums() if compile else half_sums
+        self._box_muller = compiled_box_muller() if compile else box_muller
 
     def _check(self, example: Example, *, measure: bool) -> None:
         generator = torch.Generator().manual_seed(seed_of(0, "independence"))
@@ -321,8 +338,8 @@ class PrivateSteps:
         return [group.setdefault("initial_lr", group["lr"]) for group in self.optimizer.param_groups]
 
     def _noise(self, number: int, size: int) -> Tensor:
-        normal = self.key.stream("dpsgd", number, "noise").summed_normal(size, by=self._half_sums)
-        return torch.as_tensor(normal, dtype=torch.float32, device=self.device)
+        normal = self.key.stream("dpsgd", number, "noise").bulk_normal(size, by=self._box_muller)
+        return torch.as_tensor(normal, device=self.device)
 
     def _latents(self, number: int, records: int) -> Tensor:
         """Fresh standard normal numbers for every record, (B, *latents): independent, secret, and drawn on the CPU for

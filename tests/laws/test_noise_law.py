@@ -1,19 +1,22 @@
-"""Law 6, first half: the noise of DP-SGD is the one that was priced, on every coordinate, at every step."""
+"""Law 6, first half: DP-SGD has the noise that was priced, on every coordinate, at every step, to its last bit."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 from small_runs import ScriptedKey, silent
 from torch import Tensor, nn
 
 from dpvae.privacy.plan import SgdPlan
-from dpvae.train.dpsgd import PrivateSteps
+from dpvae.train.dpsgd import PrivateSteps, on_grid
 
 SIGMA, CLIP, ROWS = 1.7, 0.3, 40
 STEPS = 150
@@ -28,15 +31,16 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Linear(LAYERS[0], LAYERS[1]), nn.SiLU(), nn.Linear(LAYERS[1], LAYERS[2]))
 
 
-def released(key: ScriptedKey, *, steps: int, microbatch: int = 1000, clipping: str = "auto") -> Tensor:
+def released(key: ScriptedKey, *, steps: int, microbatch: int = 1000, clipping: str = "auto",
+             rows: int = ROWS) -> Tensor:
     """What the optimiser gets, times the divisor, (steps, parameters); the weights stand still."""
     plan = SgdPlan(noise_multiplier=SIGMA, sampling_rate=0.5, steps=steps, clip_norm=CLIP, latent_samples=1)
-    private = PrivateSteps(network(), torch.arange(ROWS)[:, None], loss, plan=plan, rows=ROWS, key=key,
+    private = PrivateSteps(network(), torch.arange(rows)[:, None], loss, plan=plan, rows=rows, key=key,
                            learning_rate=0.0, microbatch=microbatch, clipping=clipping)
     taken = []
     for number in range(steps):
         private.step(number, 1.0)
-        taken.append(torch.cat([p.grad.flatten() for p in private.optimizer.params]) * plan.sampling_rate * ROWS)
+        taken.append(torch.cat([p.grad.flatten() for p in private.optimizer.params]) * plan.sampling_rate * rows)
     private.close()
     return torch.stack(taken)
 
@@ -87,9 +91,10 @@ def test_noise_is_sigma_c_times_the_steps_own_stream_once_whatever_the_batch(cli
     noisy = released(key, steps=6, microbatch=microbatch, clipping=clipping)
     exact = released(quiet, steps=6, microbatch=microbatch, clipping=clipping)
     for number in range(6):
-        normal = key.key.stream("dpsgd", number, "noise").summed_normal(noisy.shape[1])
-        wanted = torch.as_tensor(SIGMA * CLIP * normal, dtype=torch.float32)
-        torch.testing.assert_close(noisy[number] - exact[number], wanted, atol=1e-5, rtol=1e-4)
+        normal = key.key.stream("dpsgd", number, "noise").bulk_normal(noisy.shape[1])
+        step, deviation = on_grid(SIGMA, CLIP, noisy.shape[1])
+        wanted = torch.as_tensor(np.rint(deviation / step * normal) * step, dtype=torch.float32)
+        torch.testing.assert_close(noisy[number] - exact[number], wanted, atol=1e-6, rtol=1e-6)
     draws = [draw for draw in key.draws if draw.kind == "normal"]
     assert [(draw.names, draw.size) for draw in draws] == [
         (("dpsgd", number, "noise"), noisy.shape[1]) for number in range(6)]
@@ -142,3 +147,47 @@ MUTANTS: dict[str, tuple[Callable[[Any, np.ndarray], np.ndarray], str]] = {
 @pytest.mark.parametrize(("script", "alarm"), MUTANTS.values(), ids=MUTANTS.keys())
 def test_broken_noise_is_seen(script: Callable[[Any, np.ndarray], np.ndarray], alarm: str) -> None:
     assert alarm in alarms(released(ScriptedKey(mask=nobody, normal=script), steps=STEPS).numpy())
+
+
+# -- the last bits: sums and noise are whole steps of one grid --------------------------------------------------------
+
+
+def steps_of_the_grid(updates: Tensor) -> np.ndarray:
+    """Noisy sums in steps of the grid their noise is drawn on."""
+    return updates.double().numpy() / on_grid(SIGMA, CLIP, updates.shape[1])[0]
+
+
+@pytest.mark.parametrize("clipping", ["fast", "hooks", "ghost"])
+def test_a_noisy_sum_is_a_whole_number_of_steps_whatever_it_was_added_to(clipping: str) -> None:
+    noisy = steps_of_the_grid(released(ScriptedKey(), steps=4, rows=32, clipping=clipping))
+    assert np.array_equal(noisy, np.rint(noisy))
+    assert len(np.unique(noisy % 8)) == 8  # and of no coarser grid
+
+
+@pytest.mark.parametrize("broken", ["rounds only its noise", "rounds only its sum"])
+def test_a_step_that_leaves_the_grid_is_seen(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = torch.Tensor.round_
+
+    def sometimes(numbers: Tensor) -> Tensor:
+        return kept(numbers) if (numbers.dtype == torch.double) == (broken == "rounds only its noise") else numbers
+
+    monkeypatch.setattr(torch.Tensor, "round_", sometimes)
+    noisy = steps_of_the_grid(released(ScriptedKey(), steps=1, rows=32))
+    assert not np.array_equal(noisy, np.rint(noisy))
+
+
+@given(sigma=st.floats(0.3, 500), clip=st.floats(1e-3, 30), numbers=st.integers(1, 10**9))
+def test_the_grid_is_a_power_of_two_below_a_ten_millionth_of_the_noise(sigma: float, clip: float, numbers: int) -> None:
+    step, deviation = on_grid(sigma, clip, numbers)
+    assert math.frexp(step)[0] == 0.5  # so that scaling by it is exact
+    assert 2.0**-25 < step / (sigma * clip) <= 2.0**-24
+    assert deviation == pytest.approx(sigma * (clip + step * math.sqrt(numbers)))
+
+
+@given(st.lists(st.tuples(st.floats(-50, 50), st.floats(-1, 1)), min_size=1, max_size=30), st.integers(-12, 4))
+def test_rounding_moves_two_sums_apart_by_at_most_a_step_for_each_coordinate(
+        pairs: list[tuple[float, float]], exponent: int) -> None:
+    sums, person = np.array(pairs).T
+    step = 2.0**exponent
+    apart = step * np.linalg.norm(np.rint((sums + person) / step) - np.rint(sums / step))
+    assert apart <= (np.linalg.norm(person) + step * math.sqrt(len(sums))) * (1 + 1e-12)

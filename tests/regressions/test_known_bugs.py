@@ -110,7 +110,7 @@ def test_opacus_80_and_335_private_transformers_7_jax_272_fixed_batches_are_acco
 def test_opacus_161_an_empty_batch_skips_its_noise(clipping: str) -> None:
     key = ScriptedKey(mask=nobody)
     gradient = released(ROWS, key=key, clipping=clipping)
-    noise = key.key.stream("dpsgd", 0, "noise").summed_normal(4)
+    noise = key.key.stream("dpsgd", 0, "noise").bulk_normal(4)
     assert gradient * (0.5 * 20) == pytest.approx(noise, rel=1e-5)
 
 

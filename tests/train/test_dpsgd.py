@@ -13,7 +13,7 @@ from small_runs import SIZES, TRAINERS, ScriptedKey, silent, small_trainer, smal
 from torch import Tensor, nn
 
 from dpvae.errors import ConfigError
-from dpvae.privacy.noise import SecretKey, half_sums
+from dpvae.privacy.noise import SecretKey, box_muller
 from dpvae.privacy.plan import SgdPlan
 from dpvae.train.clipping import compiled
 from dpvae.train.dpsgd import STABILISER, PrivateSteps, autos
@@ -124,22 +124,23 @@ def test_the_compiled_step_on_padded_batches_releases_what_the_plain_step_does(b
 
 
 SOURCE = SecretKey.from_seed(5)
-WORDS = SOURCE.stream("words").integers(2**63, (3, 2, 500)).view(np.uint64) * np.uint64(2)
-WORDS[0, :, :3] = 0, 1, 2**64 - 1  # the largest radius, and the smallest
-TURNS = SOURCE.stream("turns").integers(2**32, (3, 2, 500)).astype(np.uint32).view(np.int32)
+WORDS = SOURCE.stream("words").integers(2**63, 6000)
+WORDS[:3] = 0, -2**63, 2**63 - 1  # the largest radius twice (the top bit is not used), and the smallest
+TURNS = SOURCE.stream("turns").integers(2**32, 6000).astype(np.uint32).view(np.int32)
+TURNS[10:16] = 0, 2**30, -2**30, -2**31, 2**30 + 1, -2**31 + 1
 
 
 def test_noise_is_worked_out_by_torch_as_by_numpy_from_the_same_words() -> None:
-    by_torch = compiled._half_sums(torch.from_numpy(WORDS.view(np.int64)), torch.from_numpy(TURNS)).numpy()
-    np.testing.assert_allclose(by_torch, half_sums(WORDS, TURNS), rtol=0, atol=2e-6)
+    by_torch = compiled._box_muller(torch.from_numpy(WORDS), torch.from_numpy(TURNS)).numpy()
+    np.testing.assert_allclose(by_torch, box_muller(WORDS, TURNS), rtol=5e-7, atol=1e-12)
 
 
 @pytest.mark.slow
 def test_the_noise_of_a_compiled_step_is_that_of_a_plain_one() -> None:
-    np.testing.assert_allclose(compiled.compiled_half_sums()(WORDS, TURNS), half_sums(WORDS, TURNS), rtol=0, atol=2e-6)
-    plain, fast = (SOURCE.stream("noise").summed_normal(700_000, by=by)
-                   for by in (half_sums, compiled.compiled_half_sums()))
-    np.testing.assert_allclose(fast, plain, rtol=0, atol=2e-6)
+    fast = compiled.compiled_box_muller()
+    np.testing.assert_allclose(fast(WORDS, TURNS), box_muller(WORDS, TURNS), rtol=5e-7, atol=1e-12)
+    plain, quick = (SOURCE.stream("noise").bulk_normal(700_000, by=by) for by in (box_muller, fast))
+    np.testing.assert_allclose(quick, plain, rtol=5e-7, atol=1e-12)
 
 
 def test_without_a_working_compiler_a_booked_run_goes_on_and_releases_the_same(

@@ -16,13 +16,12 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from dpvae.errors import DPVAEError
-from dpvae.privacy.noise import HalfSums, half_sums
+from dpvae.privacy.noise import BoxMuller, box_muller
 from dpvae.train.clipping.recorder import Recorder
 
 Part = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -55,26 +54,27 @@ def compiled(part: Part, example: tuple[Tensor, Tensor, Tensor]) -> Part:
     return _made(program) or part
 
 
-def compiled_half_sums() -> HalfSums:
-    """:func:`~dpvae.privacy.noise.half_sums` as one pass over the random words; itself where nothing compiles."""
+def compiled_box_muller() -> BoxMuller:
+    """:func:`~dpvae.privacy.noise.box_muller` as one pass over the random words; itself where nothing compiles."""
 
     def program() -> Callable[[Tensor, Tensor], Tensor]:
-        fast = torch.compile(_half_sums, dynamic=True)
-        fast(torch.zeros(3, 2, 8, dtype=torch.int64), torch.zeros(3, 2, 8, dtype=torch.int32))
+        fast = torch.compile(_box_muller, dynamic=True)
+        fast(torch.zeros(8, dtype=torch.int64), torch.zeros(8, dtype=torch.int32))
         return fast
 
     made = _made(program)
     if made is None:
-        return half_sums
-    return lambda words, turns: made(torch.from_numpy(words.view(np.int64)), torch.from_numpy(turns)).numpy()
+        return box_muller
+    return lambda words, turns: made(torch.from_numpy(words), torch.from_numpy(turns)).numpy()
 
 
-def _half_sums(words_N2P: Tensor, turns_N2P: Tensor) -> Tensor:
-    signed = words_N2P.double()  # torch reads 64 bits as signed
-    unsigned = torch.where(signed < 0, signed + 2.0**64, signed) + 0.5
-    radius = (64 * math.log(2) - unsigned.log()).clamp_min(0).sqrt()
-    draws = radius * (turns_N2P.float() * (2 * math.pi * 2.0**-32)).sin()
-    return draws.sum(1).float().flatten()
+def _box_muller(words: Tensor, turns: Tensor) -> Tensor:
+    def cosine(turn: Tensor) -> Tensor:
+        return ((2**30 - turn.abs()).float() * (2 * math.pi * 2.0**-32)).sin()
+
+    uniform = (words & (2**63 - 1)).double() + 0.5
+    radius = (2 * (63 * math.log(2) - uniform.log())).clamp_min(0).sqrt()
+    return torch.stack([radius * cosine(turns), radius * cosine(turns - 2**30)]).flatten()
 
 
 def _made(program: Callable[[], Callable[..., Any]]) -> Callable[..., Any] | None:
