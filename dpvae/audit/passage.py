@@ -119,20 +119,19 @@ def _heard(progress: list[str]) -> Iterator[io.StringIO]:
         progress.append(str(moment))
         show(self, *moment)
 
-    root, handler = logging.getLogger(), logging.StreamHandler(heard)
+    root = logging.getLogger()
     level = root.level
-    root.addHandler(handler)
     root.setLevel(logging.DEBUG)
     try:
         with (contextlib.redirect_stdout(heard), contextlib.redirect_stderr(heard),
               mock.patch.multiple(sys, __stdout__=heard, __stderr__=heard),
+              mock.patch.object(root, "handlers", [logging.StreamHandler(heard)]),
               mock.patch.object(Progress, "_show", told), warnings.catch_warnings(record=True) as warned):
             warnings.simplefilter("always")
             yield heard
             heard.write("\n".join(sorted({f"{each.category.__name__}: {each.message}" for each in warned})))
     finally:
         root.setLevel(level)
-        root.removeHandler(handler)
 
 
 @contextlib.contextmanager
