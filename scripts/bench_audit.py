@@ -26,13 +26,16 @@ import torch
 from scipy import stats
 
 from dpvae import api
-from dpvae.audit import canaries, pipeline, replay, scenes
+from dpvae.audit import canaries, replay, scenes
 from dpvae.audit.battery import MICROBATCH, gather, specimen
 from dpvae.audit.battery import STEPS as STEPS_AUDITED
 from dpvae.audit.instruments import Secrets
 from dpvae.audit.mutants.base import TRAINED
 from dpvae.audit.one_shot import one_shot
+from dpvae.audit.passage import passage
+from dpvae.audit.secrecy import of_large_tables
 from dpvae.audit.twin import TwinRunner, capture, claim_of
+from dpvae.privacy.noise import SecretKey
 from dpvae.rng import stream
 
 REPORT = Path(__file__).resolve().parents[1] / "reports"
@@ -52,12 +55,13 @@ def clean(number: int) -> dict[str, Any]:
     claim = replace(claim_of(trainer), steps=STEPS_AUDITED)
     runner = TwinRunner(trainer, claim, clipping, MICROBATCH)
     scene = scenes.scene(trainer, quick=True, seed=number)
-    several = [*((found, [], []) for found in replay.noise(runner, claim, scene)),
+    several = [(of_large_tables(SecretKey.from_seed(scene.key(9)), claim.sampling_rate), [], []),
+               *((found, [], []) for found in replay.noise(runner, claim, scene)),
                *replay.planted_records(runner, claim, scene)]
     if number % EXACT == 0:  # questions without randomness have one answer: a tenth of the runs asks them too
         several += [(ask(runner, claim, scene), [], [])
                     for ask in (replay.additivity, replay.sensitivity, replay.counted)]
-    run = pipeline.passage(api.train, config, table, Secrets())
+    run = passage(api.train, config, table, Secrets())
     findings, left_out = one_shot(run.trace.releases, {}, run.ledger, seed=number)
     battery = gather([*several, (findings, [], left_out)])
     p = min((f.p for f in battery.findings if 0 < f.p < 1), default=1.0)

@@ -11,12 +11,14 @@ import functools
 import os
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
+import safetensors.numpy
+import safetensors.torch
 import torch
 
 MOMENT = 1_800_000_000
@@ -26,6 +28,10 @@ GENERATORS: tuple[tuple[Any, Any], ...] = (  # the global ones: how to read thei
     (torch.default_generator.get_state, torch.default_generator.set_state))
 START = tuple(read() for read, _ in GENERATORS)
 CALLS = ("socket.connect", "socket.sendto", "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn")
+PLACES = {"os.rename": 1, "os.link": 1, "os.symlink": 1, "sqlite3.connect": 0}  # event -> argument
+COMPILED: tuple[tuple[Any, str, int], ...] = (  # writers that Python does not hear of, and where they are told to write
+    (torch._C, "PyTorchFileWriter", 0), (safetensors.torch, "serialize_file", 1),
+    (safetensors.numpy, "serialize_file", 1))
 _listening: list[list[tuple[str, Any]]] = []  # of the contexts that are open
 
 
@@ -34,10 +40,26 @@ def _hook(event: str, args: tuple[Any, ...]) -> None:
         return
     if event == "open":
         path, _, flags = args
-        if isinstance(path, (str, bytes, os.PathLike)) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
-            _listening[-1].append(("file", os.fsdecode(path)))
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            _wrote(path)
+    elif event in PLACES:
+        _wrote(args[PLACES[event]])
     elif event in CALLS:
         _listening[-1].append((event, str(args[-1] if event.startswith("socket") else args[0])))
+
+
+def _wrote(path: Any) -> None:
+    if isinstance(path, (str, bytes, os.PathLike)):
+        _listening[-1].append(("file", os.fsdecode(path)))
+
+
+def _overheard(real: Callable[..., Any], place: int) -> Callable[..., Any]:
+    """``real``, whose argument number ``place`` says where it writes."""
+    def write(*args: Any, **kwargs: Any) -> Any:
+        _wrote(args[place] if len(args) > place else kwargs.get("filename"))
+        return real(*args, **kwargs)
+
+    return write
 
 
 @functools.cache
@@ -48,14 +70,17 @@ def _listen() -> None:
 
 @contextlib.contextmanager
 def elsewhere(root: Path) -> Iterator[list[str]]:
-    """Files that are written outside ``root`` and still there at the end, connections, other programs: filled in when
-    the context closes. Compiled Python is none of it."""
+    """Files that are written, moved or linked outside ``root`` and still there at the end, connections, other
+    programs: filled in when the context closes. Compiled Python is none of it."""
     _listen()
     found: list[str] = []
     seen: list[tuple[str, Any]] = []
     _listening.append(seen)
     try:
-        yield found
+        with contextlib.ExitStack() as stack:
+            for owner, name, place in COMPILED:
+                stack.enter_context(mock.patch.object(owner, name, _overheard(getattr(owner, name), place)))
+            yield found
     finally:
         _listening.pop()
         for kind, what in dict.fromkeys(seen):

@@ -48,6 +48,8 @@ class Draw:
     kind: str
     size: int
     inside: bool  # of a mechanism or of a step of DP-SGD
+    energy: float = 0.0  # of normals: the sum of their squares
+    rate: float = 0.0  # of coins
 
 
 @dataclass
@@ -62,6 +64,7 @@ class Secrets:
     key: SecretKey | None = None  # None: the program's own
     silent: bool = False
     constant: float | None = None  # every normal is this number
+    loud: float = 1.0  # every normal is so many times as large
     person: int | None = None
     present: Callable[[int], bool] = lambda step: True
     batch: Callable[[int, int], NDArray[np.bool_]] | None = None
@@ -101,18 +104,20 @@ class _Stream:
     def _draw(self, kind: str, *args: Any, **kwargs: Any) -> Any:
         out: Any
         if kind == "mask":
-            out = self._mask(*args, **kwargs)
+            return self._mask(*args, **kwargs)
         elif kind in NORMALS and (self.secrets.silent or self.secrets.constant is not None):
             shape = args[0] if args else next(iter(kwargs.values()))
             out = np.full(shape, self.secrets.constant or 0.0)
         elif kind in (*NORMALS, "uniform"):
             out = self._rows(kind, *args, **kwargs)
+            out = out * self.secrets.loud if kind in NORMALS and self.secrets.loud != 1 else out
         elif kind == "bytes":
             out = self._bytes(*args, **kwargs)
         else:
             out = getattr(self.real, kind)(*args, **kwargs)
         size = len(out) if isinstance(out, bytes) else int(np.size(out))
-        self.secrets.draws.append(Draw(self.names, kind, size, self.secrets.inside))
+        energy = float(np.square(out, dtype=np.float64).sum()) if kind in NORMALS else 0.0
+        self.secrets.draws.append(Draw(self.names, kind, size, self.secrets.inside, energy))
         return out
 
     def chosen(self, real: Callable[..., Any], n: int, rate: float) -> Any:
@@ -122,15 +127,14 @@ class _Stream:
             coins[real(self.real, rows, rate)] = True
             return coins
 
-        coins = self._coins(n, toss)
-        self.secrets.draws.append(Draw(self.names, "mask", n, self.secrets.inside))
-        return np.flatnonzero(coins)
+        return np.flatnonzero(self._coins(n, rate, toss))
 
     def _mask(self, n: int, rate: float) -> NDArray[np.bool_]:
-        return self._coins(n, lambda rows: self.real.mask(rows, rate))
+        return self._coins(n, rate, lambda rows: self.real.mask(rows, rate))
 
-    def _coins(self, n: int, toss: Callable[[int], NDArray[np.bool_]]) -> NDArray[np.bool_]:
+    def _coins(self, n: int, rate: float, toss: Callable[[int], NDArray[np.bool_]]) -> NDArray[np.bool_]:
         secrets = self.secrets
+        secrets.draws.append(Draw(self.names, "mask", n, secrets.inside, rate=rate))
         rows = n if secrets.person is None else n - 1
         coins = toss(rows) if secrets.batch is None else secrets.batch(self.step, rows)
         if secrets.person is not None:
@@ -203,6 +207,7 @@ class Trace:
     rates: list[float] = field(default_factory=list)  # learning rate at each
     layers: tuple[int, ...] = ()
     sgd: tuple[float, float] | None = None  # noise multiplier and rate of the plan that DP-SGD ran by
+    last: Any = None  # the last record, as DP-SGD was given it
     other_steps: list[tuple[str, int]] = field(default_factory=list)  # optimiser steps outside DP-SGD
     releases: list[Release] = field(default_factory=list)
     unheard: list[str] = field(default_factory=list)  # what a script did not foresee
@@ -262,6 +267,7 @@ class Laboratory:
                 steps.loss = lambda module, codes, *rest: fault(loss(module, codes, *rest), codes)
             before, self._steps, self.secrets.inside = self._steps, steps, True
             self.trace.sgd = steps.plan.noise_multiplier, steps.plan.sampling_rate
+            self.trace.last = steps.codes[torch.arange(len(steps.codes))[-1:]].tolist()
             try:
                 return step(steps, *args, **kwargs)
             finally:

@@ -193,8 +193,10 @@ def sampling_law(taken_SR: Floats, rate: float, *, where: str = "") -> list[Find
     once = off < 0.25 and most <= 1 and least >= 0
     found = [Finding("T3", "a record takes part wholly or not at all, and never twice", float(once),
                      f"at most {most:g} times; fractions off by {off:.2g}", where)]
-    if not (np.isfinite(taken_SR).all() and 0 < rate < 1):
-        return [*found, Finding("T3", "participation can be read off", 0.0, "NaN, or a rate of 0 or 1", where)]
+    if not np.isfinite(taken_SR).all():
+        return [*found, Finding("T3", "participation can be read off", 0.0, "NaN", where)]
+    if rate == 1:
+        return [*found, Finding("T3", "everybody takes part in every step", float((whole == 1).all()), "", where)]
     coins = np.clip(whole, 0, 1)
     return found + [Finding("T3", law, float(min(1.0, p)), seen, where)
                     for law, p, seen in (*_rates(coins, rate), *_independence(coins, rate))]

@@ -18,7 +18,7 @@ import numpy as np
 from scipy import stats
 
 from dpvae.audit.instruments import Floats, Release, seeded
-from dpvae.audit.laws import noise_law
+from dpvae.audit.laws import SAFETY, noise_law
 from dpvae.audit.verdict import Finding
 from dpvae.privacy.events import Event, Gaussian, PureDP, Threshold
 from dpvae.privacy.mechanisms import cell_sd, publication_threshold
@@ -27,9 +27,11 @@ from dpvae.rng import stream
 REPEATS = 60
 Stage = tuple[list[Finding], list[str]]
 COORDINATES = 4096  # of a release whose noise is looked at
+ROWS = ("tables", "values", "blocks", "contributions", "parts", "histograms")  # arguments that are private
 VECTORS = ("noisy_counts", "noisy_mean_clipped", "noisy_sums", "noisy_sparse_sums", "noisy_products")
 LADDER = 40, 24  # candidates of the auditor's own, in two blocks, from which a private choice is made again
-CHOICES = 400  # times
+CHOICES = 1000  # times
+STEADY = 1000.0  # what every normal is, once: the noise is so many standard deviations, to the last one
 SCORES = 4_000_000  # that are drawn for again at most, where a run has very many candidates
 
 
@@ -58,6 +60,29 @@ def beside(releases: Sequence[Release], neighbours: Mapping[str, Sequence[Releas
                 at = f"{where} {'/'.join(map(str, release.names))}, {who}".strip()
                 found += _moves(release, other[number], event, at)
     return found, []
+
+
+def alike(releases: Sequence[Release], others: Sequence[Release], where: str = "") -> list[Finding]:
+    """M1 and M2 of a run on another table altogether, given the same releases: all that a release is told besides the
+    rows is the same, and so is its noise."""
+    found = []
+    for release, other in zip(releases, others, strict=False):
+        at = f"{where} {'/'.join(map(str, release.names))}".strip()
+        found.append(Finding("M1", "all that it is told besides the rows is the same for any rows",
+                             float(_told(release) == _told(other)), "", at))
+        if release.name in VECTORS:
+            found += _same_noise(release, other, at)
+    return found
+
+
+def _told(release: Release) -> Any:
+    """Arguments that are not rows, and the shape of those that are."""
+    rows: Any = release.args[0] if release.args else next(
+        (release.kwargs[name] for name in ROWS if name in release.kwargs), None)
+    shape = [np.shape(table) for table in rows] if release.name == "noisy_counts" else (
+        len(rows) if release.name == "frequent_values" else None)
+    kept = {name: value for name, value in release.kwargs.items() if name not in ("stream", *ROWS)}
+    return kept, release.args[1:], shape
 
 
 def alone(releases: Sequence[Release], ledger: Sequence[Event], where: str = "", *, seed: int = 0) -> Iterator[Stage]:
@@ -125,6 +150,11 @@ def _vector_moved(release: Release, other: Release, where: str) -> Iterator[Find
     moved = float(np.linalg.norm(theirs - exact)) / math.sqrt(tables) if theirs.shape == exact.shape else math.inf
     yield Finding("M1", "one record moves it by at most what its noise was set for", float(moved <= 1 + 1e-6),
                   f"{moved:.4g}", where)
+    yield from _same_noise(release, other, where)
+
+
+def _same_noise(release: Release, other: Release, where: str) -> Iterator[Finding]:
+    exact, theirs = _exact(release), _exact(other)
     yield Finding("M1", "its scale and its price do not depend on the rows",
                   float(release.result[1:] == other.result[1:]), "", where)
     same = theirs.shape == exact.shape and np.allclose(
@@ -161,7 +191,7 @@ def _lone(release: Release, event: Threshold, where: str) -> Finding:
     held = _histograms(release)
     _, sd, least = _by_column(release, event)
     lone = {c: values for c, counts in enumerate(held) if (values := [v for v, n in counts.items() if n == 1])}
-    almost = {c: release.repeat(seeded(1, constant=(least[c] - 2.6) / sd[c]))[0][c] for c in lone}
+    almost = {c: release.repeat(seeded(1, constant=(least[c] - 1.6) / sd[c]))[0][c] for c in lone}
     above = [value for c, values in lone.items() for value in values if value in almost[c]]
     return Finding("M1", "a value that one record holds stays below its threshold", float(not above),
                    f"{sum(map(len, lone.values()))} such values" if not above else f"{len(above)} published", where)
@@ -175,15 +205,18 @@ def _vector(release: Release, event: Gaussian, where: str, noises: list[Floats],
     if isinstance(first, (int, float)):
         yield _fuzzed(release, exact, where)
     if whole and release.args:
-        yield _of_nobody(release, exact, where)
+        yield from _of_any_size(release, exact, where)
     seen = stream(seed, "coordinates").permutation(len(exact))[:COORDINATES]  # of a long vector, some
     exact = exact[seen]
     drawn = np.stack([_flat(release.repeat(seeded(100 + i + 1000 * seed)))[seen] for i in range(REPEATS)]) - exact
+    sd = cell_sd(event.noise_multiplier, tables)
+    steady = (_flat(release.repeat(seeded(1, constant=STEADY)))[seen] - exact) / STEADY / sd
+    yield Finding("M2", "every number gets noise of the scale that the ledger priced",
+                  float(np.abs(steady - 1).max() <= 1e-3), f"{steady.min():.4f} to {steady.max():.4f} of it", where)
     kinds = {column.tobytes() for column in np.abs(drawn).T}
     yield Finding("M2", "no two numbers share their noise", float(len(kinds) == drawn.shape[1]),
                   f"{len(kinds)} of {drawn.shape[1]} differ", where)
     own = (_flat(release.result)[seen] - exact)[None]
-    sd = cell_sd(event.noise_multiplier, tables)
     unit = 1.0 if whole else 0.0
     z = _normal_scores(np.concatenate([drawn, own]), sd, unit)
     noises.append(z[:REPEATS])
@@ -193,11 +226,17 @@ def _vector(release: Release, event: Gaussian, where: str, noises: list[Floats],
     yield Finding("M2", "so had the noise of the run itself", once, "", where)
 
 
-def _of_nobody(release: Release, exact: Floats, where: str) -> Finding:
-    """The same call on tables that hold nobody: a cell without a record gets the noise that it gets with records."""
-    nobody = replace(release, args=([np.zeros_like(table) for table in release.args[0]], *release.args[1:]))
-    same = np.array_equal(_flat(nobody.repeat(seeded(99))), _flat(release.repeat(seeded(99))) - exact)
-    return Finding("M2", "an empty cell has the noise of any other", float(same), "", where)
+def _of_any_size(release: Release, exact: Floats, where: str) -> Iterator[Finding]:
+    """The same call on tables that hold nobody, and on crowded ones: a cell has the noise that it has with the run's
+    records, whatever it counts."""
+    noise = _flat(release.repeat(seeded(99))) - exact
+    empty = [np.zeros_like(table) for table in release.args[0]]
+    crowded = [10 ** (np.arange(table.size) % 10).reshape(table.shape) for table in release.args[0]]
+    for law, tables in (("an empty cell has the noise of any other", empty), ("so has a cell of any size", crowded)):
+        call = replace(release, args=(tables, *release.args[1:]))
+        counted = np.concatenate([table.ravel() for table in tables])
+        same = np.array_equal(_flat(call.repeat(seeded(99))) - counted, noise)
+        yield Finding("M2", law, float(same), "", where)
 
 
 def _choice(release: Release, event: PureDP, where: str, seed: int) -> Iterator[Finding]:
@@ -213,10 +252,12 @@ def _choice(release: Release, event: PureDP, where: str, seed: int) -> Iterator[
                                 (rungs, CHOICES, "so it has for any scores")):
         call = _with_scores(release, np.split(scores, LADDER[:1]))
         chosen = [call.repeat(seeded(100 + i + 1000 * seed))[0] for i in range(times)]
-        places = _places(scores * (event.epsilon / 2), chosen, seed)
+        places, surer = _places(scores * (event.epsilon / 2), chosen, seed)
         yield Finding("M2", says, float(stats.kstest(places, "uniform").pvalue) if len(places) else 1.0,
                       f"winners at {places.mean():.3f} of the law, 0.5 expected" if len(places) else "nothing chosen",
                       where)
+    p = min(1.0, SAFETY * 2 * float(stats.norm.sf(abs(surer))))
+    yield Finding("M2", "and no winner is surer than was booked", p, f"{surer:.1f} sd, on a ladder of scores", where)
 
 
 def _scores(call: Release) -> Floats:
@@ -230,21 +271,27 @@ def _with_scores(call: Release, blocks: Sequence[Floats]) -> Release:
     return replace(call, kwargs={**call.kwargs, "blocks": blocks})
 
 
-def _places(logits: Floats, chosen: Sequence[Sequence[int]], seed: int) -> Floats:
+def _places(logits: Floats, chosen: Sequence[Sequence[int]], seed: int) -> tuple[Floats, float]:
     """Where every winner lies in the law it was drawn from, the best candidates first: independent and uniform, if the
-    next of those that are left is i with probability exp(logits_i) over their sum (Plackett-Luce)."""
+    next of those that are left is i with probability exp(logits_i) over their sum (Plackett-Luce). And how much better
+    winners are than that law's, in standard deviations: what tells best whether epsilon is another."""
     weight = np.exp(logits - logits.max(initial=0.0))
-    order = np.argsort(-weight, kind="stable")
     above = np.empty_like(weight)
+    order = np.argsort(-weight, kind="stable")
     above[order] = np.cumsum(weight[order]) - weight[order]
-    jitter, places = stream(seed, "places"), []
+    logits = np.where(weight > 0, logits, 0.0)  # or nothing times infinity
+    first, second = weight @ logits, weight @ logits**2
+    jitter, places, better, spread = stream(seed, "places"), [], 0.0, 0.0
     for winners in chosen:
         for rank, winner in enumerate(winners):
             gone = np.asarray(winners[:rank], dtype=np.int64)
             before = float(above[winner] - weight[gone[above[gone] < above[winner]]].sum())
             left = float(weight.sum() - weight[gone].sum())
             places.append((before + jitter.random() * weight[winner]) / left)
-    return np.asarray(places)
+            mean = float(first - weight[gone] @ logits[gone]) / left
+            better += float(logits[winner]) - mean
+            spread += float(second - weight[gone] @ logits[gone] ** 2) / left - mean**2
+    return np.asarray(places), better / math.sqrt(spread) if spread > 0 else 0.0
 
 
 def _fuzzed(release: Release, exact: Floats, where: str) -> Finding:
@@ -284,6 +331,7 @@ def _values(release: Release, event: Threshold, where: str, seed: int) -> Iterat
     _, sd, least = _by_column(release, event)
     floor = release.kwargs.get("floor", 0)
     yield _lone(release, event, where)
+    yield _in_public_order(release, 3 * max(*least, floor), where)
     yield _one_threshold(release, max(*least, floor), where)
     frequent = [(c, v, n) for c, counts in enumerate(held) for v, n in counts.items()
                 if n > max(least[c], floor) + 7 * sd[c]]
@@ -300,6 +348,16 @@ def _values(release: Release, event: Threshold, where: str, seed: int) -> Iterat
     yield Finding("M2", "every value gets noise of that scale", float(right), "", where)
 
 
+def _in_public_order(release: Release, most: float, where: str) -> Finding:
+    """The auditor's own values, of about equal counts: they come in an order that the published numbers give, or their
+    names, not in that of the rows or of the exact counts."""
+    held = {f"{7 * i % 40}": int(most) + i for i in range(40)}
+    wrong = [table for table in _of_histogram(release, held).repeat(seeded(7))[0]
+             if [*table] not in (sorted(table, key=repr), sorted(table, key=lambda v: (-table[v], repr(v))))]
+    return Finding("M1", "values are published in an order that tells nothing", float(not wrong),
+                   f"{len(wrong)} columns", where)
+
+
 def _one_threshold(release: Release, least: float, where: str) -> Finding:
     """The auditor's own histograms, counts of one, two, three, ...: what is published of them says where the threshold
     is, and a value that a crowd holds does not move it."""
@@ -307,11 +365,17 @@ def _one_threshold(release: Release, least: float, where: str) -> Finding:
     held: dict[Any, int] = {f"held by {count}": count for count in range(1, top)}
     thresholds = []
     for crowd in (1, 10**6 * top):
-        tables: Any = [{**held, "a crowd": crowd} for _ in _histograms(release)]
-        call = (replace(release, args=(tables, *release.args[1:])) if release.args else
-                replace(release, kwargs={**release.kwargs, "histograms": tables}))
+        call = _of_histogram(release, {**held, "a crowd": crowd})
         published = call.repeat(seeded(1, silent=True))[0]
         thresholds.append([min((held[v] for v in table if v in held), default=top) for table in published])
     return Finding("M1", "a value is published by its own count alone", float(
         thresholds[0] == thresholds[1] and max(thresholds[0], default=0) < top),
                    f"from {min(thresholds[0], default=0)} and {min(thresholds[1], default=0)} on", where)
+
+
+def _of_histogram(release: Release, held: dict[Any, int]) -> Release:
+    """The same call on columns that all hold these values."""
+    tables = [held for _ in _histograms(release)]
+    if release.args:
+        return replace(release, args=(tables, *release.args[1:]))
+    return replace(release, kwargs={**release.kwargs, "histograms": tables})

@@ -3,157 +3,40 @@
 Whatever a careless line may do (an encoder shown raw rows, a vocabulary read off the table, a stop rule that looks at
 the private loss, the seed in a log file), it makes something public that does not follow from what was released. So:
 
-* P1: the same releases and the same secrets, a table with one person more, and another table altogether (or a rounded
-  count, a first record would not show): every public byte, every line printed, what the progress line is told and what
-  is returned must be the same. The same releases, *other* secrets: the same again, or the secret shows. Nothing is left
-  in another place;
+* P1: the same releases and the same secrets, a table with one person more (last, first, in the middle), and another
+  table altogether, none of whose records has a finite loss (or a rounded count, a first record, a rare event would not
+  show): all that leaves (:mod:`dpvae.audit.passage`) must be the same. The same releases, *other* secrets: the same
+  again, or the secret shows;
+* A1: the ledger is priced by an accountant that the program has no part in (:mod:`dpvae.audit.prices`);
 * M1, M2: each one-shot release, many times over (:mod:`dpvae.audit.one_shot`);
-* T5: each release has its line on the ledger and each line its release; the ledger is written first; a run that was
-  stopped and goes on ends with the same bytes and one booking; a second run is booked beside the first;
+* T5: each release has its line on the ledger and each line its release; the ledger is written first; keys and streams
+  are secret and apart (:mod:`dpvae.audit.secrecy`); a run that was stopped goes on with its own rows and key, and ends
+  with the same bytes and one booking; a second run is booked beside the first;
 * T6: one row more changes no step, no rate, no order of draws.
 """
 
 from __future__ import annotations
 
-import base64
-import contextlib
-import io
-import json
-import logging
 import math
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
-from unittest import mock
 
 import numpy as np
 
-from dpvae.audit.elsewhere import elsewhere, standing_still
-from dpvae.audit.instruments import NORMALS, Laboratory, Secrets, Trace, seeded
-from dpvae.audit.one_shot import alone, beside
-from dpvae.audit.twin import Train, scratch
+from dpvae.audit.instruments import NORMALS, Secrets, seeded
+from dpvae.audit.one_shot import alike, alone, beside
+from dpvae.audit.passage import Passage, differing, passage, spellings
+from dpvae.audit.prices import DOUBT, cost
+from dpvae.audit.secrecy import apart, keys
+from dpvae.audit.twin import Train
 from dpvae.audit.verdict import Finding
 from dpvae.config import TrainConfig
-from dpvae.privacy.events import Event, SampledGaussian
-from dpvae.privacy.ledger import Ledger
-from dpvae.privacy.noise import SecretKey
-from dpvae.report.progress import Progress
+from dpvae.privacy.events import SampledGaussian
 from dpvae.report.source import read_events
-from dpvae.train import dpsgd
-
-NAME = "twin"
-VOLATILE = re.compile(rb'"(created|ledger_run|ledger_head|issued)": ?"[^"]*"')
-VOLATILE_TEXT = re.compile(rb"\b\d{4}-\d\d-\d\dT[0-9:.+Z]+")
-
-
-@dataclass
-class Passage:
-    """One run of the program: what it made public, what it booked, what it was seen to do."""
-
-    files: dict[str, bytes] = field(default_factory=dict)
-    printed: str = ""
-    progress: list[str] = field(default_factory=list)  # what the progress line was told: twins are quiet, runs are not
-    trace: Trace = field(default_factory=Trace)
-    secrets: Secrets = field(default_factory=Secrets)
-    ledger: tuple[Event, ...] = ()
-    booked: int = 0  # reservations on the ledger
-    rows_at_first_draw: int = -1
-    error: str = ""
-    elsewhere: list[str] = field(default_factory=list)  # files left, addresses called, outside its folder
-
-
-@contextlib.contextmanager
-def _heard(progress: list[str]) -> Iterator[io.StringIO]:
-    """All that is printed or logged; ``progress`` fills up with what its line is told."""
-    heard = io.StringIO()
-    show = Progress._show
-
-    def told(self: Progress, *moment: Any) -> None:
-        progress.append(str(moment))
-        show(self, *moment)
-
-    handler = logging.StreamHandler(heard)
-    handler.setLevel(logging.DEBUG)
-    logging.getLogger().addHandler(handler)
-    try:
-        with (contextlib.redirect_stdout(heard), contextlib.redirect_stderr(heard),
-              mock.patch.object(Progress, "_show", told)):
-            yield heard
-    finally:
-        logging.getLogger().removeHandler(handler)
-
-
-def passage(train: Train, config: TrainConfig, table: Any, secrets: Secrets, *, told: Trace | None = None,
-            stop_at: int | None = None, again: int = 0, known: bool = False) -> Passage:
-    """Run the program on ``table`` in a place that vanishes. ``stop_at``: interrupt it there, then let it go on;
-    ``again``: so many further runs on the same ledger; ``known``: what it asks of public records before it trains was
-    asked in an earlier run. Each begins at the same time of day, with the same global generators."""
-    done = Passage(secrets=secrets)
-    with contextlib.ExitStack() as stack:
-        if known:
-            stack.enter_context(mock.patch.object(dpsgd, "check_independence"))
-        placed = stack.enter_context(scratch(config, NAME))
-        root = Path(placed.run.root)
-        done.elsewhere = stack.enter_context(elsewhere(root))
-        heard = stack.enter_context(_heard(done.progress))
-        stack.enter_context(standing_still())
-        secrets.first = lambda: setattr(done, "rows_at_first_draw", _standing(root))
-        if stop_at is not None:
-            with Laboratory(secrets, stop_at=stop_at) as first, contextlib.suppress(KeyboardInterrupt):
-                train(placed, table)
-            done.trace.updates += first.trace.updates
-        with Laboratory(secrets, told=told) as laboratory:
-            try:
-                heard.write(str(train(placed, table)).replace(str(root), ""))
-            except Exception as error:  # whatever a broken program raises is a finding, not an end of the audit
-                done.error = f"{type(error).__name__}: {error}"
-        done.trace = laboratory.trace
-        for number in range(again):
-            train(replace(placed, run=replace(placed.run, name=f"{NAME}-{number}")), table)
-        _gather(done, root, placed)
-        done.printed = heard.getvalue()
-    return done
-
-
-def _standing(root: Path) -> int:
-    """Reservations on the ledger of ``root``."""
-    path = root / "ledger.db"
-    return sum(row.kind == "reserve" for row in Ledger.open(path).rows()) if path.is_file() else 0
-
-
-def _gather(done: Passage, root: Path, config: TrainConfig) -> None:
-    public = root / NAME / "public"
-    for path in sorted(public.rglob("*")):
-        if path.is_file():
-            done.files[path.relative_to(public).as_posix()] = path.read_bytes()
-    for path in sorted(root.iterdir()):
-        known = path.name.startswith((NAME, "ledger.", ".new-", "signing"))
-        if path.is_file() and not known:
-            done.files[f"../{path.name}"] = path.read_bytes()
-    if (root / "ledger.db").is_file():
-        rows = Ledger.open(root / "ledger.db").rows()
-        names = [row.dataset for row in rows if row.kind == "reserve"]
-        done.booked = len(names)
-        done.ledger = tuple(Ledger.open(root / "ledger.db").events(names[0])) if names else ()
-
 
 # -- P1 --------------------------------------------------------------------------------------------------------------
-
-
-def plain(run: Passage, name: str) -> bytes:
-    """A public file without what differs between any two runs: when, and where on the ledger."""
-    data, head = run.files.get(name, b"-"), json.loads(run.files.get("claim.json", b"{}")).get("ledger_head")
-    return VOLATILE_TEXT.sub(b"", VOLATILE.sub(b"", data.replace(str(head).encode(), b"")))
-
-
-def differing(one: Passage, two: Passage) -> list[str]:
-    """Names of public files that differ, and the words printed where they do."""
-    names = sorted({*one.files, *two.files})
-    found = [name for name in names if plain(one, name) != plain(two, name)]
-    return found + (["what was printed"] if one.printed != two.printed else [])
 
 
 def same_public(one: Passage, two: Passage, law: str, where: str) -> Finding:
@@ -164,19 +47,15 @@ def same_public(one: Passage, two: Passage, law: str, where: str) -> Finding:
                    else f"differs: {', '.join(found[:6])}", where)
 
 
-def no_secret(run: Passage, where: str) -> Finding:
-    """No public file and no printed line holds the key, in any common spelling."""
+def no_secret(run: Passage, where: str) -> list[Finding]:
+    """No public file and no printed line holds the key, in any common spelling; when all is done, nothing does."""
     shown = b"\n".join(run.files.values()) + run.printed.encode()
-    marks = [m for key in run.secrets.used for m in _spellings(key)]
+    marks = [m for key in run.secrets.used for m in spellings(key)]
     held = [mark for mark in marks if mark in shown]
-    return Finding("P1", "the secret key is nowhere in what leaves", float(not held), f"{len(marks)} spellings", where)
-
-
-def _spellings(key: SecretKey) -> list[bytes]:
-    raw: bytes = getattr(key, "_master")  # noqa: B009
-    number = int.from_bytes(raw, "big")
-    return [raw, raw.hex().encode(), base64.b64encode(raw)[:40], str(number).encode(),
-            str(int.from_bytes(raw, "little")).encode(), str(list(raw))[1:60].encode()]
+    spelt = f"{len(marks)} spellings"
+    return [Finding("P1", "the secret key is nowhere in what leaves", float(not held), spelt, where),
+            Finding("T5", "the secret key is destroyed when the run ends", float(not run.kept), ", ".join(run.kept),
+                    where)]
 
 
 # -- T6 --------------------------------------------------------------------------------------------------------------
@@ -236,8 +115,22 @@ def booked_is_drawn(run: Passage, where: str) -> list[Finding]:
         Finding("T5", "the ledger is written before the first draw", float(run.rows_at_first_draw >= 1),
                 f"{run.rows_at_first_draw} reservations", where),
         Finding("T5", "the events of the run are those of the ledger", float(stated == run.ledger), "", where),
+        Finding("T5", "its key is one that SecretKey.generate drew", float(
+            all(key.tag(b"audit") in run.keys for key in run.secrets.used)), "", where),
         _streams(run, where),
     ]
+
+
+def priced(run: Passage, config: TrainConfig, where: str) -> tuple[list[Finding], list[str]]:
+    """A1: what is on the ledger costs no more than was asked for, by an accountant that the program has no part in."""
+    delta, target = run.claim.get("delta"), config.privacy.epsilon
+    found = cost(run.ledger, delta, target=target) if delta and run.claim["neighbouring"] == "add_remove" else None
+    if found is None:
+        return [], ["A1: the ledger is priced by the program's own accountants only"]
+    asked = config.privacy.delta in (None, delta) and run.claim["epsilon_target"] == target
+    return [Finding("A1", "what is booked costs no more than was asked for", float(found <= target * (1 + DOUBT)),
+                    f"{found:.4f} of {target:g}", where),
+            Finding("A1", "what is claimed is what was asked for", float(asked), "", where)], []
 
 
 def _streams(run: Passage, where: str) -> Finding:
@@ -262,11 +155,14 @@ def resumed(train: Train, config: TrainConfig, table: Any, where: str) -> list[F
         return []
     stop = max(len(whole.trace.updates) - 1, 1)
     parts = passage(train, config, table, seeded(7), stop_at=stop, known=True)
+    fewer = {name: values[1:] for name, values in table.items()}  # the same noise on other rows would show them
+    changed = passage(train, config, table, seeded(7), stop_at=1, then=fewer, known=True)
     found = differing(whole, parts) + ([parts.error] if parts.error else [])
     same = (parts.booked, parts.ledger) == (whole.booked, whole.ledger)
     return [Finding("T5", "a run that was stopped and goes on ends as if it had not been", float(not found),
                     ", ".join(found[:4]), where),
             Finding("T5", "it goes on with its own key", float(_own_keys(parts)), "", where),
+            Finding("T5", "it goes on with its own rows only", float(changed.refused), changed.error, where),
             Finding("T5", "it is booked once, and whole", float(same), f"{parts.booked} reservations", where)]
 
 
@@ -293,9 +189,9 @@ class Program:
     where: str = ""
     quick: bool = False
 
-    def joined(self, row: Mapping[str, Any]) -> dict[str, list[Any]]:
-        """The table with one person more."""
-        return {name: [*values, row[name]] for name, values in self.table.items()}
+    def joined(self, row: Mapping[str, Any], at: int) -> dict[str, list[Any]]:
+        """The table with one person more, before the one who is there at place ``at``."""
+        return {name: [*values[:at], row[name], *values[at:]] for name, values in self.table.items()}
 
     @property
     def rows(self) -> int:
@@ -314,17 +210,21 @@ def stages(program: Program) -> Iterator[tuple[list[Finding], list[str]]]:
     if run.error:
         yield [Finding("P1", "the program runs", 0.0, run.error, where)], []
         return
-    yield [*booked_is_drawn(run, where), no_secret(run, where), Finding(
+    yield [*booked_is_drawn(run, where), *no_secret(run, where), *keys(where), Finding(
         "P1", "nothing is left outside its folder, and nobody is called", float(not run.elsewhere),
         ", ".join(run.elsewhere[:3]), where)], []
-    other = passage(train, config, program.another(), Secrets(key=run.secrets.used[0]), told=run.trace, known=True)
+    yield priced(run, config, where)
+    yield [apart(run.secrets.used[0], [draw.names for draw in run.secrets.draws], where)], []
+    other = passage(train, config, program.another(), Secrets(key=run.secrets.used[0]), told=run.trace, known=True,
+                    fault=without_a_loss)
     at = f"{where} another table".strip()
     yield [same_public(run, other, "another table altogether changes nothing public, given the releases", at),
-           *same_control(run, other, at)], []
+           *same_control(run, other, at), *_encoded_alone(run, other, at),
+           *alike(run.trace.releases, other.trace.releases, at)], []
     yield from alone(run.trace.releases, run.ledger, where)
     neighbours = {}
     for number, (who, row) in enumerate(program.people.items()):
-        neighbours[who] = _with_person(program, run, row)
+        neighbours[who] = _with_person(program, run, row, (program.rows, 0, program.rows // 2)[number % 3])
         at = f"{where} {who}".strip()
         yield [same_public(run, neighbours[who], "one person more changes nothing public, given the releases", at),
                *_absent(program, run, neighbours[who], at),
@@ -342,10 +242,22 @@ def stages(program: Program) -> Iterator[tuple[list[Finding], list[str]]]:
     yield [second_run(train, config, program.table, where)], []
 
 
-def _with_person(program: Program, run: Passage, row: Mapping[str, Any]) -> Passage:
+def _encoded_alone(run: Passage, other: Passage, where: str) -> list[Finding]:
+    """The last record of ``run`` is everybody in ``other``: DP-SGD was given the same of it."""
+    same = run.trace.last == other.trace.last
+    return [Finding("T1", "what a record becomes depends on it alone", float(same), "", where)
+            ] if run.trace.updates else []
+
+
+def without_a_loss(loss_B: Any, codes: Any) -> Any:
+    """A fault: no record has a finite loss. What is made of such a record is rare, and as private as anything else."""
+    return loss_B * math.nan
+
+
+def _with_person(program: Program, run: Passage, row: Mapping[str, Any], at: int) -> Passage:
     """The same secrets and the same releases, one person more, who is in every second batch."""
-    secrets = Secrets(key=run.secrets.used[0], person=program.rows, present=_every_second)
-    return passage(program.train, program.config, program.joined(row), secrets, told=run.trace, known=True)
+    secrets = Secrets(key=run.secrets.used[0], person=at, present=_every_second)
+    return passage(program.train, program.config, program.joined(row, at), secrets, told=run.trace, known=True)
 
 
 def _every_second(step: int) -> bool:
@@ -354,7 +266,7 @@ def _every_second(step: int) -> bool:
 
 def _absent(program: Program, run: Passage, other: Passage, where: str) -> list[Finding]:
     """DP-SGD inside the whole program: by at most C where the person takes part, by nothing where not."""
-    claim = json.loads(run.files.get("claim.json", b"{}"))
+    claim = run.claim
     if not run.trace.updates or not claim.get("divisor") or len(run.trace.updates) != len(other.trace.updates):
         return []
     scale = claim["divisor"] / program.config.trainer.clip_norm

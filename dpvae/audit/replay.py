@@ -11,7 +11,8 @@ under two keys. The tests ask for what the two laws of DP-SGD are, not for known
     T1  one record more or less moves the sum by at most C, at every step, whatever that record holds, and by nothing
         where it was not sampled; every record gives what it would give alone, in batches of any size
     T2  released minus sum is independent N(0, (sigma C)^2): every coordinate, step, layer, direction; no repeats; the
-        same for any data, for none, for everybody; early and late; another key, another noise
+        same for any data, for none, for everybody; early and late; another key, another noise; at every step it is what
+        the secret streams gave, and in bulk they give normals
     T3  participation is one independent coin of the claimed rate per record and step
     T4, T7  planted records: :mod:`dpvae.audit.canaries`
     T5  as many steps as claimed; no secret stream opened twice
@@ -30,10 +31,12 @@ from typing import Any
 import numpy as np
 
 from dpvae.audit import canaries as planted
-from dpvae.audit.instruments import Floats, seeded
+from dpvae.audit import secrecy
+from dpvae.audit.instruments import NORMALS, Floats, seeded
 from dpvae.audit.laws import noise_law, sampling_law
 from dpvae.audit.runner import Claim, Person, Runner, Scene, Seen, Stage, StepRunner, StepTrainer, throughout, windows
 from dpvae.audit.verdict import ALPHA, Battery, Bound, Finding, judge
+from dpvae.privacy.noise import SecretKey
 from dpvae.rng import stream
 
 __all__ = ["Claim", "Person", "StepRunner", "audit_step"]  # all that an audit of another trainer takes
@@ -41,6 +44,7 @@ __all__ = ["Claim", "Person", "StepRunner", "audit_step"]  # all that an audit o
 ROUNDING = 2e-4  # of C: sums of single-precision gradients
 T2_STEPS, T3_STEPS, T1_STEPS, T6_STEPS = 40, 150, 4, 40
 NUMBERS, SHORT = 15_000, 12  # of noise that T2 wants to see; steps where a few are enough
+EVERY = 400  # steps of noise alone that are looked at, one by one
 FEW, SIZES = 40, (*range(18), 23, 31, 32, 33)  # rows that are looked at alone; sizes of batches: one to three parts
 ADDED = 1e-3  # of C, per square root of a record: sums of single-precision gradients in another order
 
@@ -225,6 +229,8 @@ def noise(runner: Runner, claim: Claim, scene: Scene) -> Iterator[list[Finding]]
         found += _ranks(real, scale, scene.where)
     yield found
     yield _unmoved(runner, claim, scene, drawn, real, frozen)
+    yield secrecy.source(SecretKey.from_seed(scene.key(8)), {d.kind for d in real.draws if d.kind in NORMALS},
+                         scene.where)
 
 
 def _unmoved(runner: Runner, claim: Claim, scene: Scene, drawn: Floats, real: Seen, frozen: dict[str, Any]
@@ -280,7 +286,7 @@ def _noise_of(real: Seen, silent: Seen | None, shared_past: bool) -> tuple[Float
         return real.released - real.total, ""
     if silent is None:
         return real.released, ""
-    keyed = any(draw.kind in ("normal", "bulk_normal") for draw in real.draws)
+    keyed = any(draw.kind in NORMALS for draw in real.draws)
     return (real.released - silent.released, "") if keyed and shared_past else (None, "")
 
 
@@ -338,15 +344,18 @@ def _same_noise(runner: Runner, claim: Claim, scene: Scene, drawn: Floats, real:
     absent = seeded(scene.key(0), person=len(rows), present=lambda step: False)
     asked = [("T6", "n and n + 1 rows: the same noise, so the same divisor", real.released[:len(drawn)],
               runner.run(joined, absent, **few).released)]
+    found: list[Finding] = []
     if scripted(real):
-        empty, full = seeded(scene.key(0), batch=nobody), seeded(scene.key(0), batch=everybody)
-        silent = seeded(scene.key(0), silent=True, batch=everybody)
+        full, silent = (seeded(scene.key(0), silent=quiet, batch=everybody) for quiet in (False, True))
         short = {**few, "steps": min(4, len(drawn))}
-        nothing = runner.run(rows, empty, **few).released
         all_but_sum = runner.run(scene.rows, full, **short).released - runner.run(scene.rows, silent, **short).released
-        asked += [("T2", "an empty batch has the noise of any other", drawn, nothing),
+        nothing = runner.run(rows, seeded(scene.key(0), batch=nobody),
+                             **{**few, "steps": max(min(claim.steps, EVERY), len(drawn))})
+        asked += [("T2", "an empty batch has the noise of any other", drawn, nothing.released[:len(drawn)]),
                   ("T2", "so has a batch with everybody in it", drawn[:4], all_but_sum)]
-    found = []
+        loud = runner.run(rows, seeded(scene.key(0), batch=nobody, loud=secrecy.LOUD), **few)
+        found += [*secrecy.as_drawn(nothing, loud, claim, scene.where),
+                  *secrecy.tossed((real, nothing), claim, scene.where)]
     for test, law, one, other in asked:
         gap = math.inf if one.shape != other.shape else (
             float(np.abs(other - one).max()) / (claim.noise_multiplier * claim.clip_norm))
@@ -363,7 +372,7 @@ def counted(runner: Runner, claim: Claim, scene: Scene) -> list[Finding]:
     tables = [rows, np.concatenate([rows, rows[:1]]), np.repeat(rows[-1:], max(len(rows) // 3, 1), axis=0)]
     one, *others = [throughout(runner, claim, rows, seeded(scene.key(0)), steps=steps) for rows in tables]
     found = []
-    normals = [draw.names for draw in one.draws if draw.kind in ("normal", "bulk_normal")]
+    normals = [draw.names for draw in one.draws if draw.kind in NORMALS]
     if normals:
         found.append(Finding("T5", "no noise stream is opened twice", float(len(set(normals)) == len(normals)),
                              f"{len(normals)} draws from {len(set(normals))} streams", scene.where))

@@ -20,10 +20,11 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from dpvae import __version__
-from dpvae.audit import attacks, page, pipeline, scenes
+from dpvae.audit import attacks, page, scenes
 from dpvae.audit.battery import Caught, gather, program_stages, self_test, step_stages, survived
 from dpvae.audit.instruments import Secrets
 from dpvae.audit.mutants.base import TRAINED
+from dpvae.audit.passage import passage
 from dpvae.audit.pipeline import Program
 from dpvae.audit.runner import Claim
 from dpvae.audit.twin import Train
@@ -204,7 +205,7 @@ def attack_twin(public: Path, train: Train, config: TrainConfig) -> attacks.Atta
     strange = {name: [values[i] for i in rng.integers(0, len(values), 2 * PLANTED)]
                for name, values in everybody.items()}
     joined = {name: values[:PLANTED] for name, values in strange.items()}
-    run = pipeline.passage(train, settings, {n: [*values, *joined[n]] for n, values in members.items()}, Secrets())
+    run = passage(train, settings, {n: [*values, *joined[n]] for n, values in members.items()}, Secrets())
     if run.error:
         raise RunError(f"twin: {run.error}")
     with tempfile.TemporaryDirectory(prefix="dpvae-audit-") as folder:

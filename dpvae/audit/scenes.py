@@ -17,7 +17,7 @@ from dpvae.rng import seed_of, stream
 from dpvae.train.trainer import Trainer
 
 Rows = dict[str, list[Any]]
-STEPS = 8  # of DP-SGD, where the program as a whole is looked at
+STEPS = 24  # of DP-SGD, where the program as a whole is looked at: a checkpoint is among them
 ODD = 12  # random rows, and columns that are turned round
 
 

@@ -105,6 +105,8 @@ class TwinRunner:
             getattr(trainer, "_dpsgd")(TrainState(trainer.phases.index("dpsgd"), start), {})  # noqa: B009
         trace = laboratory.trace
         problems = list(trace.unheard)
+        if any(key.tag(b"audit") != self.trainer.key.tag(b"audit") for key in secrets.used):
+            problems.append("a secret stream of another key than the run's")
         if len(trace.updates) != steps:
             problems.append(f"{len(trace.updates)} updates in {steps} steps")
         size = max((len(u) for u in trace.updates), default=sum(trace.layers))

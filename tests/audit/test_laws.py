@@ -125,3 +125,8 @@ def test_noise_is_as_fine_as_single_precision_also_where_it_is_seen_as_a_differe
     seen = (hidden + gaussian(0).astype(digits)).astype("float32") - hidden.astype("float32")
     found = {finding.law: finding for finding in noise_law(seen.astype(float))}
     assert found["it is as fine as single precision, and no short list"].p == p
+
+
+def test_at_a_rate_of_one_everybody_takes_part_in_every_step() -> None:
+    assert failed(sampling_law(np.ones((STEPS, RECORDS)), 1.0)) == set()
+    assert failed(sampling_law(coins(1), 1.0)) == {"everybody takes part in every step"}

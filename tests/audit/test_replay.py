@@ -174,8 +174,28 @@ class OneStream(Reference):
         return drawn[size * (self.number % 2):][:size]
 
 
+class OneDirectionSpared(Reference):
+    """Noise in fifty-nine of sixty directions."""
+
+    def noise(self, size: int) -> Any:
+        drawn, spared = super().noise(size), np.random.default_rng(8).normal(size=size)
+        return drawn - spared * (drawn @ spared) / (spared @ spared)
+
+
+class TailsCut(Reference):
+    def noise(self, size: int) -> Any:
+        most = 3.9 * CLAIM.noise_multiplier * CLAIM.clip_norm
+        return np.clip(super().noise(size), -most, most)
+
+
+class RateOnePerCentOff(Reference):
+    def coins(self) -> Any:
+        return self.key.stream("dpsgd", self.number, "mask").mask(len(self.rows), 1.01 * CLAIM.sampling_rate)
+
+
 BLIND = (SumOfNorms, OnlyHugeOnes, CentredGradients, NoiseOnEvenCoordinates, MovingAverageNoise, SortedNoise,
-         NoiseTimesBatch, StickyCoins, LargestFirst, PrivateDivisor, MedianImputation, StaleGradient, Leaves, OneStream)
+         NoiseTimesBatch, StickyCoins, LargestFirst, PrivateDivisor, MedianImputation, StaleGradient, Leaves, OneStream,
+         OneDirectionSpared, TailsCut, RateOnePerCentOff)
 
 
 @pytest.mark.parametrize("kind", BLIND, ids=lambda kind: kind.__name__)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 CLIPPINGS = ("fast", "hooks")
 TRAINED = ("anchored", "decoder_only", "joint")  # with DP-SGD, which most mutants break
+ANY = ("table", "images", "text")
 
 
 class Patch:
@@ -45,7 +49,7 @@ class Mutant:
     whole: bool = False  # a fault of the program around the trainer, not of a step
     trainers: tuple[str, ...] = TRAINED
     clippings: tuple[str, ...] = CLIPPINGS
-    kinds: tuple[str, ...] = ("table", "images", "text")  # of data, whose training goes through what is broken
+    kinds: tuple[str, ...] = ANY  # of data, whose training goes through what is broken
 
     @contextlib.contextmanager
     def living(self, program: ModuleType) -> Iterator[None]:
@@ -64,3 +68,19 @@ def named(says: str, **where: Any) -> Callable[[Callable[[Patch], None]], Mutant
         return Mutant(apply.__name__.replace("_", " ").strip(), says, apply, **where)
 
     return made
+
+
+def whole(says: str, kinds: tuple[str, ...] = ("table",), **where: Any) -> Callable[[Callable[[Patch], None]], Mutant]:
+    """The same, for a fault of the program around the trainer."""
+    return named(says, whole=True, kinds=kinds, **where)
+
+
+def telling(codes: Any) -> float:
+    """A statistic of private codes that no two of the auditor's tables share. A survey of 90 records may leave a column
+    two codes, and then means agree now and then: a mutant that looked at one would have changed nothing."""
+    return math.log(float(np.asarray(codes, dtype=np.float64).sum()) + len(codes))
+
+
+def private_loss(trainer: Any) -> float:
+    """The exact mean ELBO of the private rows: what several mutants look at."""
+    return float(np.concatenate(list(getattr(trainer, "_elbos")(0))).mean())  # noqa: B009

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from dpvae.audit.instruments import NORMALS
 from dpvae.audit.mutants.base import Mutant, Patch, named
+from dpvae.privacy.noise import SecretKey, SecretStream
 from dpvae.train.dpsgd import PrivateSteps, SecretOptimizer
 
 Change = Callable[[Any, Tensor], Tensor]  # (optimizer, noise (P,)) -> what is added instead
@@ -169,6 +172,35 @@ def quiet_when_it_is_late(patch: Patch) -> None:
     patch.wrap(PrivateSteps, "step", step)
 
 
+@named("tails beyond four standard deviations are cut, where chance comes from")
+def source_cut_at_four_sd(patch: Patch) -> None:
+    for kind in NORMALS:
+        patch.wrap(SecretStream, kind, lambda real, *args, **rest: np.clip(real(*args, **rest), -4, 4))
+
+
+@named("each step's key is its number")
+def noise_of_a_key_of_the_step(patch: Patch) -> None:
+    def drawn(real: Callable[..., Tensor], self: PrivateSteps, number: int, size: int) -> Tensor:
+        told, self.key = self.key, SecretKey.from_seed(number)
+        try:
+            return real(self, number, size)
+        finally:
+            self.key = told
+
+    patch.wrap(PrivateSteps, "_noise", drawn)
+
+
+def _but_one_direction(optimizer: Any, noise: Tensor) -> Tensor:
+    """A direction of thousands that anybody can name gets none."""
+    named_ = torch.randn(len(noise), generator=torch.Generator().manual_seed(3)).to(noise)
+    return noise - named_ * (noise @ named_) / named_.square().sum()
+
+
+def _partly_the_last(optimizer: Any, noise: Tensor) -> Tensor:
+    last, optimizer.last = getattr(optimizer, "last", noise), noise.clone()
+    return 0.9997**0.5 * noise + 0.0003**0.5 * last
+
+
 MUTANTS: tuple[Mutant, ...] = (
     _simple("no noise", "noise is forgotten", lambda o, z: z * 0),
     _simple("noise halved", "a claimed epsilon of 1 is one of about 3", lambda o, z: z / 2),
@@ -201,5 +233,11 @@ MUTANTS: tuple[Mutant, ...] = (
         [z[:1], z[1:]]) * 0.5**0.5),
     four_ranks_each_a_quarter, noise_from_the_global_generator, same_noise_stream_every_step, every_noise_twice,
     noise_from_a_public_seed, accumulation_divides_the_noise, large_batches_are_quieter, quiet_when_it_is_late,
+    source_cut_at_four_sd, noise_of_a_key_of_the_step,
+    _simple("noise cut at 3.5 sd", "tails that no ten thousand numbers show", lambda o, z: z.clamp(
+        -3.5 * o.noise_multiplier * o.max_grad_norm, 3.5 * o.noise_multiplier * o.max_grad_norm)),
+    _simple("noise in all directions but one", "a projection", _but_one_direction),
+    _simple("noise remembers", "a trace of the last step's noise is in this one's", _partly_the_last),
+    _simple("noise 1 % too small", "a rounding of sigma", lambda o, z: z * 0.99),
     _simple("noise in half precision", "its last digits tell what it was added to", lambda o, z: z.half().float()),
 )

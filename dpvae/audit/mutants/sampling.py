@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dpvae.audit.mutants.base import Mutant, Patch, named
 from dpvae.rng import stream
+from dpvae.train import dpsgd, sampling
 from dpvae.train.dpsgd import PrivateSteps
 
 Take = Callable[[int, Any, float, Any], Any]  # (step, coins, rate, codes) -> indices of the batch
@@ -121,6 +122,27 @@ class _Renamed:
         return self.key.stream(*("dpsgd", 0, "mask") if names[-1] == "mask" else names)
 
 
+@named("a rate two per cent too high: a rounded number of rows")
+def rate_two_per_cent_too_high(patch: Patch) -> None:
+    patch.wrap(dpsgd, "draw_batch", lambda real, key, step, rows, rate, **rest: real(
+        key, step, rows, min(1.02 * rate, 1.0), **rest))
+
+
+@named("an empty batch is drawn again")
+def empty_batches_are_drawn_again(patch: Patch) -> None:
+    def draw(real: Callable[..., Any], key: Any, step: int, *args: Any, **rest: Any) -> Any:
+        found = real(key, step, *args, **rest)
+        return found if len(found) else real(key, step + 10**6, *args, **rest)
+
+    patch.wrap(dpsgd, "draw_batch", draw)
+
+
+@named("large tables get batches of a fixed size")
+def large_tables_get_a_fixed_size(patch: Patch) -> None:
+    patch.set(sampling, "poisson_batch", lambda stream, rows, rate: np.sort(
+        stream.permutation(rows)[:max(int(rate * rows), 1)]))
+
+
 MUTANTS: tuple[Mutant, ...] = (
     _simple("shuffled epochs", "each record once per epoch, priced as Poisson", _shuffled),
     _simple("batches in order", "no randomness at all", _in_order),
@@ -141,5 +163,5 @@ MUTANTS: tuple[Mutant, ...] = (
             np.flatnonzero(stream(17, step).random(len(coins)) < rate)),
     _simple("the last row always", "an index off by one", lambda step, coins, rate, codes: np.flatnonzero(
         np.append(coins[:-1], True)) if len(coins) else _held(coins)),
-    same_batch_every_step,
+    same_batch_every_step, rate_two_per_cent_too_high, empty_batches_are_drawn_again, large_tables_get_a_fixed_size,
 )
