@@ -41,6 +41,7 @@ LOG_SCALE = (-5.5, -0.5)  # of a pixel's logistic law, in units of the whole ran
 START = -2.5
 LEAST_STD = 1e-2
 AT_ONCE = 1024
+IN_CACHE = 256  # pictures that are drawn together: their layers stay in the cache
 
 
 class Pixels:
@@ -216,7 +217,7 @@ class ImageVAE(nn.Module):
     def sample(self, label_N: Tensor, *, generator: torch.Generator) -> Tensor:
         """Pictures of these classes, as bytes (N, channels, height, width): the middle of every pixel's law, raised."""
         parts = []
-        for label in label_N.split(AT_ONCE):
+        for label in label_N.split(IN_CACHE):
             z_NZ = self.draw_latents(label, generator=generator)
             mean_ND = self.linear(z_NZ, label)[1]
             sides = [mean_ND + raised(middle_ND.clamp(0, 1) - mean_ND, gains_HW, self.size)
@@ -255,7 +256,7 @@ class ImageVAE(nn.Module):
         label_N = self.draw_labels(count, generator=generator)
         z_NZ = self.draw_latents(label_N, generator=generator)
         seen_NZ = torch.cat([self.project(Pixels.sample(*self.decode(z, y), generator=generator), y, z)
-                             for z, y in zip(z_NZ.split(AT_ONCE), label_N.split(AT_ONCE), strict=True)])
+                             for z, y in zip(z_NZ.split(IN_CACHE), label_N.split(IN_CACHE), strict=True)])
         self.gain.copy_(((seen_NZ * z_NZ).sum(0) / seen_NZ.square().sum(0).clamp_min(1e-6)).clamp(0.2, 2.0))
         slope_Z = (seen_NZ * z_NZ).sum(0) / z_NZ.square().sum(0).clamp_min(1e-6)  # of what is seen on what is true
         noise_Z = (seen_NZ - slope_Z * z_NZ).square().mean(0).clamp_min(LEAST_STD**2)
