@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ from dpvae.models.vae import VAE
 
 POINTS = 16_384  # draws from a normal prior that stand for it
 _CELLS = 2**19  # numbers in a (rows, points) table: bounds memory, and fits in a cache
+_LARGEST = {torch.float32: 80.0, torch.float64: 700.0}  # nats, of one over a probability
 
 
 class Mixture:
@@ -43,7 +45,13 @@ class Mixture:
         self.links = tuple(links)
         nothing_1K = torch.zeros(1, len(log_weights_K), dtype=log_probs_KW.dtype)
         self._table_WK = torch.cat([log_probs_KW.T, nothing_1K])  # the last row: a cell that was not observed
-        self._whole_WK = told(columns, self.links, log_probs_KW).T.contiguous() if links else self._table_WK
+
+    @cached_property
+    def _whole_WK(self) -> Tensor:
+        """The table of rows without holes, whose cells know what their links divide by."""
+        if not self.links:
+            return self._table_WK[:self.columns.width]
+        return told(self.columns, self.links, self.log_probs).T.contiguous()
 
     @classmethod
     @torch.no_grad()
@@ -119,17 +127,17 @@ class Mixture:
 
         In single precision where every probability is above e^-60, so that nothing that counts is lost.
         """
-        flat_BD, probs_KW = self.columns.flat(codes_BD.long()), self._whole_WK[:self.columns.width].T.exp()
-        inverse_WK = (-self._whole_WK[:self.columns.width]).clamp_max(80.0 if probs_KW.dtype == torch.float32 else 700.0
-                                                                       ).exp()
-        posterior_BK = self.joint(codes_BD).softmax(1)
+        flat_BD, posterior_BK = self.columns.flat(codes_BD.long()), self.joint(codes_BD).softmax(1)
+        inverse_WK = (-self._whole_WK).clamp_max(_LARGEST[self._whole_WK.dtype]).exp()
         log_BD = -(posterior_BK @ inverse_WK.T).gather(1, flat_BD).log()
         for j in sorted({j for link in self.links for j in (link.source, link.target)}):
-            # what links say of a value is not in the points: all values of the column are weighed
-            told_BC = sum(link.log_ratios(j, codes_BD) for link in self.links if j in (link.source, link.target))
-            others_BC = (posterior_BK * inverse_WK[flat_BD[:, j]]) @ probs_KW[:, self.columns.slice(j)]
-            both_BC = others_BC.log() + told_BC
-            log_BD[:, j] = (both_BC.gather(1, codes_BD[:, j:j + 1].long())[:, 0] - both_BC.logsumexp(1))
+            # of what links say of a value, points know nothing: all values of the column are weighed
+            without_BK = inverse_WK.index_select(0, flat_BD[:, j]).mul_(posterior_BK)
+            log_BC = (without_BK @ self._whole_WK[self.columns.slice(j)].T.exp()).log()
+            for link in self.links:
+                if j in (link.source, link.target):
+                    log_BC += link.log_ratios(j, codes_BD)
+            log_BD[:, j] = log_BC.log_softmax(1).gather(1, codes_BD[:, j:j + 1].long())[:, 0]
         return log_BD
 
     def sample(self, rows: int, *, generator: torch.Generator) -> Tensor:

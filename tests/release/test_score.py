@@ -19,7 +19,7 @@ from dpvae.errors import ConfigError
 from dpvae.models.vae import VAE
 from dpvae.privacy.noise import SecretKey
 from dpvae.privacy.silence import Silence
-from dpvae.release.score import HELD, SCORES, Density, Ensemble, beyond
+from dpvae.release.score import CERTAIN, HELD, LEAST_SINGLE, SCORES, Density, Ensemble, beyond
 from dpvae.release.threshold import events, grid, noisy_threshold
 
 COLUMNS: dict[str, Any] = {"a": {"categories": ["x", "y", "z"]}, "b": {"categories": ["p", "q"]},
@@ -77,15 +77,22 @@ def test_an_ensemble_of_densities_is_a_density(schema: Schema, everything: Table
     assert judge.explain(everything).shape == (60, 3)
 
 
+@pytest.mark.parametrize("sharpness", [1.0, 60.0], ids=["in single precision", "where that would lose what counts"])
 def test_an_explanation_is_how_much_likelier_the_row_is_with_that_cell_put_in_place_of_another(
-        schema: Schema, everything: Table) -> None:
-    density = Density(model(schema, 8), schema)
-    law, found = np.exp(density.score(everything)).reshape(3, 2, 10), density.explain(everything).reshape(3, 2, 10, 3)
+        sharpness: float, schema: Schema, everything: Table) -> None:
+    vae = model(schema, 8)
+    with torch.no_grad():
+        vae.decoder[-1].weight.mul_(sharpness)
+    density = Density(vae, schema)
+    assert (float(density._mixture(double=False).log_probs.min()) < LEAST_SINGLE) is (sharpness > 1)
+    log_law = density.score(everything).reshape(3, 2, 10)
+    found = density.explain(everything).reshape(3, 2, 10, 3)
     for axis, others in enumerate((2, 1, 9)):  # of a, b and n
-        held = law.sum(tuple({0, 1, 2} - {axis}), keepdims=True)
+        held = np.exp(log_law).sum(tuple({0, 1, 2} - {axis}), keepdims=True)
+        log_p = log_law - np.logaddexp.reduce(log_law, axis, keepdims=True)
+        another = np.maximum(-np.expm1(log_p), CERTAIN)
         wrong = (1 - HELD) / others + HELD * held
-        mistaken = (law.sum(axis, keepdims=True) - law) * wrong  # by enumeration: another value, replaced by this one
-        assert found[..., axis] == pytest.approx(np.log(mistaken / law), abs=1e-3)
+        assert found[..., axis] == pytest.approx(np.log(another * wrong) - log_p, abs=1e-3)
 
 
 def test_numbers_are_explained_more_finely_than_a_bin() -> None:
