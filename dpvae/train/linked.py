@@ -32,7 +32,6 @@ from dpvae.train.anchor import Anchors
 
 STANDS_OUT = 4.0  # standard deviations: of 3,000 cells a fifth of one does by chance
 SEEN = 2.0  # of them, that the model must expect in such a cell: in smaller ones little is ever missed
-FIFTIETH = 0.02  # of what pairs gain, that the label may lose besides what noise hides
 CERTAIN = 0.03  # of the rows: what a function's table must be able to tell apart
 NEVER = 1e-9
 ROUNDS = 200
@@ -52,8 +51,8 @@ class _Found:
 
 def find(vae: VAE, anchors: Anchors) -> list[Link]:
     """The links that ``anchors`` ask of ``vae`` (codebook prior), in the order of drawing: those that bring all pair
-    tables of their target together nearer to what was released, and take its table with the label no farther than
-    noise hides, or by a fiftieth of that."""
+    tables of their target together nearer to what was released, and take its table with the label no farther. Of a
+    function the label's tables with both columns are the same one twice, and differ by noise."""
     mixture, columns = Mixture.of(vae, generator=torch.Generator(), double=True), vae.likelihood
     weight_K1, p_KW = mixture.log_weights.exp()[:, None] * anchors.rows, mixture.log_probs.exp()
     chosen: list[_Found] = []
@@ -69,7 +68,7 @@ def find(vae: VAE, anchors: Anchors) -> list[Link]:
         known = {link.source: link.table(columns, p_KW, weight_K1 * source_KS)}
         pairs, label = _misfit(columns, anchors, weight_K1, linked_KW, link.target, known)
         before, label_before = _misfit(columns, anchors, weight_K1, law_KW, link.target, {})
-        if pairs < before and label < label_before + STANDS_OUT**2 + FIFTIETH * (before - pairs):
+        if pairs < before and (one.function_ST is not None or label < label_before + STANDS_OUT**2):
             links, law_KW = [*links, link], linked_KW
     return [replace(link, ratio_ST=link.ratio_ST.float()) for link in links]
 

@@ -110,10 +110,11 @@ def test_what_a_rare_code_goes_with_stays_open_where_its_noise_says_nothing() ->
     assert link.ratio_ST[4].log().diff().numpy() == pytest.approx(np.diff(told), rel=0.2)
 
 
-@pytest.mark.parametrize(("pairs", "label", "kept"), [(1.0, 10.0, True), (1.0, 17.0, False), (3.0, 0.0, False),
-                                                      (-498.0, 25.0, True), (-498.0, 27.0, False)])
+@pytest.mark.parametrize(("kind", "pairs", "label", "kept"), [
+    ("cell", 1.0, 10.0, True), ("cell", 1.0, 17.0, False), ("cell", 3.0, 0.0, False), ("function", 1.0, 40.0, True),
+    ("function", 3.0, 0.0, False)])
 def test_a_link_that_takes_its_column_from_the_label_or_from_other_tables_is_left_out(
-        pairs: float, label: float, kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    anchors = anchors_of(rows_of("function", 0), 0)
+        kind: str, pairs: float, label: float, kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    anchors = anchors_of(rows_of(kind, 1), 1)
     monkeypatch.setattr(linked, "_misfit", lambda *rest: (pairs, label) if rest[-1] else (2.0, 0.0))
     assert bool(find(independent(anchors), anchors)) is kept
