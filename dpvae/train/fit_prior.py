@@ -9,7 +9,6 @@ Shapes: C codes of a column, Z latent directions.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,24 +19,26 @@ from torch import Tensor, nn
 from dpvae.models.likelihood import Columns
 from dpvae.models.vae import VAE
 
-WEIGHT_SD = 0.35  # prior scale of a decoder weight: a point at distance one moves a logit by about a third
-COLUMNS = 15  # above which it narrows: of a table of more columns, each pair gets less of the budget
+WEIGHT_SD = 0.2  # prior scale of a decoder weight: a point at distance one moves a logit by about a fifth
 ALONE = 0.1  # of its variance, that a code of an ordered column does not share with its neighbours
 REACH = 0.5  # of a column's codes, over which what they share falls to 1/e
 Places = NDArray[np.float64]  # of a column's codes on its axis, (C,); NaN: nowhere
 
 
 class Prior:
-    """Points are N(0, I); a latent's weights in the decoder's last layer are N(0, WEIGHT_SD^2), narrower in a table of
-    many columns, and along an ordered column with the correlations of :func:`covariance`. ``orders``: by column, where
-    its codes lie on an axis, or none.
+    """What a latent direction does to the logits of a column is N(0, WEIGHT_SD^2), and along an ordered column has the
+    correlations of :func:`covariance`. ``orders``: by column, where its codes lie on an axis, or none.
+
+    A direction's weights count times how far the points are spread along it, so that it is the spread of the logits
+    that is judged and not what carries it. (Were points and weights expected to be small each, a thousand points would
+    pay for what a single column says, and the decoder forget what stands out of the noise sixteen times.) Points keep a
+    spread of one, which leaves everything else about them open.
 
     The chi-square is -2 log likelihood of the released noise, so this makes the fit a maximum a posteriori: where the
     noise drowns a table, the decoder stays near what it would say without it. At high epsilon it hardly counts.
     """
 
     def __init__(self, columns: Columns, orders: Sequence[Places | None], device: torch.device) -> None:
-        self._sd = WEIGHT_SD / math.sqrt(max(len(columns.sizes) / COLUMNS, 1.0))
         self._whiteners: list[tuple[slice, Tensor]] = []
         self._alone = torch.ones(columns.width, dtype=torch.bool, device=device)
         for j, places in enumerate(orders):
@@ -49,15 +50,15 @@ class Prior:
     def __call__(self, vae: VAE, free: Sequence[int] = ()) -> Tensor:
         """-2 log density, up to a constant; latent directions in ``free`` are left out."""
         assert vae.codebook is not None
-        points = vae.codebook.points
+        bound = [z for z in range(vae.codebook.points.shape[1]) if z not in free]  # no prior talks away what was found
+        points_KZ, weight_K1 = vae.codebook.points[:, bound], vae.codebook.log_weights.exp()[:, None]
+        spread_Z = (weight_K1 * (points_KZ - (weight_K1 * points_KZ).sum(0)).square()).sum(0)
         weights = [layer.weight for layer in vae.decoder if isinstance(layer, nn.Linear)]
-        if len(free):  # found and measured for themselves: no prior may talk them away
-            bound = [z for z in range(points.shape[1]) if z not in free]
-            points, weights[0] = points[:, bound], weights[0][:, bound]
+        weights[0] = weights[0][:, bound] * spread_Z.sqrt()
         last = weights.pop()
         squares = [weight.square().sum() for weight in weights] + [last[self._alone].square().sum()]
         squares += [(root @ last[codes]).square().sum() for codes, root in self._whiteners]
-        return points.square().sum() + torch.stack(squares).sum() / self._sd**2
+        return torch.stack(squares).sum() / WEIGHT_SD**2 + (spread_Z - 1).square().sum()
 
 
 def covariance(places: Places) -> NDArray[np.float64]:
