@@ -99,7 +99,8 @@ def report(out: Path) -> None:
         lines.append(f"| {name} | real images | | | {real['cnn']:.1f} | {real['mlp']:.1f} | {real['logreg']:.1f} | "
                      f"{real['judge_fd']:.2f} | | | | |")
     out.with_suffix(".md").write_text("\n".join(lines) + "\n")
-    out.with_suffix(".svg").write_text(picture(rows, held["command"]))
+    near = [row for row in rows if row["arm"] != "joint"]  # it lies so far off that the others would be one line
+    out.with_suffix(".svg").write_text(picture(near, held["command"]))
 
 
 def picture(rows: list[dict[str, Any]], command: str) -> str:

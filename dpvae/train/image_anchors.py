@@ -195,7 +195,7 @@ class _Measure:
 
         found, doubt = self._per_class("pose", vectors(), math.sqrt(POSE + 1))
         square = self.counts @ (found[:, POSE] - found[:, SLANT] ** 2) / self.rows
-        if square - doubt < (LEANING / reach[SLANT]) ** 2:
+        if square - 2 * doubt < (LEANING / reach[SLANT]) ** 2:
             return np.zeros((len(found), 0))
         frames = middle + reach * np.clip(found[:, :POSE], -1, 1)
         self.images = self.images.redrawn(frames, self.size)
