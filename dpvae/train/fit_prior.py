@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from dpvae.models.likelihood import Columns
 from dpvae.models.vae import VAE
 
-WEIGHT_SD = 0.2  # prior scale of a decoder weight: a point at distance one moves a logit by about a fifth
+WEIGHT_SD = 0.15  # prior scale of a decoder weight: of what one latent direction does to a logit
 ALONE = 0.1  # of its variance, that a code of an ordered column does not share with its neighbours
 REACH = 0.5  # of a column's codes, over which what they share falls to 1/e
 Places = NDArray[np.float64]  # of a column's codes on its axis, (C,); NaN: nowhere
