@@ -63,7 +63,7 @@ def on_grid(noise_multiplier: float, clip_norm: float, numbers: int) -> tuple[fl
     With rounded sums, sum + round(noise) is round(sum + noise), which costs what the Gaussian mechanism does.
 
     >>> on_grid(2.0, 1.0, 10_000)
-    (1.1920928955078125e-07, 2.000023841857910...)
+    (1.1920928955078125e-07, 2.00002384185791)
     """
     step = 2.0 ** (math.floor(math.log2(noise_multiplier * clip_norm)) - 24)
     return step, noise_multiplier * (clip_norm + step * math.sqrt(numbers))

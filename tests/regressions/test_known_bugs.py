@@ -351,6 +351,8 @@ def test_a_budget_per_engine_lets_two_processes_spend_one_budget_twice(tmp_path:
 def test_opacus_670_a_checkpoint_is_a_pickle() -> None:
     for path in PACKAGE.rglob("*.py"):
         between = path.parent.name == "engines"  # a process and its own workers: bytes in memory, never a file
+        if path.parent.name == "mutants":  # broken on purpose: an audit has to see the file
+            continue
         for node in ast.walk(ast.parse(path.read_text())):
             called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
             assert called not in {"torch.load", "torch.save", "pickle.load", "pickle.dump"}, path
