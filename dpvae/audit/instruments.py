@@ -105,7 +105,7 @@ class _Stream:
         out: Any
         if kind == "mask":
             return self._mask(*args, **kwargs)
-        elif kind in NORMALS and (self.secrets.silent or self.secrets.constant is not None):
+        if kind in NORMALS and (self.secrets.silent or self.secrets.constant is not None):
             shape = args[0] if args else next(iter(kwargs.values()))
             out = np.full(shape, self.secrets.constant or 0.0)
         elif kind in (*NORMALS, "uniform"):

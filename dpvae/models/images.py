@@ -40,7 +40,7 @@ from dpvae.models.spectrum import gains, power, raised
 LOG_SCALE = (-5.5, -0.5)  # of a pixel's logistic law, in units of the whole range
 START = -2.5
 LEAST_STD = 1e-2
-AT_ONCE = 1024
+AT_ONCE = 1024  # labels of one stratified draw: which picture is picture i follows from it
 IN_CACHE = 256  # pictures that are drawn together: their layers stay in the cache
 
 

@@ -48,7 +48,6 @@ class Link:
         p_KT = p_KW[:, columns.slice(self.target)]
         return ((source_KS / (p_KT @ self.ratio_ST.T)).T @ p_KT) * self.ratio_ST
 
-
     def log_ratio(self, codes_BD: Tensor) -> Tensor:
         """log R[a, b] of each row, (B,)."""
         return self.ratio_ST.log()[codes_BD[:, self.source].long(), codes_BD[:, self.target].long()]

@@ -22,6 +22,7 @@ from dpvae.models.vae import VAE
 WEIGHT_SD = 0.15  # prior scale of a decoder weight: of what one latent direction does to a logit
 ALONE = 0.1  # of its variance, that a code of an ordered column does not share with its neighbours
 REACH = 0.5  # of a column's codes, over which what they share falls to 1/e
+LEAST_SPREAD = 1e-12  # of points along a direction: a root of nothing, as where there is one point, has no slope
 Places = NDArray[np.float64]  # of a column's codes on its axis, (C,); NaN: nowhere
 
 
@@ -54,7 +55,7 @@ class Prior:
         points_KZ, weight_K1 = vae.codebook.points[:, bound], vae.codebook.log_weights.exp()[:, None]
         spread_Z = (weight_K1 * (points_KZ - (weight_K1 * points_KZ).sum(0)).square()).sum(0)
         weights = [layer.weight for layer in vae.decoder if isinstance(layer, nn.Linear)]
-        weights[0] = weights[0][:, bound] * spread_Z.sqrt()
+        weights[0] = weights[0][:, bound] * spread_Z.clamp_min(LEAST_SPREAD).sqrt()
         last = weights.pop()
         squares = [weight.square().sum() for weight in weights] + [last[self._alone].square().sum()]
         squares += [(root @ last[codes]).square().sum() for codes, root in self._whiteners]

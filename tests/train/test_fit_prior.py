@@ -76,6 +76,16 @@ def test_points_pay_for_no_place_of_their_own() -> None:
     assert prior(more) == pytest.approx(prior(vae), rel=1e-5)
 
 
+def test_one_point_alone_is_fitted() -> None:
+    vae = VAE(SIZES, latent_dim=3, hidden=8, layers=0, components=1, generator=torch.Generator().manual_seed(1))
+    rows = np.stack([np.arange(200) % size for size in SIZES], 1)
+    anchors, _ = anchor.measure(rows, SIZES, None, noise={"one-way": 2.0, "pairs": 2.0}, key=SecretKey.from_seed(1))
+    residual = anchor.fit(vae, anchors, steps=5, learning_rate=0.03, generator=torch.Generator().manual_seed(1),
+                          orders=ORDERS)
+    assert np.isfinite(residual)
+    assert torch.isfinite(weights(vae)).all()
+
+
 def test_directions_that_were_measured_for_themselves_are_left_out() -> None:
     vae = drawn(4)
     before = prior(vae, free=[1])
