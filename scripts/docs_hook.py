@@ -61,9 +61,9 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def knobs() -> str:
-    """Every verb with every knob: its default, its type, and the words beside it in dpvae/config.py."""
+    """Every verb with every knob: its default, its type, and the words beside it in dpvae/config/."""
     words = _comments()
-    lines = ["# Verbs and knobs", "", "Made from `dpvae/verbs.py` and `dpvae/config.py`. Every verb also takes "
+    lines = ["# Verbs and knobs", "", "Made from `dpvae/verbs.py` and `dpvae/config/`. Every verb also takes "
              "`output=text|json|quiet`.", ""]
     for person, asks in verbs.PEOPLE.items():
         lines += [f"## {person[0].upper()}{person[1:]}: {asks}", ""]
@@ -98,11 +98,12 @@ def _knobs(cls: type, words: dict[tuple[str, str], str], prefix: str) -> Iterato
 
 def _comments() -> dict[tuple[str, str], str]:
     """(class, field) -> the comment on its line."""
-    source = (ROOT / "dpvae" / "config.py").read_text()
-    lines, found = source.splitlines(), {}
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.ClassDef):
-            for item in node.body:
+    found = {}
+    for path in sorted((ROOT / "dpvae" / "config").glob("*.py")):
+        source = path.read_text()
+        lines = source.splitlines()
+        for node in ast.parse(source).body:
+            for item in node.body if isinstance(node, ast.ClassDef) else ():
                 if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
                     comment = re.search(r"#\s*(.*)$", lines[item.lineno - 1])
                     found[node.name, item.target.id] = comment[1] if comment else ""
