@@ -27,14 +27,16 @@ import torch
 from opacus import GradSampleModule
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from dpvae.errors import ConfigError
 from dpvae.memory import keep_pages
+from dpvae.privacy.native import NativeNoise
 from dpvae.privacy.noise import SecretKey, box_muller
 from dpvae.privacy.plan import SgdPlan
 from dpvae.rng import seed_of
 from dpvae.train.checkpoint import optimiser_state, restore_optimiser
-from dpvae.train.clipping.compiled import Part, compiled, compiled_box_muller, part_of
+from dpvae.train.clipping.compiled import Part, compiled, native_noise, part_of
 from dpvae.train.clipping.ghost import Ghost
 from dpvae.train.clipping.memory import Footprint, records_at_once
 from dpvae.train.clipping.recorder import Recorder
@@ -69,6 +71,12 @@ def on_grid(noise_multiplier: float, clip_norm: float, numbers: int) -> tuple[fl
     return step, noise_multiplier * (clip_norm + step * math.sqrt(numbers))
 
 
+def noisy(sums: Tensor, normals: Tensor, deviation: float, grid: float) -> Tensor:
+    """``sums`` and ``deviation * normals``, each rounded to whole steps of ``grid``, added; all of one shape."""
+    noise = (normals.double() * (deviation / grid)).round_()
+    return noise.add_((sums / grid).round_()).to(sums.dtype).mul_(grid)
+
+
 class SecretOptimizer(DPOptimizer):
     """Opacus' ``DPOptimizer`` with AUTO-S clipping and secret, per-step noise."""
 
@@ -82,6 +90,7 @@ class SecretOptimizer(DPOptimizer):
         self.sums: list[tuple[nn.Parameter, Tensor]] | None = None  # of that part, where they are known already
         self.not_finite = 0  # records without a contribution, so far: private, sealed
         self.draw: Callable[[int], Tensor] | None = None
+        self.native: NativeNoise | None = None
         self.processes: Processes | None = None
 
     def clip_and_accumulate(self) -> None:
@@ -119,13 +128,22 @@ class SecretOptimizer(DPOptimizer):
                 parameter.summed_grad = total
         sizes = [p.numel() for p in self.params]
         grid, deviation = on_grid(self.noise_multiplier, self.max_grad_norm, sum(sizes))
-        noise = self.draw(sum(sizes)).mul_(deviation / grid).round_()  # whole numbers, in double precision
+        normals = self.draw(sum(sizes))
         self.draw = None  # a stream serves one step
-        for parameter, part in zip(self.params, noise.split(sizes), strict=True):
-            # contiguous: torch's fused Adam reads a gradient of another memory order as if it had the parameter's
-            total = (parameter.summed_grad.view_as(parameter).contiguous() / grid).round_()
-            noisy = cut(part.view(parameter.shape), parameter).add_(total)
-            parameter.grad = total.copy_(noisy).mul_(grid)
+        if any(isinstance(parameter, DTensor) for parameter in self.params):
+            for parameter, part in zip(self.params, normals.split(sizes), strict=True):
+                piece = cut(part.view(parameter.shape), parameter)
+                parameter.grad = self.noisy(parameter.summed_grad, piece, deviation, grid)
+            return
+        flat = torch.cat([parameter.summed_grad.reshape(-1) for parameter in self.params])
+        for parameter, part in zip(self.params, self.noisy(flat, normals, deviation, grid).split(sizes), strict=True):
+            parameter.grad = part.view(parameter.shape)
+
+    def noisy(self, sums: Tensor, normals: Tensor, deviation: float, grid: float) -> Tensor:
+        """:func:`noisy`, by the compiled program where there is one for such numbers."""
+        if self.native is None or (sums.dtype, normals.dtype) != (torch.float32, torch.float64):
+            return noisy(sums, normals, deviation, grid)
+        return torch.from_numpy(self.native.noisy(sums.numpy(), normals.numpy(), deviation, grid))
 
     def scale_grad(self) -> None:
         """Divide by the public expected batch, whatever the batch and however many parts it came in."""
@@ -211,7 +229,9 @@ class PrivateSteps:
             own = rows if processes is None else math.ceil(rows / processes.size)
             self.padding = Padding.of(plan.sampling_rate, own, at_most=self.microbatch)
         self._programs: dict[int, Part] = {}
-        self._box_muller = compiled_box_muller() if compile else box_muller
+        native = native_noise() if compile else None
+        self._box_muller = box_muller if native is None else native.box_muller
+        self.optimizer.native = native if self.device.type == "cpu" else None
 
     def _check(self, example: Example, *, measure: bool) -> None:
         generator = torch.Generator().manual_seed(seed_of(0, "independence"))
@@ -309,10 +329,10 @@ class PrivateSteps:
         program = self._programs.get(len(records))
         if program is None:
             program = self._programs[len(records)] = compiled(part, chunk)
-        flat, norms_N = program(*chunk)
-        if self.device.type == "cpu" and not bool(torch.isfinite(norms_N).all()):
-            flat, norms_N = part(*chunk)
-        self.optimizer.not_finite = self.optimizer.not_finite + (~torch.isfinite(norms_N) * weights_N).sum()
+        flat, finite_N = program(*chunk)
+        if self.device.type == "cpu" and not bool(finite_N.all()):
+            flat, finite_N = part(*chunk)
+        self.optimizer.not_finite = self.optimizer.not_finite + (~finite_N * weights_N).sum()
         sizes = [p.numel() for p in self.optimizer.params]
         self.optimizer.sums = [(p, total.view_as(p)) for p, total in
                                zip(self.optimizer.params, flat.split(sizes), strict=True)]
