@@ -21,8 +21,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dpvae.privacy.noise import box_muller
-
 _SOURCE = Path(__file__).with_name("native.cpp")
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
 
@@ -38,22 +36,15 @@ class NativeNoise:
     def box_muller(self, words: NDArray[np.int64], turns: NDArray[np.int32]) -> NDArray[np.float64]:
         """What :func:`dpvae.privacy.noise.box_muller` gives, to 5e-7 of every draw: (2 pairs,)."""
         out = np.empty(2 * len(words))
-        self._library.box_muller(*map(_address, (words, turns, out)), ctypes.c_int64(len(words)))
+        self._library.box_muller(words, turns, out, len(words))
         return out
 
     def noisy(self, sums: NDArray[np.float32], normals: NDArray[np.float64], deviation: float,
               grid: float) -> NDArray[np.float32]:
         """``round(sums) + round(deviation normals)``, both to whole steps of ``grid``, a power of two: (size,)."""
         out = np.empty_like(sums)
-        self._library.noisy(*map(_address, (sums, normals, out)), ctypes.c_int64(len(sums)), ctypes.c_double(deviation),
-                            ctypes.c_double(grid))
+        self._library.noisy(sums, normals, out, len(sums), deviation, grid)
         return out
-
-
-def _address(array: NDArray[np.generic]) -> ctypes.c_void_p:
-    if not array.flags.c_contiguous:
-        raise ValueError("expected numbers that lie side by side")
-    return ctypes.c_void_p(array.ctypes.data)
 
 
 @cache
@@ -62,4 +53,9 @@ def _library() -> ctypes.CDLL:
         built = Path(folder) / "noise.so"
         subprocess.run([os.environ.get("CXX", "g++"), *_FLAGS, str(_SOURCE), "-o", str(built)], check=True,
                        capture_output=True)
-        return ctypes.CDLL(str(built))
+        library = ctypes.CDLL(str(built))
+    singles, doubles, shorts, longs = (np.ctypeslib.ndpointer(kind, flags="C") for kind in ("f4", "f8", "i4", "i8"))
+    library.box_muller.argtypes = (longs, shorts, doubles, ctypes.c_int64)
+    library.noisy.argtypes = (singles, doubles, singles, ctypes.c_int64, ctypes.c_double, ctypes.c_double)
+    library.box_muller.restype = library.noisy.restype = None
+    return library

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ import torch
 from opacus import GradSampleModule
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.distributed.tensor import DTensor
 
 from dpvae.errors import ConfigError
@@ -77,6 +79,27 @@ def noisy(sums: Tensor, normals: Tensor, deviation: float, grid: float) -> Tenso
     return noise.add_((sums / grid).round_()).to(sums.dtype).mul_(grid)
 
 
+class FusedAdam(torch.optim.Adam):
+    """torch's fused Adam without what that works out anew in every step, which takes longer than a small model's update."""
+
+    def __init__(self, parameters: list[nn.Parameter], *, lr: float, betas: tuple[float, float]) -> None:
+        super().__init__(parameters, lr=lr, betas=betas, fused=True)
+        for p in parameters:
+            self.state[p] = {"step": torch.zeros((), device=p.device), "exp_avg": torch.zeros_like(p),
+                             "exp_avg_sq": torch.zeros_like(p)}
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """One update from the gradients of all parameters."""
+        group = self.param_groups[0]
+        known = [self.state[p] for p in group["params"]]
+        means, squares, steps = ([state[name] for state in known] for name in ("exp_avg", "exp_avg_sq", "step"))
+        torch._foreach_add_(steps, 1)
+        torch._fused_adam_(group["params"], [p.grad for p in group["params"]], means, squares, [], steps,
+                           lr=group["lr"], beta1=group["betas"][0], beta2=group["betas"][1], eps=group["eps"],
+                           weight_decay=0.0, amsgrad=False, maximize=False)
+
+
 class SecretOptimizer(DPOptimizer):
     """Opacus' ``DPOptimizer`` with AUTO-S clipping and secret, per-step noise."""
 
@@ -92,6 +115,18 @@ class SecretOptimizer(DPOptimizer):
         self.draw: Callable[[int], Tensor] | None = None
         self.native: NativeNoise | None = None
         self.processes: Processes | None = None
+
+    @cached_property
+    def params(self) -> list[Any]:
+        """The parameters, in order; Opacus collects them anew several times a step."""
+        return list(super().params)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget all gradients, and the sums of a batch once they were used."""
+        for parameter in self.params:
+            parameter.grad = parameter.grad_sample = None
+            if not self._is_last_step_skipped:
+                parameter.summed_grad = None
 
     def clip_and_accumulate(self) -> None:
         """Add every record's clipped gradient to ``p.summed_grad``."""
@@ -130,14 +165,15 @@ class SecretOptimizer(DPOptimizer):
         grid, deviation = on_grid(self.noise_multiplier, self.max_grad_norm, sum(sizes))
         normals = self.draw(sum(sizes))
         self.draw = None  # a stream serves one step
-        if any(isinstance(parameter, DTensor) for parameter in self.params):
+        if isinstance(self.params[0], DTensor):  # in pieces
             for parameter, part in zip(self.params, normals.split(sizes), strict=True):
                 piece = cut(part.view(parameter.shape), parameter)
                 parameter.grad = self.noisy(parameter.summed_grad, piece, deviation, grid)
             return
-        flat = torch.cat([parameter.summed_grad.reshape(-1) for parameter in self.params])
-        for parameter, part in zip(self.params, self.noisy(flat, normals, deviation, grid).split(sizes), strict=True):
-            parameter.grad = part.view(parameter.shape)
+        flat = _flatten_dense_tensors([parameter.summed_grad for parameter in self.params])
+        released = self.noisy(flat, normals, deviation, grid)
+        for parameter, part in zip(self.params, _unflatten_dense_tensors(released, self.params), strict=True):
+            parameter.grad = part
 
     def noisy(self, sums: Tensor, normals: Tensor, deviation: float, grid: float) -> Tensor:
         """:func:`noisy`, by the compiled program where there is one for such numbers."""
@@ -218,7 +254,8 @@ class PrivateSteps:
             self.microbatch = processes.tell(self.microbatch)  # equally many parts everywhere
         self.sharded = isinstance(self.module, Sharded)
         held = [p for p in self.module.parameters() if p.requires_grad]
-        inner = torch.optim.Adam(held, lr=learning_rate, betas=(0.9, 0.99), fused=True)
+        adam = partial(torch.optim.Adam, fused=True) if self.sharded else FusedAdam
+        inner = adam(held, lr=learning_rate, betas=(0.9, 0.99))
         self.optimizer = SecretOptimizer(inner, plan=plan, expected_batch=plan.sampling_rate * rows,
                                          recorder=self.module if isinstance(self.module, Recorder) else None)
         self.optimizer.processes = None if self.sharded else processes  # FSDP2 adds up by itself
@@ -333,9 +370,8 @@ class PrivateSteps:
         if self.device.type == "cpu" and not bool(finite_N.all()):
             flat, finite_N = part(*chunk)
         self.optimizer.not_finite = self.optimizer.not_finite + (~finite_N * weights_N).sum()
-        sizes = [p.numel() for p in self.optimizer.params]
-        self.optimizer.sums = [(p, total.view_as(p)) for p, total in
-                               zip(self.optimizer.params, flat.split(sizes), strict=True)]
+        weights = self.optimizer.params
+        self.optimizer.sums = list(zip(weights, _unflatten_dense_tensors(flat, weights), strict=True))
 
     def _backward(self, part: Tensor, latents: Tensor) -> None:
         """What the optimiser needs of one part of the batch."""
