@@ -4,6 +4,7 @@ Secret noise for every parameter is what a private step costs beside an ordinary
 for each operation. The program is compiled on first use, for the processor at hand, in a folder that nobody else may
 write to and that is gone once it is loaded.
 
+>>> from dpvae.privacy.noise import box_muller
 >>> words, turns = np.arange(1, 4, dtype="<i8") << 60, np.arange(3, dtype="<i4") << 28
 >>> bool(np.allclose(NativeNoise().box_muller(words, turns), box_muller(words, turns), rtol=5e-7))
 True

@@ -37,6 +37,7 @@ from dpvae.privacy.native import NativeNoise
 from dpvae.privacy.noise import SecretKey, box_muller
 from dpvae.privacy.plan import SgdPlan
 from dpvae.rng import seed_of
+from dpvae.train.adam import FusedAdam
 from dpvae.train.checkpoint import optimiser_state, restore_optimiser
 from dpvae.train.clipping.compiled import Part, compiled, native_noise, part_of
 from dpvae.train.clipping.ghost import Ghost
@@ -77,27 +78,6 @@ def noisy(sums: Tensor, normals: Tensor, deviation: float, grid: float) -> Tenso
     """``sums`` and ``deviation * normals``, each rounded to whole steps of ``grid``, added; all of one shape."""
     noise = (normals.double() * (deviation / grid)).round_()
     return noise.add_((sums / grid).round_()).to(sums.dtype).mul_(grid)
-
-
-class FusedAdam(torch.optim.Adam):
-    """torch's fused Adam without what that works out anew in every step, which takes longer than a small model's update."""
-
-    def __init__(self, parameters: list[nn.Parameter], *, lr: float, betas: tuple[float, float]) -> None:
-        super().__init__(parameters, lr=lr, betas=betas, fused=True)
-        for p in parameters:
-            self.state[p] = {"step": torch.zeros((), device=p.device), "exp_avg": torch.zeros_like(p),
-                             "exp_avg_sq": torch.zeros_like(p)}
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
-        """One update from the gradients of all parameters."""
-        group = self.param_groups[0]
-        known = [self.state[p] for p in group["params"]]
-        means, squares, steps = ([state[name] for state in known] for name in ("exp_avg", "exp_avg_sq", "step"))
-        torch._foreach_add_(steps, 1)
-        torch._fused_adam_(group["params"], [p.grad for p in group["params"]], means, squares, [], steps,
-                           lr=group["lr"], beta1=group["betas"][0], beta2=group["betas"][1], eps=group["eps"],
-                           weight_decay=0.0, amsgrad=False, maximize=False)
 
 
 class SecretOptimizer(DPOptimizer):
