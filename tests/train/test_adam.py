@@ -20,7 +20,7 @@ def moved(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], star
 
 
 def test_ten_steps_with_a_falling_rate_are_those_of_torch_whoever_takes_the_first_five() -> None:
-    start = [nn.Parameter(torch.arange(6.0).view(2, 3)), nn.Parameter(torch.ones(4))]
+    start = [nn.Parameter(torch.arange(1.0, 7.0).view(2, 3)), nn.Parameter(torch.ones(4))]
     ends = []
     for first, then in ((0, 0), (1, 1), (0, 1), (1, 0)):
         parameters = copy.deepcopy(start)
