@@ -30,8 +30,6 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import AES256
 from cryptography.hazmat.primitives.ciphers.modes import CTR
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from numpy.typing import NDArray
 
 from dpvae import checks
@@ -64,12 +62,13 @@ def _encode(names: tuple[str | int, ...]) -> bytes:
 class SecretKey:
     """The master key of a run. Printing, pickling and copying it are refused; only :meth:`save` writes it."""
 
-    __slots__ = ("_master",)
+    __slots__ = ("_expand", "_master")
 
     def __init__(self, master: bytes) -> None:
         if not isinstance(master, bytes) or len(master) != KEY_BYTES:
             raise ConfigError(f"master: expected {KEY_BYTES} secret bytes; use SecretKey.generate()")
         self._master = master
+        self._expand = hmac.new(hmac.digest(bytes(KEY_BYTES), master, "sha256"), digestmod="sha256")
 
     @classmethod
     def generate(cls) -> SecretKey:
@@ -139,8 +138,10 @@ class SecretKey:
         return hmac.new(self._derive(b"tag", b""), data, hashlib.sha256).hexdigest()
 
     def _derive(self, purpose: bytes, info: bytes) -> bytes:
-        label = b"dpvae/1/" + purpose + b"/" + info
-        return HKDF(SHA256(), length=KEY_BYTES, salt=None, info=label).derive(self._master)
+        """HKDF (RFC 5869): one block of it. The library's takes as long as drawing 30,000 numbers."""
+        block = self._expand.copy()
+        block.update(b"dpvae/1/" + purpose + b"/" + info + b"\x01")
+        return block.digest()
 
     def __repr__(self) -> str:
         return "SecretKey(<secret>)"
@@ -162,9 +163,9 @@ def box_muller(words: NDArray[np.int64], turns: NDArray[np.int32]) -> NDArray[np
         turn, radius = turns[some], out[1, some]
         np.copyto(radius, words[some] & np.int64(2**63 - 1), casting="unsafe")
         radius += 0.5
+        radius *= 2.0**-63
         np.log(radius, out=radius)
-        np.subtract(63 * math.log(2), radius, out=radius)
-        radius *= 2
+        radius *= -2
         np.sqrt(radius, out=radius)
         np.multiply(radius, _cosine(turn), out=out[0, some])
         radius *= _cosine(turn - _QUARTER)

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -27,14 +28,18 @@ import torch
 from opacus import GradSampleModule
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
+from torch.distributed.tensor import DTensor
 
 from dpvae.errors import ConfigError
 from dpvae.memory import keep_pages
+from dpvae.privacy.native import NativeNoise
 from dpvae.privacy.noise import SecretKey, box_muller
 from dpvae.privacy.plan import SgdPlan
 from dpvae.rng import seed_of
+from dpvae.train.adam import FusedAdam
 from dpvae.train.checkpoint import optimiser_state, restore_optimiser
-from dpvae.train.clipping.compiled import Part, compiled, compiled_box_muller, part_of
+from dpvae.train.clipping.compiled import Part, compiled, native_noise, part_of
 from dpvae.train.clipping.ghost import Ghost
 from dpvae.train.clipping.memory import Footprint, records_at_once
 from dpvae.train.clipping.recorder import Recorder
@@ -69,6 +74,12 @@ def on_grid(noise_multiplier: float, clip_norm: float, numbers: int) -> tuple[fl
     return step, noise_multiplier * (clip_norm + step * math.sqrt(numbers))
 
 
+def noisy(sums: Tensor, normals: Tensor, deviation: float, grid: float) -> Tensor:
+    """``sums`` and ``deviation * normals``, each rounded to whole steps of ``grid``, added; all of one shape."""
+    noise = (normals.double() * (deviation / grid)).round_()
+    return noise.add_((sums / grid).round_()).to(sums.dtype).mul_(grid)
+
+
 class SecretOptimizer(DPOptimizer):
     """Opacus' ``DPOptimizer`` with AUTO-S clipping and secret, per-step noise."""
 
@@ -82,7 +93,20 @@ class SecretOptimizer(DPOptimizer):
         self.sums: list[tuple[nn.Parameter, Tensor]] | None = None  # of that part, where they are known already
         self.not_finite = 0  # records without a contribution, so far: private, sealed
         self.draw: Callable[[int], Tensor] | None = None
+        self.native: NativeNoise | None = None
         self.processes: Processes | None = None
+
+    @cached_property
+    def params(self) -> list[Any]:
+        """The parameters, in order; Opacus collects them anew several times a step."""
+        return list(super().params)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget all gradients, and the sums of a batch once they were used."""
+        for parameter in self.params:
+            parameter.grad = parameter.grad_sample = None
+            if not self._is_last_step_skipped:
+                parameter.summed_grad = None
 
     def clip_and_accumulate(self) -> None:
         """Add every record's clipped gradient to ``p.summed_grad``."""
@@ -119,13 +143,23 @@ class SecretOptimizer(DPOptimizer):
                 parameter.summed_grad = total
         sizes = [p.numel() for p in self.params]
         grid, deviation = on_grid(self.noise_multiplier, self.max_grad_norm, sum(sizes))
-        noise = self.draw(sum(sizes)).mul_(deviation / grid).round_()  # whole numbers, in double precision
+        normals = self.draw(sum(sizes))
         self.draw = None  # a stream serves one step
-        for parameter, part in zip(self.params, noise.split(sizes), strict=True):
-            # contiguous: torch's fused Adam reads a gradient of another memory order as if it had the parameter's
-            total = (parameter.summed_grad.view_as(parameter).contiguous() / grid).round_()
-            noisy = cut(part.view(parameter.shape), parameter).add_(total)
-            parameter.grad = total.copy_(noisy).mul_(grid)
+        if isinstance(self.params[0], DTensor):  # in pieces
+            for parameter, part in zip(self.params, normals.split(sizes), strict=True):
+                piece = cut(part.view(parameter.shape), parameter)
+                parameter.grad = self.noisy(parameter.summed_grad, piece, deviation, grid)
+            return
+        flat = _flatten_dense_tensors([parameter.summed_grad for parameter in self.params])
+        released = self.noisy(flat, normals, deviation, grid)
+        for parameter, part in zip(self.params, _unflatten_dense_tensors(released, self.params), strict=True):
+            parameter.grad = part
+
+    def noisy(self, sums: Tensor, normals: Tensor, deviation: float, grid: float) -> Tensor:
+        """:func:`noisy`, by the compiled program where there is one for such numbers."""
+        if self.native is None or (sums.dtype, normals.dtype) != (torch.float32, torch.float64):
+            return noisy(sums, normals, deviation, grid)
+        return torch.from_numpy(self.native.noisy(sums.numpy(), normals.numpy(), deviation, grid))
 
     def scale_grad(self) -> None:
         """Divide by the public expected batch, whatever the batch and however many parts it came in."""
@@ -200,7 +234,8 @@ class PrivateSteps:
             self.microbatch = processes.tell(self.microbatch)  # equally many parts everywhere
         self.sharded = isinstance(self.module, Sharded)
         held = [p for p in self.module.parameters() if p.requires_grad]
-        inner = torch.optim.Adam(held, lr=learning_rate, betas=(0.9, 0.99), fused=True)
+        adam = partial(torch.optim.Adam, fused=True) if self.sharded else FusedAdam
+        inner = adam(held, lr=learning_rate, betas=(0.9, 0.99))
         self.optimizer = SecretOptimizer(inner, plan=plan, expected_batch=plan.sampling_rate * rows,
                                          recorder=self.module if isinstance(self.module, Recorder) else None)
         self.optimizer.processes = None if self.sharded else processes  # FSDP2 adds up by itself
@@ -211,7 +246,9 @@ class PrivateSteps:
             own = rows if processes is None else math.ceil(rows / processes.size)
             self.padding = Padding.of(plan.sampling_rate, own, at_most=self.microbatch)
         self._programs: dict[int, Part] = {}
-        self._box_muller = compiled_box_muller() if compile else box_muller
+        native = native_noise() if compile else None
+        self._box_muller = box_muller if native is None else native.box_muller
+        self.optimizer.native = native if self.device.type == "cpu" else None
 
     def _check(self, example: Example, *, measure: bool) -> None:
         generator = torch.Generator().manual_seed(seed_of(0, "independence"))
@@ -309,13 +346,12 @@ class PrivateSteps:
         program = self._programs.get(len(records))
         if program is None:
             program = self._programs[len(records)] = compiled(part, chunk)
-        flat, norms_N = program(*chunk)
-        if self.device.type == "cpu" and not bool(torch.isfinite(norms_N).all()):
-            flat, norms_N = part(*chunk)
-        self.optimizer.not_finite = self.optimizer.not_finite + (~torch.isfinite(norms_N) * weights_N).sum()
-        sizes = [p.numel() for p in self.optimizer.params]
-        self.optimizer.sums = [(p, total.view_as(p)) for p, total in
-                               zip(self.optimizer.params, flat.split(sizes), strict=True)]
+        flat, finite_N = program(*chunk)
+        if self.device.type == "cpu" and not bool(finite_N.all()):
+            flat, finite_N = part(*chunk)
+        self.optimizer.not_finite = self.optimizer.not_finite + (~finite_N * weights_N).sum()
+        weights = self.optimizer.params
+        self.optimizer.sums = list(zip(weights, _unflatten_dense_tensors(flat, weights), strict=True))
 
     def _backward(self, part: Tensor, latents: Tensor) -> None:
         """What the optimiser needs of one part of the batch."""

@@ -17,7 +17,8 @@ import pytest
 from scipy import stats
 
 from dpvae.errors import ConfigError, RunError
-from dpvae.privacy.noise import SecretKey, SecretStream, box_muller
+from dpvae.privacy.native import NativeNoise
+from dpvae.privacy.noise import BoxMuller, SecretKey, SecretStream, box_muller
 
 ALARM = 1e-4  # keys are fixed, so a passing test passes forever
 FIXED = SecretKey.from_bytes(bytes(range(32)))
@@ -249,22 +250,35 @@ def test_bulk_normals_are_box_muller_draws_of_their_words_to_a_relative_error_of
     np.testing.assert_allclose(drawn, [radius * np.cos(angle), radius * np.sin(angle)], rtol=5e-7, atol=0)
 
 
-def test_draws_are_as_fine_beside_zero_as_their_angles_are() -> None:
+@pytest.mark.parametrize("by", [box_muller, NativeNoise().box_muller])
+def test_draws_are_as_fine_beside_zero_as_their_angles_are(by: BoxMuller) -> None:
     """A cosine taken in single of the angle itself knows 1e-7 about a quarter turn: draws there would be a comb."""
     near = np.arange(-40, 40, dtype=np.int32)
     for vanishes in (2**30, -2**30):  # of the cosine; of the sine: nothing, and half a turn
         turns = np.int32(vanishes) + near
-        cosines = box_muller(np.ones(len(near), np.int64), turns)[: len(near)]
+        cosines = by(np.ones(len(near), np.int64), turns)[: len(near)]
         np.testing.assert_allclose(np.abs(cosines), largest() * np.abs(near) * (2 * np.pi * 2.0**-32), rtol=1e-6)
     for vanishes in (0, -2**31):
         with np.errstate(over="ignore"):
             turns = np.int32(vanishes) + near
-        sines = box_muller(np.ones(len(near), np.int64), turns)[len(near) :]
+        sines = by(np.ones(len(near), np.int64), turns)[len(near) :]
         np.testing.assert_allclose(np.abs(sines), largest() * np.abs(near) * (2 * np.pi * 2.0**-32), rtol=1e-6)
 
 
 def largest() -> float:
     return float(np.sqrt(2 * (63 * np.log(2) - np.log(1.5))))
+
+
+@pytest.mark.parametrize("by", [box_muller, NativeNoise().box_muller])
+def test_radii_are_as_fine_as_doubles_from_the_smallest_to_the_largest(by: BoxMuller) -> None:
+    """Angle nothing: the first of a pair is the radius, sqrt(-2 log u) of u = (word + 1/2) / 2**63."""
+    words = np.concatenate([2**63 - 1 - 2 ** np.arange(22, 62), 2 ** np.arange(62), [0]]).astype(np.int64)
+    drawn = by(words, np.zeros(len(words), np.int32))[: len(words)]
+    exact = [math.sqrt(-2 * math.log1p(-(2**63 - int(word) - 0.5) / 2**63)) if word > 2**62
+             else math.sqrt(2 * (63 * math.log(2) - math.log(int(word) + 0.5))) for word in words]
+    np.testing.assert_allclose(drawn, exact, rtol=2e-7)
+    one, next_ = by(np.array([10**18, 10**18 + 1000]), np.zeros(2, np.int32))[:2]
+    assert 0 < one - next_ < 1e-15
 
 
 @pytest.mark.parametrize("size", [1, 2, 8191, 8193, 600_000, 2_100_001])

@@ -13,10 +13,11 @@ from small_runs import SIZES, TRAINERS, ScriptedKey, silent, small_trainer, smal
 from torch import Tensor, nn
 
 from dpvae.errors import ConfigError
+from dpvae.privacy.native import NativeNoise
 from dpvae.privacy.noise import SecretKey, box_muller
 from dpvae.privacy.plan import SgdPlan
 from dpvae.train.clipping import compiled
-from dpvae.train.dpsgd import STABILISER, PrivateSteps, autos
+from dpvae.train.dpsgd import STABILISER, PrivateSteps, autos, noisy, on_grid
 
 pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing:UserWarning")
 
@@ -123,24 +124,31 @@ def test_the_compiled_step_on_padded_batches_releases_what_the_plain_step_does(b
     torch.testing.assert_close(released(compile=True, bad=bad), released(compile=False, bad=bad), atol=1e-5, rtol=0)
 
 
-SOURCE = SecretKey.from_seed(5)
+SOURCE, NATIVE = SecretKey.from_seed(5), NativeNoise()
 WORDS = SOURCE.stream("words").integers(2**63, 6000)
 WORDS[:3] = 0, -2**63, 2**63 - 1  # the largest radius twice (the top bit is not used), and the smallest
 TURNS = SOURCE.stream("turns").integers(2**32, 6000).astype(np.uint32).view(np.int32)
 TURNS[10:16] = 0, 2**30, -2**30, -2**31, 2**30 + 1, -2**31 + 1
 
 
-def test_noise_is_worked_out_by_torch_as_by_numpy_from_the_same_words() -> None:
-    by_torch = compiled._box_muller(torch.from_numpy(WORDS), torch.from_numpy(TURNS)).numpy()
-    np.testing.assert_allclose(by_torch, box_muller(WORDS, TURNS), rtol=5e-7, atol=1e-12)
+def test_noise_is_worked_out_by_the_compiled_program_as_by_numpy_from_the_same_words() -> None:
+    np.testing.assert_allclose(NATIVE.box_muller(WORDS, TURNS), box_muller(WORDS, TURNS), rtol=5e-7, atol=0)
+    for size in (1, 2, 7, 700_001):
+        plain, quick = (SOURCE.stream("noise", size).bulk_normal(size, by=by) for by in (box_muller, NATIVE.box_muller))
+        np.testing.assert_allclose(quick, plain, rtol=5e-7, atol=0)
 
 
-@pytest.mark.slow
-def test_the_noise_of_a_compiled_step_is_that_of_a_plain_one() -> None:
-    fast = compiled.compiled_box_muller()
-    np.testing.assert_allclose(fast(WORDS, TURNS), box_muller(WORDS, TURNS), rtol=5e-7, atol=1e-12)
-    plain, quick = (SOURCE.stream("noise").bulk_normal(700_000, by=by) for by in (box_muller, fast))
-    np.testing.assert_allclose(quick, plain, rtol=5e-7, atol=1e-12)
+@pytest.mark.parametrize(("multiplier", "scale"), [(1.0, 1.0), (0.3, 1e-7), (37.0, 1e5)])
+def test_the_compiled_program_adds_noise_to_sums_on_the_grid_to_the_bit(multiplier: float, scale: float) -> None:
+    normals = SOURCE.stream("normals").bulk_normal(10_001)
+    sums = scale * SOURCE.stream("sums").normal(10_001).astype(np.float32)
+    sums[:4] = 0, np.nan, np.inf, -np.inf
+    grid, deviation = on_grid(multiplier, 1.0, 10_001)
+    plain = noisy(torch.from_numpy(sums), torch.from_numpy(normals), deviation, grid).numpy()
+    np.testing.assert_array_equal(NATIVE.noisy(sums, normals, deviation, grid), plain)
+    np.testing.assert_allclose(plain, sums + deviation * normals, rtol=2e-7, atol=1.01 * grid)
+    steps = plain.astype(np.float64)[4:] / grid
+    np.testing.assert_array_equal(steps, np.rint(steps))
 
 
 def test_without_a_working_compiler_a_booked_run_goes_on_and_releases_the_same(
@@ -148,7 +156,8 @@ def test_without_a_working_compiler_a_booked_run_goes_on_and_releases_the_same(
     def refuses(*args: object, **kwargs: object) -> None:
         raise RuntimeError("g++: not found")
 
-    monkeypatch.setattr(torch, "compile", refuses)
+    monkeypatch.setattr(torch._inductor, "compile", refuses)
+    monkeypatch.setattr(compiled, "NativeNoise", refuses)
     torch.testing.assert_close(released(compile=True), released(compile=False), atol=1e-5, rtol=0)
     assert "g++: not found" in caplog.text
 
