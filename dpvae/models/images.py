@@ -1,7 +1,7 @@
 """A variational autoencoder of images of some classes, between what noisy moments say and what a network adds.
 
     y ~ noisy counts of the classes
-    z | y ~ a mixture of normal laws around the clusters of that class
+    z | y ~ a mixture of normal laws around the clusters of that class, each stretched by one of S factors
     x | z, y ~ one logistic law per pixel, cut to 256 steps, of one of two decoders, by a fair coin for each picture:
                network   middle and width come from a small convolutional network that sees the linear picture
                          mean_y + z B  (B: released directions) and the mean picture of y
@@ -114,7 +114,7 @@ class ImageVAE(nn.Module):
 
     Args:
         size: (channels, height, width).
-        classes, clusters, directions, axes: C, K, Z, F.
+        classes, clusters, directions, axes, stretches: C, K, Z, F, S.
         posed: whether pictures have a frame for each class, and poses of their own.
         hidden: channels of the decoder's hidden layers.
     """
@@ -127,6 +127,8 @@ class ImageVAE(nn.Module):
     centres: Tensor  # (C, K, Z)
     factors: Tensor  # (C, Z, Z): axes of a class's spread as columns
     shapes: Tensor  # (C, K, F, F), lower: what a cluster makes of the first F of its class's axes
+    stretches: Tensor  # (S,): what the whole rest of a latent, from its centre, may be multiplied by
+    log_shares: Tensor  # (C, S): how often it is
     gain: Tensor  # (Z,) of the encoder
     log_std: Tensor  # (Z,) of the encoder
     rest: Tensor  # (D,) log scale of the laws around a linear picture
@@ -134,11 +136,12 @@ class ImageVAE(nn.Module):
     gains: Tensor  # (2, H, W) of the pictures of both decoders
 
     def __init__(self, size: tuple[int, int, int], *, classes: int, clusters: int, directions: int, hidden: int,
-                 axes: int = 1, posed: bool = False, generator: torch.Generator) -> None:
+                 axes: int = 1, stretches: int = 1, posed: bool = False, generator: torch.Generator) -> None:
         super().__init__()
         self.size, self.posed = (size[0], size[1], size[2]), posed
         self.shape: dict[str, Any] = {"size": list(size), "classes": classes, "clusters": clusters,
-                                      "directions": directions, "axes": axes, "posed": posed, "hidden": hidden}
+                                      "directions": directions, "axes": axes, "stretches": stretches, "posed": posed,
+                                      "hidden": hidden}
         self.pixels, pose = math.prod(size), POSE * posed
         for name, value in {
                 "means": torch.zeros(classes, self.pixels + pose),
@@ -146,7 +149,8 @@ class ImageVAE(nn.Module):
                 "log_labels": torch.zeros(classes), "log_weights": torch.zeros(classes, clusters),
                 "centres": torch.zeros(classes, clusters, directions),
                 "factors": torch.eye(directions).repeat(classes, 1, 1),
-                "shapes": torch.eye(axes).repeat(classes, clusters, 1, 1), "gain": torch.ones(directions),
+                "shapes": torch.eye(axes).repeat(classes, clusters, 1, 1), "stretches": torch.ones(stretches),
+                "log_shares": torch.full((classes, stretches), -math.log(stretches)), "gain": torch.ones(directions),
                 "log_std": torch.full((directions,), math.log(0.1)),
                 "rest": torch.full((self.pixels,), START), "power": torch.zeros(size[1:]),
                 "gains": torch.ones(2, *size[1:])}.items():
@@ -171,7 +175,9 @@ class ImageVAE(nn.Module):
         axes = self.shapes.shape[2]
         shaped_NF1 = self.shapes[label_N, cluster_N] @ noise_NZ[:, :axes, None]
         shaped_NZ1 = torch.cat([shaped_NF1, noise_NZ[:, axes:, None]], 1)
-        return self.centres[label_N, cluster_N] + (self.factors[label_N] @ shaped_NZ1)[..., 0]
+        stretch_N = torch.multinomial(self.log_shares.exp()[label_N], 1, generator=generator)[:, 0]
+        rest_NZ = (self.factors[label_N] @ shaped_NZ1)[..., 0] * self.stretches[stretch_N, None]
+        return self.centres[label_N, cluster_N] + rest_NZ
 
     def log_prior(self, z_NZ: Tensor, label_N: Tensor) -> Tensor:
         """log p(z | y), (N,) nats."""
@@ -189,7 +195,9 @@ class ImageVAE(nn.Module):
         shaped_KFM = torch.linalg.solve_triangular(self.shapes[c], apart_KFM, upper=False)
         square_KM = shaped_KFM.square().sum(1) + torch.cdist(centre_ZK[axes:].mT, white_ZM[axes:].mT).square()
         volume_K = self.shapes[c].diagonal(dim1=1, dim2=2).log().sum(1)
-        log_KM = (self.log_weights[c] - volume_K)[:, None] - 0.5 * square_KM
+        log_S = self.log_shares[c] - z_MZ.shape[1] * self.stretches.log()
+        log_SKM = log_S[:, None, None] - 0.5 * square_KM / self.stretches.square()[:, None, None]
+        log_KM = (self.log_weights[c] - volume_K)[:, None] + log_SKM.logsumexp(0)
         volume = factor.LU.diagonal().abs().log().sum()
         return log_KM.logsumexp(0) - volume - 0.5 * z_MZ.shape[1] * math.log(2 * math.pi)
 
@@ -260,7 +268,8 @@ class ImageVAE(nn.Module):
         self.gain.copy_(((seen_NZ * z_NZ).sum(0) / seen_NZ.square().sum(0).clamp_min(1e-6)).clamp(0.2, 2.0))
         slope_Z = (seen_NZ * z_NZ).sum(0) / z_NZ.square().sum(0).clamp_min(1e-6)  # of what is seen on what is true
         noise_Z = (seen_NZ - slope_Z * z_NZ).square().mean(0).clamp_min(LEAST_STD**2)
-        prior_CZ = torch.linalg.inv(self.factors).square().sum(1)
+        narrow_C = (self.log_shares.exp() / self.stretches.square()).sum(1)
+        prior_CZ = torch.linalg.inv(self.factors).square().sum(1) * narrow_C[:, None]
         precision_Z = slope_Z.square() / noise_Z + self.log_labels.exp() @ prior_CZ
         self.log_std.copy_(-0.5 * precision_Z.log())
         self._sharpen(z_NZ[:AT_ONCE], label_N[:AT_ONCE])

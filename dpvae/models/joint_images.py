@@ -70,9 +70,10 @@ class JointImageVAE(ImageVAE):
     """An :class:`ImageVAE` whose prior is the standard normal and whose halves are both learned."""
 
     def __init__(self, size: tuple[int, int, int], *, classes: int, clusters: int = 1, directions: int = LATENT,
-                 axes: int = 1, posed: bool = False, hidden: int, generator: torch.Generator) -> None:
-        super().__init__(size, classes=classes, clusters=clusters, directions=directions, axes=axes, posed=posed,
-                         hidden=hidden, generator=generator)
+                 axes: int = 1, stretches: int = 1, posed: bool = False, hidden: int,
+                 generator: torch.Generator) -> None:
+        super().__init__(size, classes=classes, clusters=clusters, directions=directions, axes=axes,
+                         stretches=stretches, posed=posed, hidden=hidden, generator=generator)
         self.encoder = Encoder(self.size, classes, hidden, directions)
         decoder = Decoder(self.size, classes, hidden, directions)
         initialise(self.encoder, generator)

@@ -109,7 +109,8 @@ def _walks(vae: Any, labels: torch.Tensor, generator: torch.Generator) -> NDArra
 def _traversals(vae: Any, count: int = 6) -> NDArray[np.uint8]:
     count = min(count, vae.basis.shape[0])
     middle = (vae.log_weights[0].exp()[:, None] * vae.centres[0]).sum(0)
-    spread = (vae.factors[0] @ vae.factors[0].T).diagonal().sqrt() + vae.centres[0].std(0, unbiased=False)
+    stretch = (vae.log_shares[0].exp() @ vae.stretches.square()).sqrt()
+    spread = stretch * (vae.factors[0] @ vae.factors[0].T).diagonal().sqrt() + vae.centres[0].std(0, unbiased=False)
     z = middle.repeat(count * STEPS, 1)
     for i in range(count):
         z[i * STEPS:(i + 1) * STEPS, i] += torch.linspace(-2, 2, STEPS) * spread[i]

@@ -1,6 +1,6 @@
 """Noisy moments of labelled images, and the prior and linear decoder that follow from them.
 
-Everything here is six kinds of Gaussian release (:mod:`dpvae.privacy.image_plan` splits the budget), each a sum over
+Everything here is seven kinds of Gaussian release (:mod:`dpvae.privacy.image_plan` splits the budget), each a sum over
 images of an outer product of two bounded vectors (:func:`~dpvae.privacy.mechanisms.noisy_products`): one image moves it
 by at most the product of the bounds. What an image adds depends on it and on earlier releases alone: the mean of its
 class, the released directions, the centre nearest to it. Where images of a class lean as handwriting does (the noisy
@@ -13,12 +13,14 @@ poses say so), an image is its pixels redrawn in the frame of its class, and its
     clusters    one-hot (class, nearest centre) x (coordinates, R / 2)    bound  1 x R sqrt(5) / 2
     spread      one-hot class (x) rest x rest                             bound  B x B
     shape       one-hot (class, nearest centre) x (white rest, squared)   bound  1 x S S
+    stretch     one-hot class x one-hot length of the white rest          bound  1 x 1: nothing is cut
 
 R follows from the size of an image, B from what the rest of an image has been released to be on average. The white rest
-is what an image adds to its centre, along the first F principal axes of its class's spread and in units of it. How many
+is what an image adds to its centre, along the principal axes of its class's spread (the first F for a shape, which then
+reshapes it) and in units of it. How many
 directions, clusters and axes are kept follows from what was released and its known noise. Afterwards the data is not
-looked at again. Shapes: n images, C classes, K clusters, Z directions, F axes, Q frequencies, D pixels, P numbers of a
-pose, or none.
+looked at again. Shapes: n images, C classes, K clusters, Z directions, F axes, S stretches, Q frequencies, D pixels, P
+numbers of a pose, or none.
 """
 
 from __future__ import annotations
@@ -50,6 +52,8 @@ TAIL = 1.5  # squared norm of a white rest, in units of its expectation: longer 
 AXES_NOISE, MOST_AXES = 0.35, 40  # noise of a cluster's shape that is borne for one axis more
 LEAST_SPREAD = 0.25  # of the variance of all classes along an axis, that of one class: noise hides less
 LEAST_SHAPE = 0.05
+OCTAVES = np.arange(-3, 3.5, 0.5)  # of the mean square of a white rest, one where it is normal: what is told apart
+UNFOLDED = 100  # rounds of expectation and maximisation: from lengths that were counted to stretches
 LEAST_REST = 0.1  # of the variance of all images, that inside clusters: noise in their centres may say less
 QUIET = 0.02  # of the trace of a class's spread: noise that is borne for the sake of the longest rests
 KNOWN = 4.0  # times its noise: a mean power of a ring that is known
@@ -109,18 +113,22 @@ class Released:
     centres: Array  # (C, K, Z)
     factors: Array  # (C, Z, Z): principal axes of a class's spread as columns, longest first
     shapes: Array  # (C, K, F, F), lower: what a cluster makes of the first F axes
+    stretches: Array  # (S,): what a rest may be multiplied by
+    shares: Array  # (C, S): how often it is
 
     def model(self, counts: Array, size: tuple[int, int, int], hidden: int, generator: torch.Generator) -> ImageVAE:
         """The VAE that these moments are, with a decoder that has learned nothing yet."""
         classes, clusters, directions = self.centres.shape
         vae = ImageVAE(size, classes=classes, clusters=clusters, directions=directions, axes=self.shapes.shape[2],
-                       posed=self.frames.shape[1] > 0, hidden=hidden, generator=generator)
+                       stretches=len(self.stretches), posed=self.frames.shape[1] > 0, hidden=hidden,
+                       generator=generator)
         with np.errstate(divide="ignore"):
-            log_weights = np.log(self.weights)
+            log_weights, log_shares = np.log(self.weights), np.log(self.shares)
         for name, value in {"frames": self.frames, "means": self.means, "basis": self.basis,
                             "rest": self.rest, "power": self.power, "log_labels": np.log(counts / counts.sum()),
                             "log_weights": log_weights, "centres": self.centres,
-                            "factors": self.factors, "shapes": self.shapes}.items():
+                            "factors": self.factors, "shapes": self.shapes,
+                            "stretches": self.stretches, "log_shares": log_shares}.items():
             getattr(vae, name).copy_(torch.as_tensor(value))
         return vae
 
@@ -142,7 +150,11 @@ def measure(images: Images, counts: Array, size: tuple[int, int, int], *, noise:
     shapes = np.ones((*weights.shape, 1, 1))
     if "shape" in noise:
         shapes = work.shapes(means, basis, weights, centres, factors)
-    return Released(frames, means, basis, rest, power, weights, centres, factors, shapes), tuple(work.events)
+    stretches, shares = np.ones(1), np.ones((len(counts), 1))
+    if "stretch" in noise:
+        stretches, shares = work.stretches(means, basis, weights, centres, factors, shapes)
+    return (Released(frames, means, basis, rest, power, weights, centres, factors, shapes, stretches, shares),
+            tuple(work.events))
 
 
 class _Measure:
@@ -347,16 +359,14 @@ class _Measure:
         held = np.maximum(weights * self.counts[:, None], 1.0)
         per_cluster = self.rows / (weights > 0).sum()
         kept = int(np.clip(AXES_NOISE * per_cluster / (TAIL * self.noise["shape"]), 1, min(size, MOST_AXES)))
-        white = np.linalg.inv(factors)[:, :kept]  # (C, F, Z)
         longest = math.sqrt(TAIL * kept)
         rows, columns = np.triu_indices(kept)
         scale = np.where(rows == columns, 1.0, math.sqrt(2))
 
         def blocks() -> Iterator[tuple[Array, Array]]:
-            for z, place in self._placed(means, basis, centres, weights > 0, width=max(classes * most, len(rows))):
-                rest = z - centres.reshape(-1, size)[place]
-                axes = np.einsum("nfz,nz->nf", white[place // most], rest)
-                axes *= np.minimum(1.0, longest / np.maximum(np.linalg.norm(axes, axis=1, keepdims=True), 1e-12))
+            for axes, place in self._white(means, basis, weights, centres, factors, max(classes * most, len(rows))):
+                axes = axes[:, :kept]
+                axes = axes * np.minimum(1.0, longest / np.maximum(np.linalg.norm(axes, axis=1, keepdims=True), 1e-12))
                 yield _one_hot(place, classes * most), axes[:, rows] * axes[:, columns] * scale
 
         total, sd = self._release("shape", blocks(), 1.0, longest**2)
@@ -369,11 +379,60 @@ class _Measure:
         found[..., rows, columns] = found[..., columns, rows] = own
         return np.asarray(np.linalg.cholesky(_positive(np.eye(kept) + found, LEAST_SHAPE)), dtype=np.float64)
 
+    def _white(self, means: Array, basis: Array, weights: Array, centres: Array, factors: Array,
+               width: int) -> Iterator[tuple[Array, NDArray[np.int64]]]:
+        """(what its centre leaves of an image along the axes of its class, (n, Z); (class, nearest centre))."""
+        white, most = np.linalg.inv(factors), centres.shape[1]
+        for z, place in self._placed(means, basis, centres, weights > 0, width):
+            rest, labels = z - centres.reshape(-1, z.shape[1])[place], place // most
+            for c in np.unique(labels):
+                rest[labels == c] = rest[labels == c] @ white[c].T
+            yield rest, place
+
+    def stretches(self, means: Array, basis: Array, weights: Array, centres: Array, factors: Array,
+                  shapes: Array) -> tuple[Array, Array]:
+        """Normal rests are all about as long as each other, and those of images are not: some garments are plain, some
+        printed. Factors (S,), and how often a rest of each class is so many times a normal one, (C, S).
+
+        Lengths are counted; the shares are those whose lengths were most likely to be counted so (Dempster et al.
+        1977). All are drawn to normal rests as far as noise hides how these differ from what was counted.
+        """
+        axes, size, most = shapes.shape[2], len(basis), centres.shape[1]
+        inverse, edges = np.linalg.inv(shapes).reshape(-1, axes, axes), 2.0**OCTAVES
+
+        def vectors() -> Iterator[tuple[Array, NDArray[np.int64]]]:
+            for white, place in self._white(means, basis, weights, centres, factors, axes * axes):
+                white[:, :axes] = np.einsum("nfg,ng->nf", inverse[place], white[:, :axes])
+                yield _one_hot(np.searchsorted(edges, (white**2).mean(1)), len(edges) + 1), place // most
+
+        counted, doubt = self._per_class("stretch", vectors(), 1.0)
+        squares = 2.0 ** np.append(OCTAVES - 0.25, OCTAVES[-1] + 0.25)
+        told = _lengths(size, squares, edges)  # (lengths, S)
+        normal = _lengths(size, np.ones(1), edges)[:, 0]
+        apart = counted - normal
+        known = max(1 - len(normal) * doubt**2 / max(np.mean((apart**2).sum(1)), 1e-12), 0.0)
+        if not known:
+            return np.ones(1), np.ones((len(counted), 1))
+        counted = np.maximum(normal + known * apart, 0.0)
+        shares = np.full((len(counted), len(squares)), 1 / len(squares))
+        for _ in range(UNFOLDED):
+            shares = shares * (counted / np.maximum(shares @ told.T, 1e-12) @ told)
+            shares /= shares.sum(1, keepdims=True)
+        return np.sqrt(squares), shares
+
 
 def _axes(covariances: Array) -> Array:
     """Principal axes as columns, longest first, as long as the standard deviation along them."""
     values, vectors = np.linalg.eigh(covariances)
     return np.ascontiguousarray((vectors * np.sqrt(values)[:, None])[..., ::-1])
+
+
+def _lengths(size: int, squares: Array, edges: Array) -> Array:
+    """How likely the mean square of ``size`` normal numbers of variance ``squares`` (S,) lies below, between and above
+    ``edges``, (edges + 1, S): a chi-squared law."""
+    below = torch.special.gammainc(torch.tensor(size / 2, dtype=torch.float64),
+                                   torch.as_tensor(size / 2 * edges[:, None] / squares)).numpy()
+    return np.diff(np.pad(below, ((1, 1), (0, 0)), constant_values=((0, 1), (0, 0))), axis=0)
 
 
 def _one_hot(places: NDArray[np.int64], count: int) -> Array:

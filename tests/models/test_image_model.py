@@ -54,9 +54,10 @@ def test_the_prior_is_the_mixture_of_normal_laws_that_torch_knows() -> None:
     vae = some_model()
     z = torch.randn(7, 4, generator=torch.Generator().manual_seed(2))
     for c in range(3):
-        normal = torch.distributions.MultivariateNormal(vae.centres[c], covariances(vae, c))
-        mixture = torch.distributions.MixtureSameFamily(
-            torch.distributions.Categorical(logits=vae.log_weights[c]), normal)
+        stretched = (covariances(vae, c)[:, None] * vae.stretches.square()[:, None, None]).flatten(0, 1)
+        normal = torch.distributions.MultivariateNormal(vae.centres[c].repeat_interleave(2, 0), stretched)
+        weights = (vae.log_weights[c][:, None] + vae.log_shares[c]).flatten()
+        mixture = torch.distributions.MixtureSameFamily(torch.distributions.Categorical(logits=weights), normal)
         found = vae.log_prior(z, torch.full((7,), c))
         torch.testing.assert_close(found, mixture.log_prob(z), rtol=1e-4, atol=1e-4)
 
@@ -66,7 +67,12 @@ def test_latents_have_the_moments_of_their_class_and_no_cluster_of_weight_zero_i
     label = torch.full((50_000,), 2)
     z = vae.draw_latents(label, generator=torch.Generator().manual_seed(3))
     torch.testing.assert_close(z.mean(0), vae.centres[2, 0], atol=0.02, rtol=0)
-    torch.testing.assert_close(z.T.cov(), covariances(vae, 2)[0], atol=0.03, rtol=0)
+    inside = covariances(vae, 2)[0]
+    torch.testing.assert_close(z.T.cov(), inside * (0.3 * 0.7**2 + 0.7 * 1.6**2), atol=0.05, rtol=0)
+    length = torch.einsum("nz,zy,ny->n", z - z.mean(0), torch.linalg.inv(inside), z - z.mean(0)) / 4
+    # of a normal law (Isserlis): E r^4 = (E r^2)^2 (1 + 2 / Z); of a stretched one E s^4 times that
+    fourth = (1 + 2 / 4) * (0.3 * 0.7**4 + 0.7 * 1.6**4)
+    assert float(length.square().mean()) == pytest.approx(fourth, rel=0.05)
 
 
 def test_classes_are_drawn_within_one_of_their_share() -> None:
@@ -169,6 +175,7 @@ def test_the_encoder_is_as_sure_as_picture_and_prior_together() -> None:
     vae.shapes.copy_(torch.eye(2).expand_as(vae.shapes))
     vae.means.fill_(0.5)
     vae.centres.zero_()
+    vae.stretches.copy_(torch.tensor([0.5, 1.0]))
 
     def linear(z: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         middle = vae.linear(z, label)[0]
@@ -179,7 +186,8 @@ def test_the_encoder_is_as_sure_as_picture_and_prior_together() -> None:
     for wide in (0.3, 0.01):
         vae.factors.copy_(wide * torch.eye(4).expand_as(vae.factors))
         vae.dream(4000, generator=generator.manual_seed(6))
-        wanted = (1 / noise**2 + 1 / wide**2) ** -0.5
+        narrow = float(vae.log_labels.exp() @ (vae.log_shares.exp() @ torch.tensor([4.0, 1.0])))
+        wanted = (1 / noise**2 + narrow / wide**2) ** -0.5
         torch.testing.assert_close(vae.log_std.exp(), torch.full((4,), wanted), rtol=0.15, atol=0)
 
 

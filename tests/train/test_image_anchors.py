@@ -18,7 +18,7 @@ from dpvae.train.image_anchors import Images, cosines, measure
 
 SIZE, CLASSES = (1, 8, 8), 3
 NOISE = {"mean-image": 2.0, "second-moment": 3.0, **{f"cluster-{i + 1}": 4.0 for i in range(ROUNDS)}, "spread": 5.0,
-         "shape": 6.0}
+         "shape": 6.0, "stretch": 2.0}
 POSED = {"pose": 1.0} | NOISE
 BOTH = pytest.mark.parametrize("noise", [NOISE, POSED], ids=["as they are", "posed"])
 
@@ -198,7 +198,7 @@ def test_a_rest_is_cut_at_its_root_mean_square_and_further_out_where_noise_is_li
         measure(images, np.array([4000.0]), SIZE, noise=dict.fromkeys(NOISE, 1e-6) | {"spread": spread}, epsilon=20.0,
                 key=ScriptedKey(normal=silent), rng=stream(0, "test"), most=(64, 1))
     root = 8 * 20 / 255
-    assert bounds[5::7] == pytest.approx([root, root * (0.02 * 4000 / 64 / 0.3) ** 0.5, 0.25 * 8], rel=0.02)
+    assert bounds[5::8] == pytest.approx([root, root * (0.02 * 4000 / 64 / 0.3) ** 0.5, 0.25 * 8], rel=0.02)
 
 
 def test_the_power_of_a_frequency_is_its_own_or_that_of_its_ring_or_zero_as_noise_lets_one_know() -> None:
@@ -263,6 +263,59 @@ def test_clusters_of_different_spread_keep_their_own_and_noise_draws_them_to_the
         assert (apart[released.weights > 0.1].min() > 0.4) == own
         if own:
             assert released.shapes.shape[1] > 1
+
+
+def of_two_lengths(rows: int) -> Images:
+    """Normal images along six directions; in the first class a fifth of them are four times as long as the others."""
+    rng = np.random.default_rng(8)
+    basis, labels = np.linalg.qr(rng.normal(size=(64, 6)))[0].T, rng.integers(0, 2, rows)
+    long = np.where((labels == 0) & (rng.random(rows) < 0.2), 4.0, 1.0)
+    z = 0.1 * long[:, None] * rng.normal(size=(rows, 6))
+    return Images(np.rint(np.clip(0.5 + z @ basis, 0, 1) * 255).astype(np.uint8), labels)
+
+
+def test_a_class_whose_images_differ_in_length_is_drawn_so_unless_noise_hides_it() -> None:
+    images = of_two_lengths(20_000)
+    counts = np.bincount(images.labels).astype(float)
+    quiet = dict.fromkeys(NOISE, 1e-6)
+    for noise, told in ((1e-6, True), (30.0, True), (1e5, False)):
+        key = ScriptedKey(normal=silent) if noise < 1 else ScriptedKey()
+        released, _ = measure(images, counts, SIZE, noise=quiet | {"stretch": noise}, epsilon=20.0, key=key,
+                              rng=stream(0, "test"), most=(6, 1))
+        np.testing.assert_allclose(released.shares.sum(1), 1.0)
+        assert (len(released.stretches) > 1) is told
+        if told:
+            square = released.stretches**2
+            axes = released.factors @ released.shapes[:, 0]
+            spread = np.trace(axes @ np.swapaxes(axes, 1, 2), axis1=1, axis2=2) / 6
+            mean = released.shares @ square * spread
+            assert mean == pytest.approx([0.01 * (0.8 + 0.2 * 16), 0.01], rel=0.12), "as long as they are on average"
+            varied = released.shares @ square**2 / (released.shares @ square) ** 2
+            # E s^4 / (E s^2)^2 of the two lengths, and of one; six axes tell lengths of one image only roughly
+            assert varied == pytest.approx([(0.8 + 0.2 * 256) / (0.8 + 0.2 * 16) ** 2, 1.0], rel=0.35)
+
+
+def test_lengths_of_normal_rests_follow_the_chi_squared_law() -> None:
+    """Closed form: the mean square of two normal numbers of variance v is exponential of mean v."""
+    edges, squares = np.array([0.5, 2.0]), np.array([0.25, 1.0, 4.0])
+    above = np.exp(-edges[:, None] / squares)
+    wanted = np.stack([1 - above[0], above[0] - above[1], above[1]])
+    np.testing.assert_allclose(image_anchors._lengths(2, squares, edges), wanted, atol=1e-12)
+
+
+def test_lengths_in_units_of_their_private_mean_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, release, kind = some_images(2000), list(NOISE).index("stretch"), image_anchors._Measure
+    white = kind._white
+
+    def scaled(self: Any, *args: Any) -> Iterator[Any]:
+        for axes, place in white(self, *args):
+            yield axes / np.sqrt((axes**2).mean()), place
+
+    monkeypatch.setattr(kind, "_white", scaled)
+    without = sums_of(images, monkeypatch)
+    moved = [np.linalg.norm(sums_of(joined(images, pixels, 1), monkeypatch, without)[release][0] - without[release][0])
+             for pixels in PEOPLE.values()]
+    assert max(moved) > 1.2 * without[release][1]
 
 
 def test_where_no_shape_is_measured_a_cluster_has_that_of_its_class() -> None:
