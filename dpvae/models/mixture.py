@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dpvae.models.likelihood import Columns
-from dpvae.models.links import Link, fill, follow, lean, told
+from dpvae.models.links import Link, fill, follow, lean, seen, told
 from dpvae.models.prior import systematic
 from dpvae.models.vae import VAE
 
@@ -52,6 +52,12 @@ class Mixture:
         if not self.links:
             return self._table_WK[:self.columns.width]
         return told(self.columns, self.links, self.log_probs).T.contiguous()
+
+    @cached_property
+    def _linked_D(self) -> Tensor:
+        """Which columns follow another or are followed."""
+        places = [j for link in self.links for j in (link.source, link.target)]
+        return torch.zeros(len(self.columns.sizes), dtype=torch.bool).index_fill_(0, torch.tensor(places).long(), True)
 
     @classmethod
     @torch.no_grad()
@@ -80,12 +86,12 @@ class Mixture:
         return (slice(i, i + step) for i in range(0, len(codes_BD), step))
 
     def joint(self, codes_BD: Tensor, observed_BD: Tensor | None = None) -> Tensor:
-        """log w_k + log p(x | k), (B, K); of rows with holes the sum over the observed columns of log p(x_j | k), as if
-        none followed another."""
+        """log w_k + log p(x | k), (B, K); of rows with holes log p of the columns that are observed."""
         flat_BD = self.columns.flat(codes_BD.long())
         if observed_BD is not None:
-            flat_BD = torch.where(observed_BD, flat_BD, self.columns.width)
-            return functional.embedding_bag(flat_BD, self._table_WK, mode="sum").add_(self.log_weights)
+            flat_BD = torch.where(observed_BD & ~self._linked_D, flat_BD, self.columns.width)
+            joint_BK = functional.embedding_bag(flat_BD, self._table_WK, mode="sum").add_(self.log_weights)
+            return joint_BK.add_(seen(self.columns, self.links, self.log_probs, codes_BD.long(), observed_BD))
         joint_BK = functional.embedding_bag(flat_BD, self._whole_WK, mode="sum").add_(self.log_weights)
         for link in self.links:
             joint_BK += link.log_ratio(codes_BD).to(joint_BK)[:, None]
