@@ -113,22 +113,23 @@ def _pulls(columns: Columns, links: Sequence[Link], p_KW: Tensor, shares: Mappin
     return pulls
 
 
-def seen(columns: Columns, links: Sequence[Link], log_KW: Tensor, codes_BD: Tensor, observed_BD: Tensor) -> Tensor:
-    """log p(those linked columns that are observed | k), (B, K): a sum over the others, worked out once for each
-    different part of a row that hangs together."""
-    p_KW, log_BK = log_KW.double().exp(), torch.zeros(len(codes_BD), len(log_KW), dtype=log_KW.dtype)
+def seen(columns: Columns, links: Sequence[Link], log_KW: Tensor, codes_BD: Tensor, observed_BD: Tensor
+         ) -> list[tuple[Tensor, Tensor]]:
+    """log p(those linked columns that are observed | k), one term for each tree: worked out once for each different
+    part of a row, (U, K), and which of them each row has, (B,)."""
+    p_KW, found = log_KW.double().exp(), []
     for root, tree in trees(links).items():
         members = [root, *(link.target for link in tree)]
         held_BM = torch.where(observed_BD[:, members], codes_BD[:, members], -1)
         different_UM, place_B = held_BM.unique(dim=0, return_inverse=True)
         step = max(_NUMBERS // (len(p_KW) * max(columns.sizes[j] for j in members)), 1)
         log_UK = torch.cat([_alone(columns, tree, p_KW, members, part) for part in different_UM.split(step)])
-        log_BK += log_UK.to(log_BK)[place_B]
-    return log_BK
+        found.append((log_UK.to(log_KW), place_B))
+    return found
 
 
 def _alone(columns: Columns, tree: Sequence[Link], p_KW: Tensor, members: Sequence[int], held_UM: Tensor) -> Tensor:
-    """The same of one tree, of the codes ``held`` (-1: not observed) of its ``members``, the root first, (U, K)."""
+    """One term: the codes ``held`` (-1: not observed) of the ``members`` of a tree, its root first, (U, K)."""
     shares = {}
     for j, code_U in zip(members, held_UM.unbind(1), strict=True):
         same_UC = code_U[:, None] == torch.arange(columns.sizes[j])
