@@ -28,6 +28,8 @@ from torch import Tensor
 from dpvae.models.likelihood import ROWS_AT_ONCE, Columns
 from dpvae.models.prior import strata
 
+_NUMBERS = 2**22  # in a table (parts of rows, points, codes): bounds memory
+
 
 @dataclass(frozen=True)
 class Link:
@@ -85,14 +87,9 @@ def follow(columns: Columns, links: Sequence[Link], log_KW: Tensor, index_B: Ten
 def lean(columns: Columns, links: Sequence[Link], log_KW: Tensor, masks: Mapping[int, Tensor]
          ) -> tuple[Tensor, Tensor]:
     """What is left of every column in every point where column j falls under ``masks[j]`` (a share for each code), (K,
-    W), and log p(all masks | k), (K,): messages from targets to their sources, as on any tree (Pearl 1988)."""
+    W), and log p(all masks | k), (K,)."""
     leaning_KW, log_evidence_K = log_KW.clone(), torch.zeros_like(log_KW[:, 0])
-    pulls: dict[int, Tensor] = {j: share_C.to(log_KW).expand(len(log_KW), -1) for j, share_C in masks.items()}
-    for link in reversed(links):
-        if link.target in pulls:
-            p_KT, ratio_TS = log_KW[:, columns.slice(link.target)].exp(), link.ratio_ST.T.to(log_KW)
-            message_KS = ((p_KT * pulls[link.target]) @ ratio_TS) / (p_KT @ ratio_TS)
-            pulls[link.source] = pulls[link.source] * message_KS if link.source in pulls else message_KS
+    pulls = _pulls(columns, links, log_KW.exp(), {j: share_C.to(log_KW) for j, share_C in masks.items()})
     following = {link.target for link in links}
     for j, pull_KC in pulls.items():
         part_KC = log_KW[:, columns.slice(j)] + pull_KC.log()
@@ -102,6 +99,58 @@ def lean(columns: Columns, links: Sequence[Link], log_KW: Tensor, masks: Mapping
             part_KC = torch.where(held_K[:, None] > -torch.inf, part_KC - held_K[:, None], part_KC)
         leaning_KW[:, columns.slice(j)] = part_KC
     return leaning_KW, log_evidence_K
+
+
+def _pulls(columns: Columns, links: Sequence[Link], p_KW: Tensor, shares: Mapping[int, Tensor]) -> dict[int, Tensor]:
+    """``shares`` of each code of some columns, (..., C), with what they say of the columns that these follow, (..., K,
+    C): messages from targets to their sources, as on any tree (Pearl 1988)."""
+    pulls = dict(shares)
+    for link in reversed(links):
+        if link.target in pulls:
+            p_KT, ratio_TS = p_KW[:, columns.slice(link.target)], link.ratio_ST.T.to(p_KW)
+            message_KS = ((p_KT * pulls[link.target]) @ ratio_TS) / (p_KT @ ratio_TS)
+            pulls[link.source] = pulls[link.source] * message_KS if link.source in pulls else message_KS
+    return pulls
+
+
+def seen(columns: Columns, links: Sequence[Link], log_KW: Tensor, codes_BD: Tensor, observed_BD: Tensor
+         ) -> list[tuple[Tensor, Tensor]]:
+    """log p(those linked columns that are observed | k), one term for each tree: worked out once for each different
+    part of a row, (U, K), and which of them each row has, (B,)."""
+    p_KW, found = log_KW.double().exp(), []
+    for root, tree in trees(links).items():
+        members = [root, *(link.target for link in tree)]
+        held_BM = torch.where(observed_BD[:, members], codes_BD[:, members], -1)
+        different_UM, place_B = held_BM.unique(dim=0, return_inverse=True)
+        step = max(_NUMBERS // (len(p_KW) * max(columns.sizes[j] for j in members)), 1)
+        log_UK = torch.cat([_alone(columns, tree, p_KW, members, part) for part in different_UM.split(step)])
+        found.append((log_UK.to(log_KW), place_B))
+    return found
+
+
+def _alone(columns: Columns, tree: Sequence[Link], p_KW: Tensor, members: Sequence[int], held_UM: Tensor) -> Tensor:
+    """One term: the codes ``held`` (-1: not observed) of the ``members`` of a tree, its root first, (U, K)."""
+    shares = {}
+    for j, code_U in zip(members, held_UM.unbind(1), strict=True):
+        same_UC = code_U[:, None] == torch.arange(columns.sizes[j])
+        shares[j] = (same_UC | (code_U < 0)[:, None]).to(p_KW)[:, None, :]
+    pull_UKS = _pulls(columns, tree, p_KW, shares)[members[0]]
+    return (p_KW[:, columns.slice(members[0])] * pull_UKS).sum(2).log()
+
+
+def trees(links: Sequence[Link]) -> dict[int, list[Link]]:
+    """The links by the column that all of their columns follow at last.
+
+    >>> one = torch.ones(2, 2)
+    >>> [(root, len(tree)) for root, tree in trees([Link(0, 1, one), Link(3, 4, one), Link(1, 2, one)]).items()]
+    [(0, 2), (3, 1)]
+    """
+    root: dict[int, int] = {}
+    found: dict[int, list[Link]] = {}
+    for link in links:
+        root[link.target] = root.get(link.source, link.source)
+        found.setdefault(root[link.target], []).append(link)
+    return found
 
 
 def fill(columns: Columns, links: Sequence[Link], log_BW: Tensor, codes_BD: Tensor, observed_BD: Tensor, *,

@@ -26,12 +26,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from dpvae.models.likelihood import Columns
-from dpvae.models.links import Link, fill, follow, lean, told
+from dpvae.models.links import Link, fill, follow, lean, seen, told
 from dpvae.models.prior import systematic
 from dpvae.models.vae import VAE
 
 POINTS = 16_384  # draws from a normal prior that stand for it
 _CELLS = 2**19  # numbers in a (rows, points) table: bounds memory, and fits in a cache
+_BLOCK = 2**14  # rows with holes, whose linked parts are worked out together
 _LARGEST = {torch.float32: 80.0, torch.float64: 700.0}  # nats, of one over a probability
 
 
@@ -52,6 +53,12 @@ class Mixture:
         if not self.links:
             return self._table_WK[:self.columns.width]
         return told(self.columns, self.links, self.log_probs).T.contiguous()
+
+    @cached_property
+    def _linked_D(self) -> Tensor:
+        """Which columns follow another or are followed."""
+        places = [j for link in self.links for j in (link.source, link.target)]
+        return torch.zeros(len(self.columns.sizes), dtype=torch.bool).index_fill_(0, torch.tensor(places).long(), True)
 
     @classmethod
     @torch.no_grad()
@@ -77,24 +84,33 @@ class Mixture:
     def chunks(self, codes_BD: Tensor) -> Iterator[slice]:
         """Slices of rows whose (rows, K) table stays small."""
         step = max(_CELLS // self.points, 1)
-        return (slice(i, i + step) for i in range(0, len(codes_BD), step))
+        return (slice(i, min(i + step, len(codes_BD))) for i in range(0, len(codes_BD), step))
 
-    def joint(self, codes_BD: Tensor, observed_BD: Tensor | None = None) -> Tensor:
-        """log w_k + log p(x | k), (B, K); of rows with holes the sum over the observed columns of log p(x_j | k), as if
-        none followed another."""
+    def joint(self, codes_BD: Tensor) -> Tensor:
+        """log w_k + log p(x | k), (B, K)."""
         flat_BD = self.columns.flat(codes_BD.long())
-        if observed_BD is not None:
-            flat_BD = torch.where(observed_BD, flat_BD, self.columns.width)
-            return functional.embedding_bag(flat_BD, self._table_WK, mode="sum").add_(self.log_weights)
         joint_BK = functional.embedding_bag(flat_BD, self._whole_WK, mode="sum").add_(self.log_weights)
         for link in self.links:
             joint_BK += link.log_ratio(codes_BD).to(joint_BK)[:, None]
         return joint_BK
 
+    def _partial(self, codes_BD: Tensor, observed_BD: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """log w_k + log p(the columns that are observed | k), (rows, K), of one slice of rows after the other."""
+        alone_BD = torch.where(observed_BD & ~self._linked_D, self.columns.flat(codes_BD.long()), self.columns.width)
+        for first in range(0, len(codes_BD), _BLOCK):
+            block = slice(first, first + _BLOCK)
+            terms = seen(self.columns, self.links, self.log_probs, codes_BD[block].long(), observed_BD[block])
+            for s in self.chunks(codes_BD[block]):
+                joint_BK = functional.embedding_bag(alone_BD[block][s], self._table_WK, mode="sum")
+                for log_UK, place_B in terms:
+                    joint_BK += log_UK[place_B[s]]
+                yield slice(first + s.start, first + s.stop), joint_BK.add_(self.log_weights)
+
     def log_prob(self, codes_BD: Tensor, observed_BD: Tensor | None = None) -> Tensor:
         """log p(x), or the marginal of what is observed, (B,) nats."""
-        return torch.cat([_logsumexp_(self.joint(codes_BD[s], None if observed_BD is None else observed_BD[s]))
-                          for s in self.chunks(codes_BD)] or [self.log_weights[:0]])
+        parts = ((self.joint(codes_BD[s]) for s in self.chunks(codes_BD)) if observed_BD is None else
+                 (joint_BK for _, joint_BK in self._partial(codes_BD, observed_BD)))
+        return torch.cat([_logsumexp_(joint_BK) for joint_BK in parts] or [self.log_weights[:0]])
 
     def given(self, masks: Mapping[int, Tensor]) -> Mixture:
         """The mixture where column j falls under ``masks[j]``, a share in [0, 1] for each code, for every j."""
@@ -156,8 +172,8 @@ class Mixture:
         log_KW = self.log_probs.clone()
         log_KW[:, list(forbidden)] = -torch.inf
         done = []
-        for s in self.chunks(codes_BD):
-            k_B = _gumbel_max(self.joint(codes_BD[s], observed_BD[s]), generator=generator)
+        for s, joint_BK in self._partial(codes_BD, observed_BD):
+            k_B = _gumbel_max(joint_BK, generator=generator)
             done.append(fill(self.columns, self.links, log_KW[k_B], codes_BD[s].long(), observed_BD[s],
                              generator=generator))
         return torch.cat(done) if done else codes_BD.long()

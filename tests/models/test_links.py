@@ -124,6 +124,43 @@ def test_missing_cells_of_a_point_are_drawn_by_the_law_given_those_that_are_ther
     assert chisquare(drawn[held > 0].numpy(), wanted.numpy()).pvalue > 1e-4
 
 
+@pytest.mark.parametrize("links", [chain(), (chain()[0], Link(0, 2, chain()[1].ratio_ST.repeat(2, 1)[:3]))])
+@pytest.mark.parametrize("there", [(), (0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2)])
+def test_what_a_row_with_holes_shows_has_the_probability_of_the_enumerated_law(links: tuple[Link, ...],
+                                                                               there: tuple[int, ...]) -> None:
+    """Whatever is missing: the head of a chain, its middle, one or both of two that follow the same column."""
+    mixture = mixture_of(links)
+    law, observed = law_of(mixture), torch.isin(torch.arange(3), torch.tensor(there)).expand(len(ROWS), -1)
+    found = mixture.log_prob(torch.where(observed, ROWS, 0), observed).exp()
+    for row, value in zip(ROWS, found, strict=True):
+        same = ((row == ROWS) | ~observed).all(1)
+        assert float(value) == pytest.approx(float(law[same].sum()), rel=1e-9)
+
+
+@pytest.mark.parametrize("seen", [{2: 1}, {1: 0}, {0: 1, 2: 3}])
+def test_rows_are_completed_from_the_points_that_they_come_from(seen: dict[int, int]) -> None:
+    """A point is as likely as links say that what is observed comes from it, not as its columns alone would say."""
+    mixture = mixture_of(chain())
+    rows, observed = torch.zeros(20_000, 3, dtype=torch.long), torch.zeros(20_000, 3, dtype=torch.bool)
+    held = law_of(mixture)
+    for j, code in seen.items():
+        rows[:, j], observed[:, j] = code, True
+        held = torch.where(ROWS[:, j] == code, held, 0)
+    drawn = counted(mixture.complete(rows, observed, generator=torch.Generator().manual_seed(6)))
+    wanted = (held / held.sum() * 20_000)[held > 0]
+    assert chisquare(drawn[held > 0].numpy(), wanted.numpy()).pvalue > 1e-4
+
+
+def test_a_rows_completion_does_not_depend_on_how_many_parts_are_worked_out_at_once(monkeypatch: pytest.MonkeyPatch
+                                                                                    ) -> None:
+    mixture, observed = mixture_of(chain()), torch.tensor([[False, True, True]]).expand(len(ROWS), -1)
+    whole = mixture.log_prob(ROWS, observed)
+    monkeypatch.setattr("dpvae.models.links._NUMBERS", 1)
+    monkeypatch.setattr("dpvae.models.mixture._BLOCK", 5)
+    monkeypatch.setattr("dpvae.models.mixture._CELLS", 10)
+    assert mixture.log_prob(ROWS, observed).numpy() == pytest.approx(whole.numpy(), rel=1e-12)
+
+
 def test_a_function_is_kept_in_every_row_of_a_saved_model(tmp_path: Path) -> None:
     vae = VAE(SIZES, latent_dim=3, hidden=4, layers=0, components=7, generator=torch.Generator().manual_seed(2))
     ratio_ST = torch.full((4, 3), 1e-9)
