@@ -49,19 +49,21 @@ class Run:
     """A finished run: where it is (``path``, its folder), what was planned, and what it guarantees.
 
     ``epsilon`` is what the run spent, with its delta, unit and the bracket of the accountants; ``note`` says why
-    nothing was trained, or why nothing is guaranteed.
+    nothing was trained, or why nothing is guaranteed; ``guessed`` which facts about columns the noise hid.
     """
 
     path: Path
     plan: Plan
     epsilon: Epsilon
     note: str = ""
+    guessed: str = ""
 
     def __str__(self) -> str:
         done = f"{self.note}\n" if self.note else ""
+        guessed = f"\n  {self.guessed}" if self.guessed else ""
         name = self.path.name
         run = name if self.path.parent == Path("runs") else self.path
-        return (f"{done}run {name}: {self.epsilon}\n  report   {self.path}/public/report.html\n"
+        return (f"{done}run {name}: {self.epsilon}{guessed}\n  report   {self.path}/public/report.html\n"
                 f"  next     dpvae release run={run} rows={self.plan.rows} to=release/{name}")
 
 
@@ -377,7 +379,19 @@ def _finished(run: Any, planned: Plan, note: str = "") -> Run:
     epsilon = planned.epsilon
     if note == NOT_PRIVATE:
         epsilon = replace(epsilon, lower=math.inf, estimate=math.inf, upper=math.inf)
-    return Run(run.path, planned, epsilon, note)
+    return Run(run.path, planned, epsilon, note, _guessed(run.path, planned))
+
+
+def _guessed(path: Path, planned: Plan) -> str:
+    """What of the released schema is a guess, in a sentence."""
+    from dpvae.data.guess import said
+    from dpvae.report.source import schema_columns
+
+    schema = path / "public" / "schema.json"
+    found = said(schema_columns(json.loads(schema.read_text()))) if schema.is_file() else ""
+    unknown = found and planned.facts.rows is None
+    return found + ("; where the number of rows is public, data.rows gives a small table's survey more" if unknown
+                    else "")
 
 
 def _public_rows(run: Path) -> int:

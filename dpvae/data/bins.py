@@ -99,7 +99,7 @@ def _tree(noisy: Sequence[np.ndarray], sd: float) -> tuple[list[np.ndarray], lis
 
 def _alive(sums: list[np.ndarray], noise: list[float], reach: int) -> np.ndarray:
     """1 for the cells that may hold something: in or beside a block, of any size, that stands out of the noise."""
-    clear = NormalDist().inv_cdf(1 - _FALSE_ALARMS / (2 * len(sums[-1])))
+    clear = _clear(sums)
     stands_out = [s > max(clear * z, 0.5) for s, z in zip(sums, noise, strict=True)]
     for level in range(len(sums) - 2, -1, -1):
         stands_out[level] |= stands_out[level + 1].reshape(-1, 2).any(axis=1)
@@ -111,6 +111,17 @@ def _alive(sums: list[np.ndarray], noise: list[float], reach: int) -> np.ndarray
         beside = sums[level] > max(enough * noise[level], 0.5)
         kept = np.repeat(kept, 2) & (~inner | stands_out[level] | beside)
     return kept.astype(np.float64)
+
+
+def _clear(sums: list[np.ndarray]) -> float:
+    return NormalDist().inv_cdf(1 - _FALSE_ALARMS / (2 * len(sums[-1])))
+
+
+def stands_out(noisy: Sequence[np.ndarray], sd: float) -> bool:
+    """Whether any block of cells, smaller than the whole, shows that something is in it: see :func:`denoise`."""
+    sums, noise = _tree(noisy, sd)
+    clear = _clear(sums)
+    return any(bool((s > max(clear * z, 0.5)).any()) for s, z in zip(sums[1:], noise[1:], strict=True))
 
 
 def snap(edges: np.ndarray, step: float) -> np.ndarray:

@@ -14,6 +14,7 @@ from statistics import NormalDist
 
 import numpy as np
 
+from dpvae.data import guess
 from dpvae.data.dtypes import is_text, unit_of
 from dpvae.data.lake import CSV, Cells, Rows
 from dpvae.data.schema import FULL, Column, Schema
@@ -109,14 +110,25 @@ def _unit_index(values: np.ndarray, dtype: str) -> np.ndarray:
     return index
 
 
-def decide(column: Column, noisy: Mapping[str, float], sd: float, counts: int = 1) -> dict[str, object]:
-    """The answers that the noisy class counts give.
+def decide(column: Column, noisy: Mapping[str, float], sd: float, counts: int = 1, *, rows: float
+           ) -> dict[str, object]:
+    """The answers that the noisy class counts give, of about ``rows`` cells.
 
     A count below three sd is taken for none, and so is one that the noise of all ``counts`` released together would
-    reach once in a hundred surveys: in 200 columns of 23 classes some noise passes three sd.
+    reach once in a hundred surveys: in 200 columns of 23 classes some noise passes three sd. Where that leaves none,
+    the likeliest class is taken, and a bare guess says so.
     """
     least = max(3.0, NormalDist().inv_cdf(1 - CHANCE / counts)) * sd
     seen = {name: float(c) if c > least else 0.0 for name, c in noisy.items()}
+    if any(seen.values()):
+        return _answers(column, seen)
+    likely, bare = guess.kind(column, noisy, sd, rows)
+    if likely is None:
+        return _answers(column, seen)
+    return _answers(column, seen | {likely: 1.0}) | ({"guessed": ("kind",)} if bare else {})
+
+
+def _answers(column: Column, seen: dict[str, float]) -> dict[str, object]:
     total = sum(seen.values())
     if not is_text(column.dtype):
         if column.kind == "datetime":

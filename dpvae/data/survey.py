@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from dpvae.data import bins as binning
-from dpvae.data import kinds
+from dpvae.data import guess, kinds
 from dpvae.data.lake import Rows, Table
 from dpvae.data.schema import Category, Column, Schema, with_snapped_edges
 from dpvae.data.table import read_column
@@ -222,6 +222,9 @@ class _Survey:
         if {"kind", "format", "lower", "upper"} & set(answers):
             self._read.pop(j, None)
 
+    def _guessed(self, j: int, what: str) -> None:
+        self._answer(j, guessed=(*(self.columns[j].guessed or ()), what))
+
     def kinds(self) -> None:
         asked = self._which("kinds")
         noisy, sd = self._release("kinds", [_sum(
@@ -229,7 +232,7 @@ class _Survey:
         released = sum(map(len, noisy))
         for j, counts in zip(asked, noisy, strict=True):
             named = dict(zip(kinds.classes(self.columns[j]), counts.tolist(), strict=True))
-            self._answer(j, **kinds.decide(self.columns[j], named, sd, released))
+            self._answer(j, **kinds.decide(self.columns[j], named, sd, released, rows=self.total))
 
     def missing(self) -> None:
         asked = self._which("missing")
@@ -268,7 +271,12 @@ class _Survey:
         noisy, sd = self._release("bounds", [table for several in tables for table in several])
         released = iter(noisy)
         for j, edges, several in zip(asked, cells, tables, strict=True):
-            mass = binning.denoise([next(released) for _ in several], sd, self._present(j), reach=binning.PER_OCTAVE)
+            noisy_j = [next(released) for _ in several]
+            mass = binning.denoise(noisy_j, sd, self._present(j), reach=binning.PER_OCTAVE)
+            if not binning.stands_out(noisy_j, sd):
+                mass, bare = guess.magnitudes(self.columns[j], edges, noisy_j, sd, self._present(j))
+                if bare:
+                    self._guessed(j, "range")
             held = binning.trim(mass)
             self.scale[j] = edges[held.start:held.stop + 1], mass[held]
             lower, upper = binning.bounds(self.columns[j], edges, mass)
@@ -336,6 +344,8 @@ class _Survey:
                 self._answer(j, heaps=())
             elif not column.is_numeric and column.other is None:
                 self._answer(j, other=False)
+            if not column.is_numeric and column.other and not column.categories:
+                self._guessed(j, "values")
             self.columns[j] = with_snapped_edges(self.columns[j])
         return replace(self.schema, columns=tuple(self.columns))
 

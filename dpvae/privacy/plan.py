@@ -35,6 +35,8 @@ SURVEY_WHAT = {
     "bins": "noisy fine histogram, for bin edges",
 }
 THRESHOLDED = ("values", "rare")  # the steps that may publish a value only because many records hold it
+SEES = {"kinds": "kind", "bounds": "range"}  # steps of the survey, and what they tell of a column
+FEW_ROWS = 6.0  # noise sds of such a step that all rows should make, for it to tell that
 WIDE = 60  # columns from which the latent code takes the place of all pairs
 METRIC_RELEASES = 5  # of the noisy ELBO
 LATENT_SAMPLES = 4  # of a record in a step of DP-SGD
@@ -203,6 +205,12 @@ def _lines(plan: Plan) -> list[str]:
                      f"+-{noise['dpsgd/gradient']:.3g} per coordinate of the mean gradient")
         lines.append(f"  {'':22}{sgd.steps} steps, sampling rate {sgd.sampling_rate:.4g}, clip norm {sgd.clip_norm:g}, "
                      f"{sgd.latent_samples} latent samples per record")
+    blind = [what for step, what in SEES.items()
+             if (plan.facts.rows or math.inf) < FEW_ROWS * noise.get(f"survey/{step}", 0.0)]
+    if blind:
+        lines += ["", f"  Few rows for so much noise: the {' and the '.join(blind)} of many columns will be guessed. "
+                  "Declare what is public of them", "  (kind, min and max, categories: dpvae init TABLE drafts a "
+                  "schema), or take a larger epsilon or fewer columns."]
     lines += ["", "  Budget shares are of squared signal; the claim is the PLD price of all releases together.",
               "  Nothing was opened and nothing was spent."]
     return lines

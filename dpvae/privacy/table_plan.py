@@ -22,6 +22,9 @@ from dpvae.privacy.plan import (
 
 SURVEY_WEIGHTS = {"rows": 0.03, "kinds": 0.05, "missing": 0.10, "values": 0.15, "rare": 0.75, "bounds": 0.24,
                   "bins": 0.35}
+SEEN = {"kinds": 8.0, "missing": 4.0, "rare": 20.0, "bounds": 8.0, "bins": 6.0}  # how many noise sds all rows should
+# make, for a step of the survey to see where they are
+MOST_SURVEY = 0.60  # of the budget, for the survey of a table of few rows
 FEW = 5  # columns below which tables of a pair and the target leave nothing out
 INTERACTION_SHARE = 0.02  # of what the survey leaves, to find and measure interactions of many columns
 FOUND = 3  # interactions that are measured
@@ -45,7 +48,7 @@ class TableRule:
         groups = 0 if wide else groups_of(config, facts)
         triples = TRIPLES_SHARE * finer(config.privacy.epsilon) if groups else 0.0
         return replace(blank(config, facts, delta), components=components, fit_steps=fit_steps, groups=groups,
-                       shares=split(config.trainer, facts, wide=wide, triples=triples))
+                       shares=split(config.trainer, facts, config.privacy.epsilon, wide=wide, triples=triples))
 
     def at(self, draft: Plan, config: TrainConfig, signal: float) -> Plan:
         """Adds the releases that tables alone have."""
@@ -109,26 +112,21 @@ def groups_of(config: TrainConfig, facts: PublicFacts) -> int:
     return min(groups, MOST_GROUPS) if groups > 1 else 0
 
 
-def split(trainer: TrainerConfig, facts: PublicFacts, *, wide: bool = False, triples: float = 0.0) -> dict[str, float]:
+def split(trainer: TrainerConfig, facts: PublicFacts, epsilon: float, *, wide: bool = False, triples: float = 0.0
+          ) -> dict[str, float]:
     """Shares of squared signal by release; they add up to one. ``triples``: that of tables of three
     columns among the anchors. The rule and its evidence: docs/decisions.md."""
-    survey = trainer.survey_share
-    if survey is None:
-        few = set(facts.survey_steps) <= {"rows", "bins"}
-        survey = 0.05 if few else _survey_share(facts.rows)
-        if trainer.name == "density":  # needs a column's scale, and has few rows to learn it from
-            survey = 0.15
-    survey = survey if facts.survey_steps else 0.0
+    survey = survey_shares(trainer, facts, epsilon)
     metric = trainer.metric_share
-    left = 1.0 - survey - metric
+    left = 1.0 - sum(survey.values()) - metric
     if left <= 0:
-        raise ConfigError(f"trainer.survey_share={survey:g}, trainer.metric_share={metric:g}: expected a sum below 1")
+        raise ConfigError(f"trainer.survey_share={sum(survey.values()):g}, trainer.metric_share={metric:g}: expected a "
+                          "sum below 1")
     anchor = trainer.anchor_share
     if anchor is None:
         anchor = {"anchored": 0.08 if wide else 0.90, "decoder_only": 0.05, "joint": 0.05,
                   "density": 1.0}[trainer.name]
-    shares = {f"survey/{step}": survey * SURVEY_WEIGHTS[step] / sum(SURVEY_WEIGHTS[s] for s in facts.survey_steps)
-              for step in facts.survey_steps}
+    shares = {f"survey/{step}": share for step, share in survey.items()}
     parts = {"one-way": 1.0} if wide else _anchor_parts(trainer.name, facts, triples)
     shares |= {f"anchor/{name}": left * anchor * part for name, part in parts.items()}
     rest = left * (1 - anchor)
@@ -143,6 +141,26 @@ def split(trainer: TrainerConfig, facts: PublicFacts, *, wide: bool = False, tri
     shares["metric/elbo"] = metric
     shares["dpsgd"] = rest
     return {name: share for name, share in shares.items() if share > 0}
+
+
+def survey_shares(trainer: TrainerConfig, facts: PublicFacts, epsilon: float) -> dict[str, float]:
+    """Shares of squared signal by step of the survey. Where few rows are declared, each step gets as much as it takes
+    to see them: a model of columns whose range nobody knows is worth nothing."""
+    whole = trainer.survey_share
+    if whole is None:
+        few = set(facts.survey_steps) <= {"rows", "bins"}
+        whole = 0.05 if few else _survey_share(facts.rows)
+        if trainer.name == "density":  # needs a column's scale, and has few rows to learn it from
+            whole = 0.15
+    weights = {step: SURVEY_WEIGHTS[step] for step in facts.survey_steps}
+    usual = {step: whole * weight / sum(weights.values()) for step, weight in weights.items()}
+    if trainer.survey_share is not None or facts.rows is None:
+        return usual
+    tables = {"rare": 1, "bounds": 2 * facts.columns, "bins": 3 * facts.columns}
+    row = epsilon * facts.rows / 4  # noise sds that all rows make in a table by itself, for the whole budget; about
+    wanted = {step: max(share, tables.get(step, facts.columns) * (SEEN.get(step, 0.0) / row) ** 2)
+              for step, share in usual.items()}
+    return {step: share * min(1.0, MOST_SURVEY / sum(wanted.values())) for step, share in wanted.items()}
 
 
 def _survey_share(rows: int | None) -> float:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from dpvae.data import guess
 from dpvae.release.certificate import Certificate
 from dpvae.report.meaning import percent
 from dpvae.report.source import NONE, schema_columns
@@ -77,7 +78,9 @@ def _columns(schema: Mapping[str, Any]) -> str:
     rows = [(name, column.get("kind"), column.get("dtype"), "yes" if column.get("nullable") else "no",
              ", ".join(map(str, column.get("declared") or ())) or "nothing: measured with noise")
             for name, column in schema_columns(schema)]
-    return "## Columns\n\n" + _table(("column", "kind", "type", "may be missing", "declared as public"), rows)
+    said = guess.said(schema_columns(schema))
+    return ("## Columns\n\n" + _table(("column", "kind", "type", "may be missing", "declared as public"), rows)
+            + (f"\n\n{escape(said[0].upper() + said[1:])}." if said else ""))
 
 
 def _accesses(certificate: Certificate) -> str:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dpvae.data import guess
 from dpvae.errors import ReleaseError
 from dpvae.privacy.accountant import CrossCheck, price
 from dpvae.privacy.events import Event, to_dict
@@ -48,6 +49,7 @@ def gather(source: Source, check: CrossCheck, *, subject: str, sentence: str | N
         "metrics": records.plain(source.metrics),
         "diagnostics": records.plain(source.diagnostics) if source.diagnostics else None,
         "marginals": marginals(source, *drawn),
+        "guessed": guess.said(schema_columns(source.schema)),
         "pairs": shown.get("pairs"),
         "map": source.map or None,
         "rows_released": rows,

@@ -110,6 +110,8 @@ def marginals(numbers: dict[str, Any]) -> str:
             " A number's bins need not be equally wide: where one is wider, it holds more.")
     intro = ("<p>Dots: the real data as it was released, counts with noise; their whiskers are two standard "
              f"deviations of that noise.{bars}{bins}</p>")
+    intro += f'<p>{light(False, "guessed")}{escape(said[0].upper() + said[1:])}.</p>' if (
+        said := numbers.get("guessed", "")) else ""
     title = "Real against synthetic, column by column" if compared else "The real data, as it was released"
     return f'{heading(title)}{intro}<div class="cards">{"".join(drawn)}</div>{left}{_map(numbers)}'
 

@@ -25,7 +25,7 @@ def decide(texts: list[str], dtype: str = "csv") -> dict[str, object]:
     column = Column("x", dtype=dtype)
     cells = lake.Cells(np.array(texts, dtype=object), np.zeros(len(texts), bool), dtype)
     counts = dict(zip(kinds.classes(column), kinds.count(column, cells).tolist(), strict=True))
-    return kinds.decide(column, counts, sd=0.01)
+    return kinds.decide(column, counts, sd=0.01, rows=len(texts))
 
 
 @pytest.mark.parametrize(("texts", "expected"), [
@@ -48,7 +48,8 @@ def test_noise_in_200_columns_does_not_make_a_number_a_text():
     for _ in range(columns):
         exact = {name: 10_000.0 * (name == "integer") for name in kinds.TEXT}
         noisy = {name: count + rng.normal(0, sd) for name, count in exact.items()}
-        wrong += kinds.decide(Column("x", dtype="csv"), noisy, sd, columns * len(kinds.TEXT))["kind"] != "integer"
+        found = kinds.decide(Column("x", dtype="csv"), noisy, sd, columns * len(kinds.TEXT), rows=10_000)
+        wrong += found["kind"] != "integer"
     assert wrong == 0, "three sd alone would take some of them for something else"
 
 

@@ -23,7 +23,7 @@ from dpvae.privacy.plan import (
     default_delta,
     make_plan,
 )
-from dpvae.privacy.table_plan import FEW, FOUND, SURVEY_WEIGHTS, TRIPLES, TableRule, split
+from dpvae.privacy.table_plan import FEW, FOUND, SURVEY_WEIGHTS, TRIPLES, TableRule, split, survey_shares
 
 STEPS = tuple(SURVEY_WEIGHTS)
 TRAINERS = ("anchored", "decoder_only", "joint")
@@ -44,7 +44,8 @@ def facts(rows: int | None = 40_000, steps: tuple[str, ...] = (), target: bool =
 def test_shares_are_positive_and_add_up_to_one(trainer: str, steps: set[str], target: bool, columns: int,
                                                anchor: float) -> None:
     config = build(TrainConfig, {"trainer": {"name": trainer, "anchor_share": anchor}})
-    shares = split(config.trainer, facts(steps=tuple(s for s in STEPS if s in steps), target=target, columns=columns))
+    shares = split(config.trainer, facts(steps=tuple(s for s in STEPS if s in steps), target=target, columns=columns),
+                   epsilon=1.0)
     assert math.isclose(sum(shares.values()), 1.0)
     assert min(shares.values()) > 0
 
@@ -153,7 +154,7 @@ def test_interactions_are_asked_about_from_five_columns_on() -> None:
 
 
 def test_the_anchors_of_a_narrow_table_keep_their_share_beside_interactions() -> None:
-    with_them, without = (split(build(TrainConfig, {}).trainer, facts(columns=columns)) for columns in (5, 4))
+    with_them, without = (split(build(TrainConfig, {}).trainer, facts(columns=columns), 1.0) for columns in (5, 4))
     assert {k: v for k, v in with_them.items() if k.startswith("anchor")} == {
         k: v for k, v in without.items() if k.startswith("anchor")}
 
@@ -216,3 +217,22 @@ def test_a_delta_is_held_against_a_counted_number_of_rows_as_against_a_declared_
     check_delta(1e-6, 999_000.0)
     with pytest.raises(ConfigError, match=r"less than 1/rows = 9\.99e-07; .* \(x\)\. Try privacy\.delta=2\.5e"):
         check_delta(1e-6, 1_001_000.0, " (x)")
+
+
+@pytest.mark.parametrize(("rows", "epsilon", "share"), [(40_000, 1.0, 0.14), (3000, 1.0, 0.12), (569, 1.0, 0.53),
+                                                        (178, 1.0, 0.60), (178, 10.0, 0.13), (None, 1.0, 0.164)])
+def test_the_survey_of_few_rows_gets_what_it_takes_to_see_them(rows: int | None, epsilon: float, share: float) -> None:
+    shares = survey_shares(build(TrainConfig, {}).trainer, facts(rows=rows, steps=STEPS[1:], columns=30), epsilon)
+    assert sum(shares.values()) == pytest.approx(share, abs=0.006)
+
+
+def test_a_share_that_was_asked_for_stays_as_it_is() -> None:
+    trainer = build(TrainConfig, {"trainer": {"survey_share": 0.2}}).trainer
+    assert sum(survey_shares(trainer, facts(rows=178, steps=STEPS), 1.0).values()) == pytest.approx(0.2)
+
+
+def test_a_plan_says_when_there_are_too_few_rows_to_see_columns() -> None:
+    text = str(plan(facts(rows=150, columns=30, steps=STEPS[1:])))
+    assert "the kind and the range of many columns will be guessed" in " ".join(text.split())
+    assert "guessed" not in str(plan(facts(rows=4000, columns=30, steps=STEPS[1:])))
+    assert "guessed" not in str(plan(facts(rows=150, columns=30)))
