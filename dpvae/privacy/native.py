@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shlex
 import subprocess
 import tempfile
 from functools import cache
@@ -26,8 +27,6 @@ _SOURCE = Path(__file__).with_name("native.cpp")
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
 
 
-
-
 class NativeNoise:
     """The compiled program. Raises ``OSError`` or ``subprocess.SubprocessError`` where there is no working compiler."""
 
@@ -36,6 +35,7 @@ class NativeNoise:
 
     def box_muller(self, words: NDArray[np.int64], turns: NDArray[np.int32]) -> NDArray[np.float64]:
         """What :func:`dpvae.privacy.noise.box_muller` gives, to 5e-7 of every draw: (2 pairs,)."""
+        _equally_many(words, turns)
         out = np.empty(2 * len(words))
         self._library.box_muller(words, turns, out, len(words))
         return out
@@ -43,17 +43,23 @@ class NativeNoise:
     def noisy(self, sums: NDArray[np.float32], normals: NDArray[np.float64], deviation: float,
               grid: float) -> NDArray[np.float32]:
         """``round(sums) + round(deviation normals)``, both to whole steps of ``grid``, a power of two: (size,)."""
+        _equally_many(sums, normals)
         out = np.empty_like(sums)
         self._library.noisy(sums, normals, out, len(sums), deviation, grid)
         return out
+
+
+def _equally_many(one: NDArray[np.generic], other: NDArray[np.generic]) -> None:
+    if one.shape != other.shape or one.ndim != 1:
+        raise ValueError(f"expected two equally long vectors, found {one.shape} and {other.shape}")
 
 
 @cache
 def _library() -> ctypes.CDLL:
     with tempfile.TemporaryDirectory() as folder:
         built = Path(folder) / "noise.so"
-        subprocess.run([os.environ.get("CXX", "g++"), *_FLAGS, str(_SOURCE), "-o", str(built)], check=True,
-                       capture_output=True)
+        compiler = shlex.split(os.environ.get("CXX", "g++"))
+        subprocess.run([*compiler, *_FLAGS, str(_SOURCE), "-o", str(built)], check=True, capture_output=True)
         library = ctypes.CDLL(str(built))
     singles, doubles, shorts, longs = (np.ctypeslib.ndpointer(kind, flags="C") for kind in ("f4", "f8", "i4", "i8"))
     library.box_muller.argtypes = (longs, shorts, doubles, ctypes.c_int64)

@@ -347,9 +347,10 @@ class PrivateSteps:
         if program is None:
             program = self._programs[len(records)] = compiled(part, chunk)
         flat, finite_N = program(*chunk)
-        if self.device.type == "cpu" and not bool(finite_N.all()):
-            flat, finite_N = part(*chunk)
-        self.optimizer.not_finite = self.optimizer.not_finite + (~finite_N * weights_N).sum()
+        if self.device.type != "cpu" or not bool(finite_N.all()):
+            if self.device.type == "cpu":
+                flat, finite_N = part(*chunk)
+            self.optimizer.not_finite = self.optimizer.not_finite + (~finite_N * weights_N).sum()
         weights = self.optimizer.params
         self.optimizer.sums = list(zip(weights, _unflatten_dense_tensors(flat, weights), strict=True))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import hashlib
 import hmac
 import itertools
@@ -263,6 +264,18 @@ def test_draws_are_as_fine_beside_zero_as_their_angles_are(by: BoxMuller) -> Non
             turns = np.int32(vanishes) + near
         sines = by(np.ones(len(near), np.int64), turns)[len(near) :]
         np.testing.assert_allclose(np.abs(sines), largest() * np.abs(near) * (2 * np.pi * 2.0**-32), rtol=1e-6)
+
+
+def test_the_compiled_program_refuses_vectors_that_do_not_fit_and_numbers_of_another_kind() -> None:
+    native, words = NativeNoise(), np.ones(4, np.int64)
+    with pytest.raises(ValueError, match="equally long"):
+        native.box_muller(words, np.ones(3, np.int32))
+    with pytest.raises(ValueError, match="equally long"):
+        native.noisy(np.ones(4, np.float32), np.ones(3), 1.0, 0.5)
+    with pytest.raises(ctypes.ArgumentError):
+        native.box_muller(words, words)
+    with pytest.raises(ctypes.ArgumentError):
+        native.noisy(np.ones(8, np.float32)[::2], np.ones(4), 1.0, 0.5)
 
 
 def largest() -> float:
