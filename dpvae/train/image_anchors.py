@@ -41,6 +41,7 @@ from dpvae.privacy.events import Gaussian
 from dpvae.privacy.image_plan import ROUNDS, frequencies
 from dpvae.privacy.mechanisms import noisy_products
 from dpvae.privacy.noise import SecretKey
+from dpvae.train import stretch
 
 Array = NDArray[np.float64]
 RADIUS = 0.25  # of a residual, times sqrt(D): longer ones are cut
@@ -52,8 +53,6 @@ TAIL = 1.5  # squared norm of a white rest, in units of its expectation: longer 
 AXES_NOISE, MOST_AXES = 0.35, 40  # noise of a cluster's shape that is borne for one axis more
 LEAST_SPREAD = 0.25  # of the variance of all classes along an axis, that of one class: noise hides less
 LEAST_SHAPE = 0.05
-OCTAVES = np.arange(-3, 3.5, 0.5)  # of the mean square of a white rest, one where it is normal: what is told apart
-UNFOLDED = 100  # rounds of expectation and maximisation: from lengths that were counted to stretches
 LEAST_REST = 0.1  # of the variance of all images, that inside clusters: noise in their centres may say less
 QUIET = 0.02  # of the trace of a class's spread: noise that is borne for the sake of the longest rests
 KNOWN = 4.0  # times its noise: a mean power of a ring that is known
@@ -391,48 +390,24 @@ class _Measure:
 
     def stretches(self, means: Array, basis: Array, weights: Array, centres: Array, factors: Array,
                   shapes: Array) -> tuple[Array, Array]:
-        """Normal rests are all about as long as each other, and those of images are not: some garments are plain, some
-        printed. Factors (S,), and how often a rest of each class is so many times a normal one, (C, S).
-
-        Lengths are counted; the shares are those whose lengths were most likely to be counted so (Dempster et al.
-        1977). All are drawn to normal rests as far as noise hides how these differ from what was counted.
-        """
-        axes, size, most = shapes.shape[2], len(basis), centres.shape[1]
-        inverse, edges = np.linalg.inv(shapes).reshape(-1, axes, axes), 2.0**OCTAVES
+        """How often the rest of an image of each class is so many times as long as a normal one: factors (S,) and
+        shares (C, S); see :mod:`dpvae.train.stretch`."""
+        axes = shapes.shape[2]
+        inverse = np.linalg.inv(shapes).reshape(-1, axes, axes)
 
         def vectors() -> Iterator[tuple[Array, NDArray[np.int64]]]:
             for white, place in self._white(means, basis, weights, centres, factors, axes * axes):
                 white[:, :axes] = np.einsum("nfg,ng->nf", inverse[place], white[:, :axes])
-                yield _one_hot(np.searchsorted(edges, (white**2).mean(1)), len(edges) + 1), place // most
+                yield _one_hot(stretch.length_of(white), len(stretch.SQUARES)), place // centres.shape[1]
 
         counted, doubt = self._per_class("stretch", vectors(), 1.0)
-        squares = 2.0 ** np.append(OCTAVES - 0.25, OCTAVES[-1] + 0.25)
-        told = _lengths(size, squares, edges)  # (lengths, S)
-        normal = _lengths(size, np.ones(1), edges)[:, 0]
-        apart = counted - normal
-        known = max(1 - len(normal) * doubt**2 / max(np.mean((apart**2).sum(1)), 1e-12), 0.0)
-        if not known:
-            return np.ones(1), np.ones((len(counted), 1))
-        counted = np.maximum(normal + known * apart, 0.0)
-        shares = np.full((len(counted), len(squares)), 1 / len(squares))
-        for _ in range(UNFOLDED):
-            shares = shares * (counted / np.maximum(shares @ told.T, 1e-12) @ told)
-            shares /= shares.sum(1, keepdims=True)
-        return np.sqrt(squares), shares
+        return stretch.stretches(counted, doubt, len(basis))
 
 
 def _axes(covariances: Array) -> Array:
     """Principal axes as columns, longest first, as long as the standard deviation along them."""
     values, vectors = np.linalg.eigh(covariances)
     return np.ascontiguousarray((vectors * np.sqrt(values)[:, None])[..., ::-1])
-
-
-def _lengths(size: int, squares: Array, edges: Array) -> Array:
-    """How likely the mean square of ``size`` normal numbers of variance ``squares`` (S,) lies below, between and above
-    ``edges``, (edges + 1, S): a chi-squared law."""
-    below = torch.special.gammainc(torch.tensor(size / 2, dtype=torch.float64),
-                                   torch.as_tensor(size / 2 * edges[:, None] / squares)).numpy()
-    return np.diff(np.pad(below, ((1, 1), (0, 0)), constant_values=((0, 1), (0, 0))), axis=0)
 
 
 def _one_hot(places: NDArray[np.int64], count: int) -> Array:

@@ -295,14 +295,6 @@ def test_a_class_whose_images_differ_in_length_is_drawn_so_unless_noise_hides_it
             assert varied == pytest.approx([(0.8 + 0.2 * 256) / (0.8 + 0.2 * 16) ** 2, 1.0], rel=0.35)
 
 
-def test_lengths_of_normal_rests_follow_the_chi_squared_law() -> None:
-    """Closed form: the mean square of two normal numbers of variance v is exponential of mean v."""
-    edges, squares = np.array([0.5, 2.0]), np.array([0.25, 1.0, 4.0])
-    above = np.exp(-edges[:, None] / squares)
-    wanted = np.stack([1 - above[0], above[0] - above[1], above[1]])
-    np.testing.assert_allclose(image_anchors._lengths(2, squares, edges), wanted, atol=1e-12)
-
-
 def test_lengths_in_units_of_their_private_mean_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     images, release, kind = some_images(2000), list(NOISE).index("stretch"), image_anchors._Measure
     white = kind._white
