@@ -10,7 +10,7 @@ refused, never released.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -22,39 +22,53 @@ from dpvae.errors import DataError
 from dpvae.rng import seed_of
 
 Rows = dict[str, Cells]
+Given = Mapping[str, np.ndarray]
 ROUNDS = 20  # of drawing broken rows again
 MOST_IDS = 2**52  # that float64 keeps apart
 
 
-def enforce(schema: Schema, rows: Rows, *, first: int, seed: int, redraw: Callable[[int], Rows]) -> Rows:
+def enforce(schema: Schema, rows: Rows, *, first: int, seed: int, redraw: Callable[[np.ndarray], Rows],
+            given: Given | None = None) -> Rows:
     """``rows`` (numbered from ``first``), all of which fulfil the schema's constraints.
 
-    ``redraw(n)`` gives n fresh rows. Raises :class:`DataError` where the constraints cannot be fulfilled.
+    ``redraw(index)`` gives a fresh row in the place of each of these; ``given`` says by column in which rows its cell
+    is what somebody asked for, (rows,) bool: those stay. Raises :class:`DataError` where the constraints cannot be
+    fulfilled.
     """
     if not schema.constraints:
         return rows
-    rows = _computed(schema, rows)
+    given, total = given or {}, len(next(iter(rows.values())).values)
+    rows = computed(schema, rows, given)
     for _ in range(ROUNDS):
-        bad = broken(schema, rows)
-        wanted = int(bad.sum())
-        if not wanted:
+        bad = np.flatnonzero(broken(schema, rows))
+        if not len(bad):
             break
-        fresh = _computed(schema, redraw(2 * wanted))
-        good = np.flatnonzero(~broken(schema, fresh))[:wanted]
-        rows = _put(rows, np.flatnonzero(bad)[:len(good)], fresh, good)
-    bad = broken(schema, rows)
-    if bad.any():
-        rows = _put(rows, np.flatnonzero(bad), _repaired(schema, _take(rows, np.flatnonzero(bad))), None)
+        twice = np.tile(bad, 2)
+        fresh = computed(schema, redraw(twice), _at(given, twice))
+        good = np.flatnonzero(~broken(schema, fresh))
+        places, firsts = np.unique(twice[good], return_index=True)
+        rows = _put(rows, places, fresh, good[firsts])
+    bad = np.flatnonzero(broken(schema, rows))
+    if len(bad):
+        rows = _put(rows, bad, repaired(schema, _take(rows, bad), _at(given, bad)), None)
         for rule in schema.constraints:
             left = int(_breaks(schema, rule, rows).sum())
             if left:
-                raise DataError(f"constraint {rule.kind} of {', '.join(rule.columns)}: {left} of {len(bad)} rows "
-                                "cannot fulfil it with the schema's bounds and the other rules; relax one of them")
+                raise DataError(f"constraint {rule.kind} of {', '.join(rule.columns)}: {left} of {total} rows "
+                                "cannot fulfil it with the schema's bounds, the other rules and what was given; relax "
+                                "one of them")
     for rule in schema.constraints:
         if rule.kind == "unique":
             column = schema.column(rule.columns[0])
-            rows[column.name] = ids(column, first, len(bad), seed=seed)
+            if column.name in given and given[column.name].any():
+                raise DataError(f"given {column.name}: unique values are dealt out by the row's number; expected other "
+                                "columns")
+            rows[column.name] = ids(column, first, total, seed=seed)
     return rows
+
+
+def _at(given: Given, index: np.ndarray) -> Given:
+    return {name: held[index] for name, held in given.items()}
 
 
 def broken(schema: Schema, rows: Rows) -> np.ndarray:
@@ -122,8 +136,9 @@ def _spelled(columns: list[Column], rows: Rows) -> list[tuple[str | None, ...]]:
     return list(zip(*spelled, strict=True))
 
 
-def _computed(schema: Schema, rows: Rows) -> Rows:
-    """Rows with their formulas worked out; a missing operand leaves the result as it was drawn."""
+def computed(schema: Schema, rows: Rows, given: Given) -> Rows:
+    """Rows with their formulas worked out; a missing operand leaves the result as it was drawn, and so does a given
+    result."""
     rows = dict(rows)
     for rule in schema.constraints:
         if rule.kind == "formula":
@@ -132,51 +147,64 @@ def _computed(schema: Schema, rows: Rows) -> Rows:
             with np.errstate(invalid="ignore", divide="ignore"):
                 total = np.asarray(evaluate(rule.facts["text"], axes), dtype=np.float64)
             old = rows[column.name]
-            kept = ~np.isfinite(total)
+            kept = ~np.isfinite(total) | given.get(column.name, False)
             total = np.where(kept, to_axis(column, old), total)
             rows[column.name] = from_axis(column, np.nan_to_num(total), old.missing & kept)
     return rows
 
 
-def _repaired(schema: Schema, rows: Rows) -> Rows:
+def repaired(schema: Schema, rows: Rows, given: Given) -> Rows:
+    """Rows changed as little as the constraints ask for, and nothing in them that is given."""
     rows = dict(rows)
     for rule in schema.constraints:
         columns = [schema.column(name) for name in rule.columns]
         if rule.kind == "range":
-            axis = np.clip(to_axis(columns[0], rows[columns[0].name]), *_limits(rule))
+            old = to_axis(columns[0], rows[columns[0].name])
+            axis = np.where(given.get(rule.columns[0], False), old, np.clip(old, *_limits(rule)))
             rows[columns[0].name] = from_axis(columns[0], np.nan_to_num(axis), np.isnan(axis))
         elif rule.kind == "order":
-            rows |= _ordered(schema, columns, rows)
+            rows |= _ordered(schema, columns, rows, given)
         elif rule.kind == "combinations":
-            rows |= _nearest(columns, rule.facts["rows"], rows)
-    return _computed(schema, rows)
+            rows |= _nearest(columns, rule.facts["rows"], rows, given)
+    return computed(schema, rows, given)
 
 
-def _ordered(schema: Schema, columns: list[Column], rows: Rows) -> Rows:
-    """Each cell raised to the largest before it, within what all columns after it can still reach."""
+def _ordered(schema: Schema, columns: list[Column], rows: Rows, given: Given) -> Rows:
+    """Each cell raised to the largest before it, within what all columns after it can still reach and what was given
+    there."""
     bounds = [(column.lower or 0.0, column.upper or 0.0) for column in columns]
     for rule in schema.constraints:
         if rule.kind == "range" and rule.columns[0] in (column.name for column in columns):
             j = [column.name for column in columns].index(rule.columns[0])
             low, high = _limits(rule)
             bounds[j] = max(bounds[j][0], low), min(bounds[j][1], high)
-    out, before = {}, np.full(len(rows[columns[0].name].values), -np.inf)
+    axes = [to_axis(column, rows[column.name]) for column in columns]
+    held = [given.get(column.name, np.zeros(len(axis), dtype=bool)) for column, axis in zip(columns, axes, strict=True)]
+    out, before = {}, np.full(len(axes[0]), -np.inf)
     for j, column in enumerate(columns):
-        axis = to_axis(column, rows[column.name])
-        reach = min(high for _, high in bounds[j:])
-        axis = np.clip(np.fmax(axis, np.where(np.isnan(axis), np.nan, before)), min(bounds[j][0], reach), reach)
+        later = [np.where(is_held, axis, np.nan) for axis, is_held in zip(axes[j + 1:], held[j + 1:], strict=True)]
+        reach = np.fmin.reduce([np.full(len(before), min(high for _, high in bounds[j:])), *later])
+        axis = np.clip(np.fmax(axes[j], np.where(np.isnan(axes[j]), np.nan, before)), np.minimum(bounds[j][0], reach),
+                       reach)
+        axis = np.where(held[j], axes[j], axis)
         before = np.fmax(before, axis)
         out[column.name] = from_axis(column, np.nan_to_num(axis), np.isnan(axis))
     return out
 
 
-def _nearest(columns: list[Column], allowed: list[list[str | None]], rows: Rows) -> Rows:
-    """For each row the allowed combination that agrees with it in most columns."""
+def _nearest(columns: list[Column], allowed: list[list[str | None]], rows: Rows, given: Given) -> Rows:
+    """For each row the allowed combination that agrees with it in what was given, and else in most columns."""
     table = np.array(allowed, dtype=object)
-    picked = [allowed[int((table == np.array(row, dtype=object)).sum(1).argmax())] for row in _spelled(columns, rows)]
+    spelled = _spelled(columns, rows)
+    weights = np.ones((len(spelled), len(columns)))
+    for j, column in enumerate(columns):
+        weights[:, j] += len(columns) * given.get(column.name, np.zeros(len(spelled), dtype=bool))
+    picked = [allowed[int(((table == np.array(row, dtype=object)) * weight).sum(1).argmax())]
+              for row, weight in zip(spelled, weights, strict=True)]
     out = {}
     for j, column in enumerate(columns):
-        texts = [row[j] for row in picked]
+        kept = given.get(column.name, np.zeros(len(spelled), dtype=bool))
+        texts = [own[j] if is_kept else row[j] for own, row, is_kept in zip(spelled, picked, kept, strict=True)]
         missing = np.array([text is None for text in texts], dtype=bool)
         if column.is_numeric:
             cells = Cells(np.array([text or "0" for text in texts], dtype=object), missing, "csv")

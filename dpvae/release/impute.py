@@ -9,6 +9,7 @@ out holds its observed cells unchanged, and is as private as they are.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from dpvae.data.table import TableCodec
 from dpvae.errors import DataError
 from dpvae.models.mixture import Mixture, as_codes
 from dpvae.models.vae import VAE
+from dpvae.release.constraints import ROUNDS, Given, Rows, broken, computed, enforce, repaired
 from dpvae.release.sample import readable_cells
 from dpvae.rng import seed_of, stream
 from dpvae.train.sleep import log_q
@@ -39,14 +41,48 @@ class Imputer:
                           for j, column in enumerate(schema.columns) if column.nullable and column.cardinality > 1]
 
     def draw(self, table: Table, *names: str | int) -> Table:
-        """One completed copy of ``table``; observed cells and types are kept. ``names`` tell the draws apart."""
+        """One completed copy of ``table``; observed cells and types are kept. ``names`` tell the draws apart.
+
+        Rows that break the schema's constraints are drawn again, :data:`~dpvae.release.constraints.ROUNDS` times at
+        most, and then mended where a hole allows it: what is observed may break them by itself.
+        """
         codes, observed = encode_partial(self.schema, table, self.outside)
-        x_BD, seen_BD = as_codes(codes), torch.as_tensor(observed)
         generator = torch.Generator().manual_seed(seed_of(self.seed, "impute", *names))
+        rng = stream(self.seed, "impute", *names)
+        filled = self._drawn(table, codes, observed, generator, rng)
+        if not self.schema.constraints:
+            return filled
+        for _ in range(ROUNDS):
+            bad = np.flatnonzero(self._broken(filled) & ~observed.all(1))
+            if not len(bad):
+                return filled
+            again = self._drawn(table.take(bad), codes[bad], observed[bad], generator, rng)
+            good = ~self._broken(again)
+            filled = _replaced(filled, bad[good], again.take(good))
+        bad = np.flatnonzero(self._broken(filled) & ~observed.all(1))
+        return _replaced(filled, bad, self._changed(filled.take(bad), observed[bad], repaired))
+
+    def _broken(self, table: Table) -> np.ndarray:
+        return broken(self.schema, dict(zip(table.names, table.cells, strict=True)))
+
+    def _drawn(self, table: Table, codes: np.ndarray, observed: np.ndarray, generator: torch.Generator,
+               rng: np.random.Generator) -> Table:
+        x_BD, seen_BD = as_codes(codes), torch.as_tensor(observed)
         full_BD = self.mixture.complete(x_BD, seen_BD, generator=generator, forbidden=self.forbidden)
         if self.vae.codebook is None:
             full_BD = self._refined(full_BD, seen_BD, generator)
-        return self._filled(table, full_BD.numpy(), observed, stream(self.seed, "impute", *names))
+        filled = self._filled(table, full_BD.numpy(), observed, rng)
+        return self._changed(filled, observed, computed) if self.schema.constraints else filled
+
+    def _changed(self, table: Table, observed: np.ndarray, change: Callable[[Schema, Rows, Given], Rows]) -> Table:
+        """``table`` with its holes as ``change`` leaves them, in its own types."""
+        columns = tuple(map(_typed, self.schema.columns, table.cells))
+        rows = change(dataclasses.replace(self.schema, columns=columns),
+                      dict(zip(table.names, table.cells, strict=True)),
+                      {name: observed[:, j] for j, name in enumerate(table.names)})
+        return Table(table.names, tuple(
+            _put(old, ~observed[:, j], rows[name], ~observed[:, j]) if rows[name] is not old else old
+            for j, (name, old) in enumerate(zip(table.names, table.cells, strict=True))))
 
     @torch.no_grad()
     def _refined(self, x_BD: Tensor, seen_BD: Tensor, generator: torch.Generator) -> Tensor:
@@ -73,16 +109,26 @@ class Imputer:
             if not holes.any():
                 filled.append(cells)
                 continue
-            typed = column if cells.dtype == "null" else _typed(column, cells)  # nothing seen: no type either
-            drawn = TableCodec(Schema((typed,))).decode(codes[holes, j:j + 1], rng)[column.name]
+            drawn = TableCodec(Schema((_typed(column, cells),))).decode(codes[holes, j:j + 1], rng)[column.name]
             if cells.dtype == "null":
                 filled.append(drawn)
                 continue
-            values, missing = cells.values.copy(), cells.missing.copy()
-            values[holes] = drawn.values if values.dtype != object else drawn.values.astype(str)
-            missing[holes] = drawn.missing
-            filled.append(Cells(values, missing, cells.dtype))
+            filled.append(_put(cells, holes, drawn))
         return Table(table.names, tuple(filled))
+
+
+def _replaced(table: Table, where: np.ndarray, by: Table) -> Table:
+    """``table`` with the rows at ``where`` replaced."""
+    return Table(table.names, tuple(_put(old, where, new) for old, new in zip(table.cells, by.cells, strict=True)))
+
+
+def _put(cells: Cells, where: np.ndarray, by: Cells, index: np.ndarray | slice = slice(None)) -> Cells:
+    """``cells`` with those at ``where`` replaced by the cells ``index`` of ``by``, as they are written there."""
+    values, missing = cells.values.copy(), cells.missing.copy()
+    new = by.values[index]
+    values[where] = new if values.dtype != object else new.astype(str)
+    missing[where] = by.missing[index]
+    return Cells(values, missing, cells.dtype)
 
 
 def encode_partial(schema: Schema, table: Table, outside: str = "error") -> tuple[np.ndarray, np.ndarray]:
@@ -105,24 +151,33 @@ def encode_partial(schema: Schema, table: Table, outside: str = "error") -> tupl
 
 
 def complete(vae: VAE, schema: Schema, table: Table, copies: int, *, seed: int) -> dict[str, Cells]:
-    """Every partial row of ``table`` completed ``copies`` times, one after the other, in the schema's types."""
+    """Every partial row of ``table`` completed ``copies`` times, one after the other, in the schema's types and within
+    its constraints."""
     codes, observed = encode_partial(schema, table)
     imputer = Imputer(vae, schema, seed=seed)
-    generator = torch.Generator().manual_seed(seed_of(seed, "complete"))
-    x_BD, seen_BD = as_codes(codes.repeat(copies, 0)), torch.as_tensor(observed.repeat(copies, 0))
-    full = imputer.mixture.complete(x_BD, seen_BD, generator=generator, forbidden=imputer.forbidden).numpy()
-    cells = TableCodec(schema).decode(full, stream(seed, "complete"))
-    for j, (column, given) in enumerate(zip(schema.columns, table.cells, strict=True)):
-        if column.is_numeric:  # a code may stand for a whole bin
-            axis = np.where(observed[:, j], to_axis(column, given), np.nan).repeat(copies)
-            drawn = to_axis(column, readable_cells(cells[column.name]))
-            axis = np.where(np.isnan(axis), drawn, axis)
-            cells[column.name] = from_axis(column, np.nan_to_num(axis), np.isnan(axis))
-    return cells
+    generator, rng = torch.Generator().manual_seed(seed_of(seed, "complete")), stream(seed, "complete")
+    known = [to_axis(column, cells) if column.is_numeric else None  # a code may stand for a whole bin
+             for column, cells in zip(schema.columns, table.cells, strict=True)]
+
+    def draw(row: np.ndarray) -> dict[str, Cells]:
+        full = imputer.mixture.complete(as_codes(codes[row]), torch.as_tensor(observed[row]), generator=generator,
+                                        forbidden=imputer.forbidden).numpy()
+        cells = TableCodec(schema).decode(full, rng)
+        for j, (column, axis) in enumerate(zip(schema.columns, known, strict=True)):
+            if axis is not None:
+                place = np.where(observed[row, j], axis[row], to_axis(column, readable_cells(cells[column.name])))
+                cells[column.name] = from_axis(column, np.nan_to_num(place), np.isnan(place))
+        return cells
+
+    rows = np.arange(table.rows).repeat(copies)
+    given = {name: observed[rows, j] for j, name in enumerate(schema.names)}
+    return enforce(schema, draw(rows), first=0, seed=seed, redraw=lambda index: draw(rows[index]), given=given)
 
 
 def _typed(column: Column, cells: Cells) -> Column:
     """``column`` as one that is written in the type of ``cells``: drawn cells go where those stand."""
+    if cells.dtype == "null":  # nothing seen: no type either
+        return column
     if is_text(cells.dtype) or column.kind == "boolean":
         return column if is_text(column.dtype) else dataclasses.replace(column, dtype=cells.dtype)
     return dataclasses.replace(column, dtype=cells.dtype)

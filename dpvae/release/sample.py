@@ -96,7 +96,10 @@ class Sampler:
                 codes = self._mixture.sample(count, generator=generator).numpy()
             return self.conditions.settle(self.codec.decode(codes, rng, self.conditions.between))
 
-        return enforce(self.schema, draw(rows), first=first, seed=self.seed, redraw=draw)
+        held = np.ones(rows, dtype=bool)
+        given = {self.schema.names[j]: held for j in self.conditions.masks}
+        return enforce(self.schema, draw(rows), first=first, seed=self.seed, redraw=lambda index: draw(len(index)),
+                       given=given)
 
     def _balanced(self, mixture: Mixture, balance: Mapping[str, float] | str, label: str | None) -> Mixture:
         if label is None:

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 from dpvae.data.declaration import declaration
 from dpvae.data.declare import declare
-from dpvae.data.lake import Cells
+from dpvae.data.lake import Cells, Table
 from dpvae.data.schema import Schema
 from dpvae.errors import DataError, SchemaError
 from dpvae.models.vae import VAE
 from dpvae.release.constraints import broken, ids
+from dpvae.release.impute import Imputer, complete
 from dpvae.release.sample import Sampler
 from dpvae.release.shards import table_writer
 from dpvae.train.checkpoint import save_model, write_json
@@ -137,6 +138,60 @@ def test_constraints_that_contradict_each_other_are_refused_not_released() -> No
                    {"start": COLUMNS["start"], "end": COLUMNS["end"] | {"missing": False}})
     with pytest.raises(DataError, match="cannot fulfil it"):
         Sampler(model(schema, 0), schema, seed=0).rows(20)
+
+
+def test_what_is_given_stays_and_the_rest_is_made_to_fit_it() -> None:
+    """An end that leaves little room for its start: a late column is not raised, the early one is lowered."""
+    schema = bound(RULES)
+    for seed in range(4):
+        rows = Sampler(model(schema, seed), schema, seed=seed, given={"end": (6, 8), "land": "Norway"}).rows(200)
+        assert_whole(rows)
+        assert ((numbers(rows["end"]) >= 6) & (numbers(rows["end"]) <= 8)).all()
+        assert set(rows["land"].values) == {"Norway"}
+
+
+def test_partial_rows_are_completed_within_the_constraints() -> None:
+    schema, holes = bound(RULES), np.ones(3, dtype=bool)
+    known = {"end": Cells(np.array([6, 30, 0]), np.array([False, False, True]), "int64"),
+             "city": Cells(np.array(["Oslo", "", "Rome"], dtype=object), np.array([False, True, False]), "string"),
+             "price": Cells(np.array([8.5, 0.25, 3.0]), ~holes, "double")}
+    table = Table(schema.names, tuple(known.get(name, Cells(np.full(3, "", object), holes, "string"))
+                                      for name in schema.names))
+    rows = complete(model(schema, 3), schema, table, 40, seed=0)
+    assert_whole(rows)
+    assert (numbers(rows["end"])[:80] == np.repeat([6, 30], 40)).all()
+    assert (rows["city"].values[:40] == "Oslo").all()
+    assert (rows["city"].values[80:] == "Rome").all()
+    assert rows["price"].values.tolist() == np.repeat([8.5, 0.25, 3.0], 40).tolist()
+
+
+@pytest.mark.parametrize("given", [{"start": 48}, {"city": "Rome", "land": "Norway"}, {"start": 40, "end": 6}])
+def test_a_condition_that_no_row_within_the_constraints_holds_is_refused(given: dict[str, Any]) -> None:
+    schema = bound(RULES)
+    with pytest.raises(DataError, match="cannot fulfil it"):
+        Sampler(model(schema, 0), schema, seed=0, given=given).rows(20)
+
+
+def test_an_id_that_is_dealt_out_cannot_be_asked_for() -> None:
+    schema = bound(RULES)
+    with pytest.raises(DataError, match="given key: unique values"):
+        Sampler(model(schema, 0), schema, seed=0, given={"key": 7}).rows(20)
+
+
+def test_missing_cells_are_filled_within_the_constraints_where_what_is_seen_allows_it() -> None:
+    schema, rows = bound([{"order": ["start", "end"]}]), 300
+    whole = Sampler(model(schema, 4), schema, seed=0).rows(rows)
+    holed = dict(whole)
+    holed["start"] = holed["start"]._replace(missing=np.arange(rows) % 2 == 0)
+    holed["end"] = holed["end"]._replace(values=np.where(np.arange(rows) < 9, 1, holed["end"].values),
+                                         missing=np.arange(rows) % 3 == 1)
+    table = Table(schema.names, tuple(holed.values()))
+    assert broken(schema, holed).any()  # rows whose start and end are both seen, and wrong
+    full = Imputer(model(schema, 4), schema, seed=0).draw(table, 0)
+    start, end = full.column("start").values, full.column("end").values
+    seen = ~table.column("start").missing & ~table.column("end").missing
+    assert (start <= end)[~seen][9:].all()
+    assert (start[seen] == holed["start"].values[seen]).all()
 
 
 @pytest.mark.parametrize(("rule", "message"), [
