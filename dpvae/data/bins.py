@@ -30,6 +30,7 @@ LEAVES = 4096
 PER_OCTAVE = 4
 BLOCKS = (1, 16, 256)  # cells of a table in one cell of its coarser copies
 SIGNIFICANT = 4.0  # noise sds that a bin's mass must reach
+FEWEST = 4  # bins all the same, of a histogram that hardly stands out of its noise: the tables to come have less
 _YEARS = np.array([f"{year}-01-01" for year in (*range(1600, 1900, 50), *range(1900, 2100), *range(2100, 2550, 50))],
                   dtype="datetime64[s]").astype(np.float64)
 _FALSE_ALARMS = 0.002  # expected number of empty blocks, of all sizes, taken for data
@@ -215,12 +216,14 @@ def _deal(edges: np.ndarray, mass: np.ndarray) -> np.ndarray:
 
 
 def choose(leaf_edges: np.ndarray, mass: np.ndarray, sd: float, bins: int) -> np.ndarray:
-    """Positions of the bin edges among ``leaf_edges``: at most ``bins`` bins of even mass, none lost in noise.
+    """Positions of the bin edges among ``leaf_edges``: at most ``bins`` bins of even mass, none lost in noise where
+    there are more than FEWEST.
 
     A leaf that is a bin's worth by itself becomes one. Empty ends belong to the first and the last bin.
     """
     total = float(mass.sum())
-    low, high = max(total / bins / 4, SIGNIFICANT * sd, 1e-12), max(total, SIGNIFICANT * sd, 1e-12) * 1.01
+    heavy = min(SIGNIFICANT * sd, total / FEWEST)
+    low, high = max(total / bins / 4, heavy, 1e-12), max(total, 1e-12) * 1.01
     cuts = _cut(mass, low)
     if len(cuts) - 1 > bins:
         for _ in range(20):

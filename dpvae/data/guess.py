@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,7 @@ USUAL_YEAR, PER_YEAR = 2015, 0.05
 CLASSES = {"integer": 1.2, "text": 1.4, "boolean": 3.0, "%Y-%m-%d": 3.0}  # nats against a class of cells
 DECIMALS, OTHER_CLASS = 2.5, 5.0  # against a number with that many decimals; against any other class
 EMPTY = 6.0  # against a column without cells
+FEWER = 0.2  # of the numbers of a column, that need one decimal less than the others
 TAIL = 0.02  # of the mean of likely ranges, left out at each end
 NAMED = 8  # columns in a sentence
 MOST = 0.9  # of a column's cells, that are expected of one class
@@ -56,8 +58,11 @@ def kind(column: Column, noisy: Mapping[str, float], sd: float, rows: float) -> 
     """The likeliest class of cells, of those that ``noisy`` counts, and whether that is a bare guess; ``None``: the
     likeliest is that there are none."""
     against = np.array([_against(column, name) for name in noisy])
-    counts = np.array(list(noisy.values()))
-    evidence = log_likelihood([counts], [MOST * np.eye(len(counts))], sd, rows)
+    counts, shapes = np.array(list(noisy.values())), MOST * np.eye(len(noisy))
+    for i, (coarser, name) in enumerate(pairwise(noisy)):
+        if coarser.startswith("decimals") and name.startswith("decimals"):  # one in ten numbers ends in a zero, or more
+            shapes[i + 1, i:i + 2] = FEWER, MOST - FEWER
+    evidence = log_likelihood([counts], [shapes], sd, rows)
     best = int(np.argmax(evidence - against))
     return list(noisy)[best] if evidence[best] - against[best] > -EMPTY else None, _bare(evidence, best)
 
@@ -80,8 +85,8 @@ def magnitudes(column: Column, edges: Array, tables: Sequence[Array], sd: float,
     ``tables``: the noisy histogram of the cells, and in blocks: see :func:`dpvae.data.bins.coarsened`.
     """
     ranges = _years() if column.kind == "datetime" else _sizes()
-    shapes, against = zip(*((_spread(edges, *ends, shape), cost) for *ends, shape, cost in ranges
-                            if max(ends[0], edges[0]) < min(ends[1], edges[-1])), strict=True)
+    shapes, against = zip(*((_spread(edges, low, high, shape), cost) for low, high, shape, cost in ranges
+                            if max(low, edges[0]) < min(high, edges[-1])), strict=True)
     size = [math.ceil(len(tables[0]) / len(table)) for table in tables]  # 1, then that of a block
     blocks = [np.add.reduceat(shapes, np.arange(0, len(tables[0]), s), axis=1) for s in size]
     evidence = log_likelihood(tables, blocks, sd, rows)

@@ -46,9 +46,14 @@ PHASE = "survey"
 STEPS = tuple(SURVEY_WHAT)
 MOST_CATEGORIES = 96  # with a code of their own; rarer ones share a code, and are told apart by their counts alone
 MOST_VALUES = 5000  # published of one column
+LABEL_SHARE = 0.2  # of the look at rare values, at least, for a target of few values
 LEAST_HIDDEN = 0.01  # of the rows: a column of which less is hidden gets as much of the look at rare values
+LEVELS = 8  # values between a column's bounds, of which each has a code of its own
+LIKELY = 2.0  # noise sds that make such a value one, where the histogram of magnitudes had it within bounds already
 HEAP_SHARE = 0.01  # of the rows: the least that makes a value a heap
 SCALES = 2  # copies of the scale cells: in blocks of 16 a thin tail stands out of the noise
+BLIND = 20.0  # noise sds of the first look at values: fewer rows in all could not show that a column has few values
+FAINT = 48.0  # noise sds of magnitudes: of fewer rows, single cells show too few
 FEWEST_BINS = 8  # codes kept for bins, however many heaps there are
 
 
@@ -66,6 +71,7 @@ class Survey:
 def survey_steps(schema: Schema, rows_known: bool) -> tuple[str, ...]:
     """The steps that are needed: a function of the schema as it stands before any measurement."""
     needed = {"rows": not rows_known} | {step: any(_asked(step, c) for c in schema.columns) for step in STEPS[1:]}
+    needed["rare"] |= schema.target is not None and _may_be_label(schema.column(schema.target))
     return tuple(step for step in STEPS if needed[step])
 
 
@@ -99,6 +105,12 @@ def _asked(step: str, column: Column) -> bool:
     return unknown or "edges" in open_
 
 
+def _may_be_label(column: Column) -> bool:
+    """Whether a target could have few values, whole numbers or texts, of which nothing is declared."""
+    asked = {"integer": "lower", "categorical": "categories", "ordinal": "categories"}
+    return column.kind is None or (column.kind in asked and asked[column.kind] not in column.declared)
+
+
 def survey(table: Rows, schema: Schema, *, noise: Mapping[str, float], delta: float, key: SecretKey,
            rows: int | None, outside: str = "error") -> Survey:
     """Close every open question of ``schema``; ``noise`` holds one noise multiplier per step.
@@ -130,6 +142,7 @@ class _Survey:
         self.candidates: dict[int, dict[float, int]] = {}  # noisy counts of values that may be heaps
         self.published: dict[int, Mapping[Category, int]] = {}  # noisy counts of the values of a discrete column
         self.sd: dict[int, dict[Any, float]] = {}  # of the noise in candidates and published
+        self.label: int | None = None  # a target of few values, that are looked at twice
         self.hidden: dict[int, float] = {}  # noisy counts of its cells whose values are not published
         self.scale: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # scale cells and their denoised mass
         self._read: dict[int, Any] = {}
@@ -168,14 +181,21 @@ class _Survey:
                 self._categories(j, counts, sd)
 
     def rare(self) -> None:
-        """Once more, for few columns, with less noise and lower thresholds; the least where most is hidden."""
-        asked = [j for j in self.published if self.columns[j].other]
-        shares = _shares([max(self.hidden[j], LEAST_HIDDEN * self.total) for j in asked])
+        """Once more, for few columns, with less noise and lower thresholds; the least where most is hidden. A target
+        of few values is one of them: a rare event is what its table is about."""
+        self.label = self._label()
+        asked = [j for j in self.published if self.columns[j].other and j != self.label]
+        asked += [] if self.label is None else [self.label]
+        shares = _shares([max(self.hidden[j], LEAST_HIDDEN * self.total) for j in asked], self.label is not None)
         for j, (counts, sd) in self._frequent("rare", asked, shares).items():
-            known = self.published[j]
+            numeric = self.columns[j].is_numeric
+            known: Mapping[Any, int] = self.candidates.get(j, {}) if numeric else self.published[j]
             kept = known if sd > self.measured["values"]["sd"][self.columns[j].name] else {}  # with less noise
             self.sd[j] |= dict.fromkeys(counts.keys() - kept.keys(), sd)
-            self._categories(j, {**known, **counts, **kept}, sd)
+            if numeric:
+                self.candidates[j] = {float(v): c for v, c in {**known, **counts, **kept}.items()}
+            else:
+                self._categories(j, {**known, **counts, **kept}, sd)
 
     def _frequent(self, step: str, asked: list[int], shares: list[float] | None = None
                   ) -> dict[int, tuple[Mapping[Any, int], float]]:
@@ -263,6 +283,21 @@ class _Survey:
         self._answer(j, categories=tuple(kept), other=bool(unseen or shared),
                      rare=(tuple(shared), weights) if shared else None)
 
+    def _label(self) -> int | None:
+        """The target, where the first look says that it has few values, or could not say that it has many, and left
+        something hidden."""
+        if self.schema.target is None:
+            return None
+        j = self.schema.names.index(self.schema.target)
+        if not _may_be_label(self.columns[j]) or j not in self.sd:
+            return None
+        sd = self.measured["values"]["sd"][self.columns[j].name]
+        known = self.candidates.get(j, {}) if self.columns[j].is_numeric else self.published[j]
+        left = self._present(j) - sum(known.values())
+        self.hidden[j] = min(max(left, 0.0) + 2 * sd * math.sqrt(len(known) + 1), self.total)
+        few = left < self.total / 2 or self.total < BLIND * sd
+        return j if few and self.hidden[j] > LEAST_HIDDEN * self.total else None
+
     def bounds(self) -> None:
         asked = self._which("bounds")
         cells = [binning.scale_cells(self.columns[j]) for j in asked]
@@ -273,9 +308,11 @@ class _Survey:
         for j, edges, several in zip(asked, cells, tables, strict=True):
             noisy_j = [next(released) for _ in several]
             mass = binning.denoise(noisy_j, sd, self._present(j), reach=binning.PER_OCTAVE)
-            if not binning.stands_out(noisy_j, sd):
-                mass, bare = guess.magnitudes(self.columns[j], edges, noisy_j, sd, self._present(j))
-                if bare:
+            if self._present(j) < FAINT * sd:
+                likely, bare = guess.magnitudes(self.columns[j], edges, noisy_j, sd, self._present(j))
+                clear = binning.stands_out(noisy_j, sd)
+                mass = (mass + likely) / 2 if clear else likely  # what stands out may be one side of a column alone
+                if bare and not clear:
                     self._guessed(j, "range")
             held = binning.trim(mass)
             self.scale[j] = edges[held.start:held.stop + 1], mass[held]
@@ -300,6 +337,8 @@ class _Survey:
         """Declared heaps, or the published values that many rows share, most frequent first."""
         if self.columns[j].heaps is not None:
             return self.columns[j].heaps or ()
+        if j == self.label and self.candidates.get(j):
+            return tuple(self.candidates[j])[:binning.CODES - FEWEST_BINS]
         found = [v for v, c in self.candidates.get(j, {}).items() if c >= HEAP_SHARE * self.total]
         low, high = self.columns[j].lower or 0.0, self.columns[j].upper or 0.0
         return tuple(v for v in found if low <= v <= high)[:binning.CODES - FEWEST_BINS]
@@ -309,12 +348,15 @@ class _Survey:
         leaves = len(grid) - 1
         total = self._present(j) - float(noisy[0][leaves:].sum())
         doubt = binning.SIGNIFICANT * sd * math.sqrt(len(heaps) + 1)
+        if column.step and leaves <= LEVELS:
+            self._levels(j, heaps, noisy[0], sd)
+            return
         mass = binning.denoise([noisy[0][:leaves], *noisy[1:]], sd, max(total, doubt / 4))
         free = {name for name in ("lower", "upper") if name not in column.declared}
         if heaps and free and total <= doubt:
             self._answer(j, heaps=heaps, edges=(), lower=min(heaps), upper=max(heaps))
             return
-        if total <= doubt:  # next to nothing was seen: one bin
+        if total <= min(doubt, self.total / 2):  # next to nothing is there: one bin
             mass = np.array([1.0])
             grid = grid[[0, -1]]
         held = binning.trim(mass) if free else slice(0, len(mass))
@@ -329,6 +371,17 @@ class _Survey:
         self._answer(j, heaps=heaps, edges=_floats(grid[cuts]), within=(_floats(within[0]), _rounded(within[1])),
                      repeats=repeats or None,
                      **{k: float(v) for k, v in (("lower", lower), ("upper", upper)) if k in free})
+
+    def _levels(self, j: int, heaps: tuple[float, ...], noisy: np.ndarray, sd: float) -> None:
+        """So few values that each has a code of its own: all of a declared range, and of a measured one those seen."""
+        column = self.columns[j]
+        points = [column.on_grid((column.lower or 0.0) + i * column.step) for i in range(len(noisy) - len(heaps))]
+        seen = [value for value, count in zip(points, noisy.tolist(), strict=False) if count > LIKELY * sd]
+        if {"lower", "upper"} <= {*column.declared}:
+            seen = points
+        kept = tuple(dict.fromkeys((*heaps, *seen))) or (points[int(np.argmax(noisy[:len(points)]))],)
+        free = {"lower": min(kept), "upper": max(kept)}
+        self._answer(j, heaps=kept, edges=(), **{k: v for k, v in free.items() if k not in column.declared})
 
     def counted(self, j: int) -> Counted:
         """What was released of single codes on the way."""
@@ -350,13 +403,15 @@ class _Survey:
         return replace(self.schema, columns=tuple(self.columns))
 
 
-def _shares(hidden: list[float]) -> list[float]:
-    """Of the squared signal of a look at columns with so many hidden cells, by column.
+def _shares(hidden: list[float], label: bool = False) -> list[float]:
+    """Of the squared signal of a look at columns with so many hidden cells, by column; the last may be the label.
 
     What stays hidden falls with the threshold, about in proportion to what is hidden now, and the threshold with the
     root of the share: the sum of ``h / sqrt(a)`` is least where ``a`` goes with ``h`` to the power of two thirds.
     """
     weights = [cells ** (2 / 3) for cells in hidden]
+    if label and len(weights) > 1:
+        weights[-1] = max(weights[-1], LABEL_SHARE / (1 - LABEL_SHARE) * math.fsum(weights[:-1]))
     return [weight / math.fsum(weights) for weight in weights]
 
 

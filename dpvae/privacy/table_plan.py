@@ -25,6 +25,7 @@ SURVEY_WEIGHTS = {"rows": 0.03, "kinds": 0.05, "missing": 0.10, "values": 0.15, 
 SEEN = {"kinds": 8.0, "missing": 4.0, "rare": 20.0, "bounds": 8.0, "bins": 6.0}  # how many noise sds all rows should
 # make, for a step of the survey to see where they are
 MOST_SURVEY = 0.60  # of the budget, for the survey of a table of few rows
+CELLS, MOST_SINGLE = 16.0, 0.35  # the same for tables of one column; most of the anchors that each kind of them gets
 FEW = 5  # columns below which tables of a pair and the target leave nothing out
 INTERACTION_SHARE = 0.02  # of what the survey leaves, to find and measure interactions of many columns
 FOUND = 3  # interactions that are measured
@@ -128,6 +129,8 @@ def split(trainer: TrainerConfig, facts: PublicFacts, epsilon: float, *, wide: b
                   "density": 1.0}[trainer.name]
     shares = {f"survey/{step}": share for step, share in survey.items()}
     parts = {"one-way": 1.0} if wide else _anchor_parts(trainer.name, facts, triples)
+    if trainer.name == "anchored" and facts.rows is not None and not wide:
+        parts = _seen(parts, facts, epsilon * math.sqrt(left * anchor))
     shares |= {f"anchor/{name}": left * anchor * part for name, part in parts.items()}
     rest = left * (1 - anchor)
     if trainer.name == "anchored" and facts.columns >= FEW and rest > 0:
@@ -185,6 +188,19 @@ def _anchor_parts(trainer: str, facts: PublicFacts, triples: float) -> dict[str,
     if not triples:
         return parts
     return {**{name: part * (1 - triples) for name, part in parts.items()}, "triples": triples}
+
+
+def _seen(parts: dict[str, float], facts: PublicFacts, epsilon: float) -> dict[str, float]:
+    """``parts`` with as much for tables of one column, and of one by the target, as lets few rows be seen in them; what
+    epsilon the anchors have is about ``epsilon``."""
+    row = epsilon * facts.rows / 4 if facts.rows else math.inf
+    tables = {"one-way": facts.columns, "with-target": facts.columns - 1}
+    wanted = {name: max(part, min(MOST_SINGLE, tables[name] * (CELLS / row) ** 2) if name in tables else 0.0)
+              for name, part in parts.items()}
+    single = sum(wanted[name] for name in wanted if name in tables)
+    others = sum(part for name, part in parts.items() if name not in tables)
+    return {name: part if name in tables else part * (1 - single) / others for name, part in wanted.items()
+            } if others else parts
 
 
 def _latent(draft: Plan, noise: Mapping[str, float]) -> LatentPlan | None:

@@ -424,3 +424,61 @@ def test_amounts_of_a_form_come_back_as_few_values_and_a_smooth_column_does_not(
     assert len(np.unique(back["amount"].values)) <= 4 * 32
     assert len(np.unique(back["length"].values)) > 4000
     assert Schema.from_dict(schema.to_dict()) == schema
+
+
+def rare_event(rows: int = 12_000, share: float = 0.02) -> pd.DataFrame:
+    g = np.random.default_rng(4)
+    shops = [f"s{i}" for i in range(300)]
+    return pd.DataFrame({"shop": g.choice(shops, rows), "amount": g.exponential(80, rows).round(2),
+                         "fraud": (g.random(rows) < share).astype(int), "grade": g.integers(1, 6, rows)})
+
+
+def with_target(frame: pd.DataFrame, target: str | None) -> Schema:
+    return Schema.undeclared(lake.read(frame).header, target)
+
+
+@pytest.mark.parametrize("text", [True, False])
+def test_a_rare_event_keeps_its_code_where_it_is_the_target(text):
+    frame = rare_event().astype(str) if text else rare_event()
+    noise = USUAL | {"values": 40.0, "rare": 10.0, "bounds": 45.0, "bins": 40.0}  # 240 rows are not seen at first
+    for seed in range(5):
+        found = run(frame, noise=noise, schema=with_target(frame, "fraud"), rows=12_000, key=SecretKey.from_seed(seed))
+        column = found.schema.column("fraud")
+        if text:
+            assert set(column.categories) == {"0", "1"}
+            continue
+        assert set(column.heaps) == {0.0, 1.0}
+        assert (column.lower, column.upper, column.edges) == (0.0, 1.0, ())
+        count, sd = found.counted[2][column.heaps.index(1.0)]
+        assert abs(count - frame["fraud"].astype(int).sum()) < 5 * sd
+
+
+def test_whether_the_target_is_looked_at_twice_is_known_before_the_data_is_opened():
+    numbers = rare_event()[["amount", "fraud"]]
+    assert "rare" in survey_steps(with_target(numbers, "fraud"), rows_known=True)
+    assert "rare" not in survey_steps(with_target(numbers, "amount"), rows_known=True)
+    assert "rare" not in survey_steps(with_target(numbers, None), rows_known=True)
+
+
+def test_a_target_of_many_values_is_no_label():
+    g = np.random.default_rng(0)
+    frame = pd.DataFrame({"x": g.normal(size=6000), "pay": g.integers(0, 10**6, 6000)})
+    found = run(frame, noise=USUAL, schema=with_target(frame, "pay"), rows=6000, key=SecretKey.from_seed(1))
+    assert found.schema.column("pay").bins > 5
+    assert found.schema.column("pay").heaps == ()
+
+
+def test_each_of_a_few_declared_numbers_has_a_code_however_rare():
+    grades = declare({"columns": {"grade": {"kind": "integer", "min": 1, "max": 5}}})
+    frame = pd.DataFrame({"grade": [1] * 990 + [5] * 10})
+    found = run(frame, noise=USUAL, schema=grades.bind((("grade", "int64"),)), rows=1000)
+    column = found.schema.column("grade")
+    assert (sorted(column.heaps), column.edges, column.lower, column.upper) == ([1, 2, 3, 4, 5], (), 1, 5)
+
+
+def test_a_column_of_one_value_stays_one_value():
+    frame = pd.DataFrame({"zero": np.zeros(5000, dtype=int), "x": np.arange(5000)})
+    for seed in range(10):
+        column = run(frame, noise=USUAL, rows=5000, key=SecretKey.from_seed(seed)).schema.column("zero")
+        assert column.heaps == (0.0,)
+        assert (column.lower, column.upper) == (0.0, 0.0)
