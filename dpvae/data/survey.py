@@ -47,6 +47,7 @@ STEPS = tuple(SURVEY_WHAT)
 MOST_CATEGORIES = 96  # with a code of their own; rarer ones share a code, and are told apart by their counts alone
 MOST_VALUES = 5000  # published of one column
 LABEL_SHARE = 0.2  # of the look at rare values, at least, for a target of few values
+LABEL_HIDDEN = 0.02  # of the rows, that the first look may have missed of it: with less there is nothing to look for
 LEAST_HIDDEN = 0.01  # of the rows: a column of which less is hidden gets as much of the look at rare values
 LEVELS = 8  # values between a column's bounds, of which each has a code of its own
 LIKELY = 2.0  # noise sds that make such a value one, where the histogram of magnitudes had it within bounds already
@@ -296,7 +297,7 @@ class _Survey:
         left = self._present(j) - sum(known.values())
         self.hidden[j] = min(max(left, 0.0) + 2 * sd * math.sqrt(len(known) + 1), self.total)
         few = left < self.total / 2 or self.total < BLIND * sd
-        return j if few and self.hidden[j] > LEAST_HIDDEN * self.total else None
+        return j if few and self.hidden[j] > LABEL_HIDDEN * self.total else None
 
     def bounds(self) -> None:
         asked = self._which("bounds")
