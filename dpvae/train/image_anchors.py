@@ -93,10 +93,25 @@ def _parts(rows: int, at_once: int) -> Iterator[slice]:
 
 
 def cosines(size: tuple[int, int, int], kept: tuple[int, int]) -> Array:
-    """The lowest ``kept`` cosine frequencies along height and width of each channel, (Q, D), orthonormal rows."""
+    """The lowest ``kept`` cosine frequencies along height and width, (Q, D), orthonormal rows; in colour those of the
+    light, and half as many each way of what is coloured, as JPEG holds them: fewer numbers, and so less noise."""
     channels, height, width = size
-    down, across = waves(height)[:kept[0]].numpy(), waves(width)[:kept[1]].numpy()
-    return np.kron(np.eye(channels), np.einsum("ai,bj->abij", down, across).reshape(kept[0] * kept[1], -1))
+    down, across = waves(height).numpy(), waves(width).numpy()
+    return np.vstack([np.kron(colour, np.einsum("ai,bj->abij", down[:tall], across[:wide]).reshape(tall * wide, -1))
+                      for colour, (tall, wide) in zip(_colours(channels), _kept(channels, kept), strict=True)])
+
+
+def _colours(channels: int) -> Array:
+    """Light, and what is coloured in orthogonal directions of it, (channels, channels)."""
+    if channels != 3:
+        return np.eye(channels)
+    colours = np.array([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [1.0, -2.0, 1.0]])
+    return np.asarray(colours / np.linalg.norm(colours, axis=1, keepdims=True))
+
+
+def _kept(channels: int, kept: tuple[int, int]) -> list[tuple[int, int]]:
+    """How many frequencies along height and width are kept of each."""
+    return [kept, *[(-(-kept[0] // 2), -(-kept[1] // 2))] * (channels - 1)]
 
 
 @dataclass(frozen=True)
@@ -166,7 +181,7 @@ class _Measure:
         self.rows, self.size = float(counts.sum()), size
         self.pixels = math.prod(size)
         self.radius = RADIUS * math.sqrt(self.pixels)
-        finest = math.isqrt(MOST_FREQUENCIES // size[0])
+        finest = math.isqrt(2 * MOST_FREQUENCIES // (size[0] + 1))
         height, width = (min(frequencies(side, self.rows, epsilon), finest) for side in size[1:])
         self.kept = (height, width)
         self.cosines = self.low = cosines(size, self.kept)  # low: of all that an image is
@@ -245,7 +260,11 @@ class _Measure:
         """Mean squares (height, width) of frequencies: each one's own as far as it is apart from those around it by
         more than noise of ``sd``, and zero where noise hides its ring, or where it was not measured."""
         channels, height, width = self.size
-        found = torch.as_tensor(squares[:len(self.cosines)].reshape(channels, *self.kept).mean(0))
+        found, start = torch.zeros(self.kept, dtype=torch.float64), 0
+        for tall, wide in _kept(channels, self.kept):
+            part = squares[start:start + tall * wide].reshape(tall, wide)
+            found[:tall, :wide] += torch.as_tensor(part) / channels
+            start += tall * wide
         ring, doubt = rings(height, width)[:self.kept[0], :self.kept[1]], sd**2 / channels
         around = F.avg_pool2d(found[None], 3, 1, 1, count_include_pad=False)[0]
         apart = found - around

@@ -369,6 +369,21 @@ def test_an_empty_set_is_measured_like_any_other(noise: dict[str, float]) -> Non
 
 def test_cosines_are_orthonormal_and_hold_constant_images_exactly() -> None:
     basis = cosines((3, 9, 10), (4, 5))
-    np.testing.assert_allclose(basis @ basis.T, np.eye(60), atol=1e-12)
+    np.testing.assert_allclose(basis @ basis.T, np.eye(20 + 2 * 6), atol=1e-12)
     gray = np.full(270, 0.5)
     np.testing.assert_allclose(gray @ basis.T @ basis, gray, atol=1e-12)
+
+
+def test_the_power_of_colour_images_is_that_of_their_light_and_of_their_coarse_colour() -> None:
+    """Closed form: where colour is measured the mean over channels; where it is not, a third of that of the light."""
+    rng, size = np.random.default_rng(2), (3, 8, 8)
+    pixels = np.rint(128 + rng.normal(0, 20, (4000, 192))).astype(np.uint8)
+    released, _ = measure(Images(pixels, np.zeros(4000, np.int64)), np.array([4000.0]), size, epsilon=20.0,
+                          noise=dict.fromkeys(NOISE, 1e-6), key=ScriptedKey(normal=silent), rng=stream(0, "test"),
+                          most=(2, 1))
+    wanted = np.full((8, 8), (20 / 255) ** 2 / 3)
+    wanted[:4, :4] *= 3
+    np.testing.assert_allclose(released.power, wanted, rtol=0.15)
+    gray = np.tile(rng.random(64), 3)
+    coefficients = cosines(size, (8, 8)) @ gray
+    assert np.abs(coefficients[64:]).max() < 1e-12, "a gray image has no colour"
