@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from dpvae.errors import DPVAEError
@@ -44,14 +45,27 @@ def part_of(recorder: Recorder, loss: Loss, factors: Callable[[Tensor], Tensor])
 def compiled(part: Part, example: tuple[Tensor, Tensor, Tensor]) -> Part:
     """``part`` for tensors like ``example``; ``part`` itself where there is no working compiler."""
 
-    def program() -> Part:
+    def traced() -> GraphModule:
         with torch.enable_grad():
             graph = make_fx(part)(*example)
-        # on a CPU without Dynamo, whose guards take longer than the noise of a small model
-        fast = (torch.compile(graph, mode="reduce-overhead", dynamic=False) if example[0].is_cuda
-                else torch._inductor.compile(graph, list(example)))
+        for node in graph.graph.nodes:
+            node.meta.pop("val", None)
+        return graph
+
+    def built(**options: Any) -> Part:  # shapes cannot change, so without Dynamo's guards
+        fast: Part = torch._inductor.compile(traced(), list(example), options=options)
         fast(*example)
-        return fast  # type: ignore[no-any-return]
+        return fast
+
+    def program() -> Part:
+        if example[0].is_cuda:
+            fast: Part = torch.compile(traced(), mode="reduce-overhead", dynamic=False)
+            fast(*example)
+            return fast
+        try:
+            return built(cpp_wrapper=True)  # nothing between two kernels is Python
+        except Exception:  # an operation that inductor calls from Python only
+            return built()
 
     fast = _made(program)
     return part if fast is None else torch.no_grad()(fast)
