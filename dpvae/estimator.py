@@ -278,11 +278,9 @@ class DPVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, Bas
         """``X`` as a table with the columns of the schema."""
         check_is_fitted(self)
         if frames.form(X) == "file":
-            table = lake.read(frames.file(X))
+            table = lake.read(frames.file(X), least=1)
         else:
-            X = self._validated(X, reset=False)
-            table = lake.read(X if len(X) != 1 else frames.twice(X))
-            table = table if len(X) != 1 else table.take(np.array([0]))
+            table = lake.read(self._validated(X, reset=False), least=1)
         # an array's columns are known by their position
         names = self.schema_.names if frames.form(X) == "array" else table.names
         if names != self.schema_.names:

@@ -47,13 +47,6 @@ def likeness(X: Any) -> Any:
     return np.asarray(X).dtype if kind == "array" else None
 
 
-def twice(X: Any) -> Any:
-    """A table of one row, with that row twice: a single row is refused where tables are read to be trained on."""
-    if form(X) == "pandas":
-        return X.iloc[[0, 0]]
-    return X.take([0, 0]) if form(X) == "arrow" else X[[0, 0]]
-
-
 def like(cells: Mapping[str, Cells], form: str, likeness: Any) -> Any:
     """Rows in the form that a table had, with its labels and types (:func:`likeness`); an Arrow table for a file."""
     if form == "array":

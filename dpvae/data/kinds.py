@@ -182,4 +182,5 @@ def refuse_free_text(table: Rows, schema: Schema) -> None:
         long = bool(plain) and sum(map(len, plain)) > 50 * len(plain)
         if len(plain) > (0.2 if long else 0.5) * texts:
             raise DataError(f"column={column.name!r}: looks like free text ({len(plain)} distinct texts in "
-                            f"{texts} cells); drop it, or declare its kind and categories in a schema")
+                            f"{texts} cells); drop it, or declare its kind and categories in a schema; "
+                            "data.columns= names the columns to keep")

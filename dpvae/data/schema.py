@@ -40,6 +40,7 @@ DISCRETE = ("categorical", "ordinal", "boolean")
 NUMERIC = ("integer", "continuous", "datetime")
 KINDS = (*DISCRETE, *NUMERIC)
 OTHER = "(other)"  # how a folded rare value is written out
+MOST_NAMED = 12  # columns, in a message
 STEPS = {"D": 86400.0, "m": 60.0, "s": 1.0, "us": 0.0}  # a datetime's unit -> seconds; 0: too fine for a grid
 FULL = 9  # decimals from here on mean: not rounded at all
 Category = str | int | float | bool
@@ -225,7 +226,8 @@ class Schema:
     def column(self, name: str) -> Column:
         """One column by name; :class:`SchemaError` with the nearest name where there is none."""
         if name not in self.names:
-            raise SchemaError(f"column={name!r}: not in the schema{did_you_mean(name, self.names)}")
+            known = did_you_mean(name, self.names) or f"; expected one of {', '.join(self.names[:MOST_NAMED])}"
+            raise SchemaError(f"column={name!r}: not in the schema{known}")
         return self.columns[self.names.index(name)]
 
     @property
@@ -270,7 +272,8 @@ class Schema:
         for name in names:
             if name not in self.names:
                 raise SchemaError(f"table column={name!r}: not in the schema{did_you_mean(name, self.names)}; "
-                                  f"describe it, or write '{name}: {{}}' to have it measured")
+                                  f"describe it, write '{name}: {{}}' to have it measured, or leave it out with "
+                                  "data.columns=")
         return dataclasses.replace(self, columns=tuple(_settle(self.column(name), dtype) for name, dtype in header))
 
 

@@ -105,7 +105,7 @@ def sample(config: SampleConfig) -> str:
     format = export.format_of(config.to, config.format)
     name = Path(config.to).stem
     if config.given is not None and not config.given.lstrip().startswith("{"):
-        partial = _partial(lake.read(_source(config.given)), schema)
+        partial = _partial(lake.read(_source(config.given), least=1), schema)
         rows = config.rows if config.rows is not None else partial.rows
         if rows % partial.rows:
             raise ConfigError(f"rows={rows}: expected a multiple of the {partial.rows} partial rows of {config.given}")

@@ -136,6 +136,9 @@ def test_partial_rows_are_completed_in_their_order(here: Path) -> None:
     assert full["city"].tolist()[::2] == ["north", "east"]
     assert full["age"].tolist()[:2] == [20, 70]
     assert not full.isna().any().any()
+    pd.DataFrame({"city": ["south"]}).to_csv("one.csv", index=False)
+    assert typed("sample run=one given=one.csv rows=3 to=three.csv") == 0
+    assert pd.read_csv("three.csv")["city"].tolist() == ["south"] * 3
 
 
 def test_holes_are_filled_and_nothing_else_is_touched(here: Path) -> None:
@@ -170,7 +173,7 @@ def test_a_parquet_table_keeps_its_types(here: Path) -> None:
 
 @pytest.mark.parametrize(("line", "message"), [
     ("sample run=one given.city=nort to=x.csv", "did you mean 'north'"),
-    ("sample run=one given.town=north to=x.csv", "not in the schema"),
+    ("sample run=one given.town=north to=x.csv", "not in the schema; expected one of age, city, pay, income"),
     ("sample run=one given.age=300..400 to=x.csv", "expected a low and a high end"),
     ("sample run=one to=x.txt", "unknown ending"), ("sample run=one balance=odd to=x.csv", "given="),
     ("sample run=one id=age to=x.csv", "has a column of that name"),

@@ -114,8 +114,8 @@ def text_bytes(table: Any) -> int:
     return size
 
 
-def read(source: Any) -> Table:
-    """A whole table in memory."""
+def read(source: Any, *, least: int = 2) -> Table:
+    """A whole table in memory, of ``least`` rows at least: one alone cannot be trained on."""
     if isinstance(source, Table):
         table = source
     else:
@@ -124,9 +124,9 @@ def read(source: Any) -> Table:
         table = Table(tuple(arrow.column_names),
                       tuple(from_arrow(n, c, dtype) for n, c in zip(arrow.column_names, arrow.columns, strict=True)),
                       origin(source))
-    if table.rows < 2:
+    if table.rows < least:
         found = "no row" if table.rows == 0 else "one row"
-        raise DataError(f"rows={table.rows}: the table has {found}; expected at least 2")
+        raise DataError(f"rows={table.rows}: the table has {found}; expected at least {least}")
     return table
 
 
