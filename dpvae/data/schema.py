@@ -271,9 +271,9 @@ class Schema:
                                   f"{did_you_mean(column.name, names)}; remove it from the schema")
         for name in names:
             if name not in self.names:
-                raise SchemaError(f"table column={name!r}: not in the schema{did_you_mean(name, self.names)}; "
-                                  f"describe it, write '{name}: {{}}' to have it measured, or leave it out with "
-                                  "data.columns=")
+                raise SchemaError(f"table column={name!r}: not in the schema; describe it, write '{name}: {{}}' to "
+                                  "have it measured, or leave it out with data.columns="
+                                  f"{did_you_mean(name, self.names)}")
         return dataclasses.replace(self, columns=tuple(_settle(self.column(name), dtype) for name, dtype in header))
 
 

@@ -105,8 +105,8 @@ def known_labels(texts: Texts, labels: tuple[str, ...], outside: str) -> Texts:
     if outside == "error":
         for value in held:
             if value is not None and value not in labels:
-                raise DataError(f"data.labels: a text has the label {value!r}, which is not among the declared ones"
-                                f"{did_you_mean(value, labels)}; declare it, or data.outside=missing")
+                raise DataError(f"data.labels: a text has the label {value!r}, which is not among the declared ones; "
+                                f"declare it, or data.outside=missing{did_you_mean(value, labels)}")
     return replace(texts, labels=tuple(value if value in labels else None for value in held))
 
 
@@ -114,8 +114,8 @@ def column_of(names: tuple[str, ...], text: str | None) -> str:
     """The column of texts: the one named, the one called text, or the only one."""
     if text is not None:
         if text not in names:
-            raise DataError(f"data.text={text!r}: no such column{did_you_mean(text, names)}; there are "
-                            f"{', '.join(names[:8])}")
+            raise DataError(f"data.text={text!r}: no such column; there are {', '.join(names[:8])}"
+                            f"{did_you_mean(text, names)}")
         return text
     if TEXT in names:
         return TEXT

@@ -111,8 +111,8 @@ def _like(real: Table, other: Table, place: str) -> Table:
     """The columns of ``real``; others (an index, a weight) are left out."""
     missing = [name for name in real.names if name not in other.names]
     if missing:
-        raise DataError(f"column={missing[0]!r}: in the real table, but not in {place}"
-                        f"{did_you_mean(missing[0], other.names)}; expected the same columns")
+        raise DataError(f"column={missing[0]!r}: in the real table, but not in {place}; expected "
+                        f"the same columns{did_you_mean(missing[0], other.names)}")
     return select(other, real.names)
 
 

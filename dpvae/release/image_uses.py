@@ -143,8 +143,8 @@ def _of_names(asked: Mapping[str, Any], classes: tuple[str, ...], knob: str) -> 
     shares_C = torch.zeros(len(classes), dtype=torch.float64)
     for name, share in asked.items():
         if str(name) not in classes:
-            raise DataError(f"{knob}={name!r}: the model knows no such class{checks.did_you_mean(str(name), classes)}; "
-                            f"there are {', '.join(classes[:12])}")
+            raise DataError(f"{knob}={name!r}: the model knows no such class; there are "
+                            f"{', '.join(classes[:12])}{checks.did_you_mean(str(name), classes)}")
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < math.inf:
             raise DataError(f"{knob}: a share of {share!r} for {name}; expected numbers that are not negative")
         shares_C[classes.index(str(name))] = float(share)

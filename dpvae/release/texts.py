@@ -86,8 +86,8 @@ class TextModel:
         known = {label: i for i, label in enumerate(self.labels)}
         for label in labels:
             if label not in known:
-                raise DataError(f"{self.label}={label!r}: the model knows no such label{did_you_mean(label, known)}; "
-                                f"there are {', '.join(self.labels[:8]) or 'none'}")
+                raise DataError(f"{self.label}={label!r}: the model knows no such label; there are "
+                                f"{', '.join(self.labels[:8]) or 'none'}{did_you_mean(label, known)}")
         return torch.tensor([known[label] for label in labels], dtype=torch.long)
 
     def blocks(self, rows: int, *, seed: int, given: Sequence[str] = (), unlike: Unlike | None = None, start: int = 0
