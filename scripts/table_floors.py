@@ -82,7 +82,8 @@ def make_bill(floor: str, schema: Schema, *, rows: int, epsilon: float, delta: f
     """The largest signal whose events cost at most ``epsilon``; a function of public facts alone."""
     steps = survey_steps(schema, rows_known=True)
     facts = PublicFacts(columns=len(schema.columns), survey_steps=steps, rows=rows, has_target=bool(schema.target))
-    shares = {name: share for name, share in split(TrainerConfig(), facts).items() if name.startswith("survey/")}
+    shares = {name: share for name, share in split(TrainerConfig(), facts, epsilon).items()
+              if name.startswith("survey/")}
     left = 1.0 - sum(shares.values())
     shares |= {name: left * share for name, share in SHARES[floor].items()}
     survey_delta = THRESHOLD_SHARE * delta

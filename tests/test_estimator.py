@@ -115,7 +115,7 @@ def test_only_a_fixed_secret_seed_makes_two_fits_equal() -> None:
     one, two = (DPVAE(options=SEEDED).fit(small()).model_.state_dict() for _ in range(2))
     assert all(torch.equal(one[name], two[name]) for name in one)
     one, two = (DPVAE(options=TINY).fit(small()).model_.state_dict() for _ in range(2))
-    assert not all(torch.equal(one[name], two[name]) for name in one)
+    assert not all(torch.equal(one[name], two[name]) for name in set(one) & set(two))  # each may find links of its own
 
 
 def test_parameters_are_kept_as_given_and_cloned() -> None:

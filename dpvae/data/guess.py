@@ -9,8 +9,8 @@ What goes in are released numbers and constants, so this costs nothing. An answe
 as easily is a bare guess, and the schema says so.
 
 >>> counts = np.array([3.0, 41.0, -7.0])
->>> log_likelihood([counts], [np.eye(3)], sd=10.0, rows=50.0).argmax()  # all 50 in the second cell
-1
+>>> log_likelihood([counts], [np.eye(3)], sd=10.0, rows=50.0).round(1)  # all 50 in the second cell
+array([-11.,   8., -16.])
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ def magnitudes(column: Column, edges: Array, tables: Sequence[Array], sd: float,
     ``tables``: the noisy histogram of the cells, and in blocks: see :func:`dpvae.data.bins.coarsened`.
     """
     ranges = _years() if column.kind == "datetime" else _sizes()
-    shapes, against = zip(*((_spread(edges, low, high, shape), cost) for low, high, shape, cost in ranges
-                            if max(low, edges[0]) < min(high, edges[-1])), strict=True)
+    spread = ((_spread(edges, low, high, shape), cost) for low, high, shape, cost in ranges)
+    shapes, against = zip(*((share / share.sum(), cost) for share, cost in spread if share.any()), strict=True)
     size = [math.ceil(len(tables[0]) / len(table)) for table in tables]  # 1, then that of a block
     blocks = [np.add.reduceat(shapes, np.arange(0, len(tables[0]), s), axis=1) for s in size]
     evidence = log_likelihood(tables, blocks, sd, rows)
@@ -105,8 +105,8 @@ def _without_tails(share: Array) -> Array:
 
 
 def _spread(edges: Array, low: float, high: float, shape: str) -> Array:
-    """Shares of cells: even on the axis, like a bell (four sds either way), or even over the cells ("low": most values
-    are small; not all the way down to zero)."""
+    """What falls into each cell, if anything: even on the axis, like a bell (four sds either way), or even over the
+    cells ("low": most values are small; not all the way down to zero)."""
     inner = np.clip(edges, low, high)
     if shape == "bell":
         place = np.tanh(4 * 0.8 * (2 * (inner - low) / (high - low) - 1))
@@ -115,8 +115,7 @@ def _spread(edges: Array, low: float, high: float, shape: str) -> Array:
         place = np.concatenate([[0.0], np.cumsum((np.diff(inner) > 0) & near)])
     else:
         place = inner
-    share = np.diff(place)
-    return np.asarray(share / share.sum())
+    return np.asarray(np.diff(place))
 
 
 def _sizes() -> list[Range]:

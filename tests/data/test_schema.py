@@ -132,7 +132,7 @@ def test_a_schema_and_a_table_must_describe_each_other():
     schema = declare({"columns": {"age": {"kind": "integer"}, "sex": {"categories": ["F", "M"]}}})
     with pytest.raises(SchemaError, match="schema column='sex': not in the table; did you mean 'sexe'"):
         schema.bind((("age", "int64"), ("sexe", "string")))
-    with pytest.raises(SchemaError, match="table column='ag': not in the schema; describe it, .*; did you mean 'age'"):
+    with pytest.raises(SchemaError, match=r"table column='ag': not in the schema; describe it, .*; did you mean 'age'"):
         schema.bind((("age", "int64"), ("sex", "string"), ("ag", "int64")))
     with pytest.raises(SchemaError, match=r"age\.kind=integer: the table holds bool"):
         schema.bind((("age", "bool"), ("sex", "string")))
