@@ -1,8 +1,8 @@
 """How a budget is split over what is measured of images: by public facts alone.
 
     labels          how many images each class has (undeclared classes: above a threshold, survey/values)
-    pose            where the images of a class lie, how large they are, how and how differently they lean; not of the
-                    smallest images
+    pose, lean      where the images of a class lie, how large they are, how they lean; and how differently images of
+                    one class do; not of the smallest images
     mean-image      the sum of each class's images, in low frequencies
     second-moment   of what is left of an image without its class's mean: the directions in which images vary
     cluster-i       rounds of clustering inside each class, in those directions
@@ -26,7 +26,7 @@ from dpvae.privacy.plan import Plan, PublicFacts
 
 ROUNDS = 3
 SMALLEST_POSED = 16  # pixels a side: smaller images lose by being redrawn
-POSE_SHARE = 0.015  # of the moments: five numbers a class
+POSE_SHARES = {"pose": 0.0135, "lean": 0.0015}  # of the moments: five numbers a class, and one for all
 LABEL_SHARE = 0.01  # of the budget, for the counts of the classes
 WEIGHTS = {"second-moment": 0.42, **{f"cluster-{i + 1}": 0.38 / ROUNDS for i in range(ROUNDS)}, "spread": 0.19,
            "stretch": 0.01}
@@ -74,8 +74,8 @@ class ImageRule:
             mean = min(max(0.13 * much**-0.35, 0.13), 0.5)
             moments = left * anchor
             if self.side >= SMALLEST_POSED:
-                shares["anchor/pose"] = moments * POSE_SHARE
-                moments *= 1 - POSE_SHARE
+                shares |= {f"anchor/{name}": moments * share for name, share in POSE_SHARES.items()}
+                moments *= 1 - sum(POSE_SHARES.values())
             shares["anchor/mean-image"] = moments * mean
             shares |= {f"anchor/{name}": moments * (1 - mean) * weight
                        for name, weight in (SHAPED if much >= MANY else WEIGHTS).items()}

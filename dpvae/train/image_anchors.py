@@ -1,13 +1,14 @@
 """Noisy moments of labelled images, and the prior and linear decoder that follow from them.
 
-Everything here is seven kinds of Gaussian release (:mod:`dpvae.privacy.image_plan` splits the budget), each a sum over
+Everything here is eight kinds of Gaussian release (:mod:`dpvae.privacy.image_plan` splits the budget), each a sum over
 images of an outer product of two bounded vectors (:func:`~dpvae.privacy.mechanisms.noisy_products`): one image moves it
 by at most the product of the bounds. What an image adds depends on it and on earlier releases alone: the mean of its
 class, the released directions, the centre nearest to it. Where images of a class lean as handwriting does (the noisy
 poses say so), an image is its pixels redrawn in the frame of its class, and its pose beside them, from the means on
 (:mod:`dpvae.models.pose`).
 
-    pose        one-hot class x (pose in [-1, 1], slant squared)          bound  1 x sqrt(P + 1): nothing is cut
+    pose        one-hot class x (pose in [-1, 1])                         bound  1 x sqrt(P): nothing is cut
+    lean        one x slant squared, whatever the class                   bound  1 x the square of the steepest
     means       one-hot class x low frequencies of (image - 1/2)          bound  1 x sqrt(D) / 2: nothing is cut
     moments     residual x residual                                       bound  R x R
     clusters    one-hot (class, nearest centre) x (coordinates, R / 2)    bound  1 x R sqrt(5) / 2
@@ -58,6 +59,7 @@ QUIET = 0.02  # of the trace of a class's spread: noise that is borne for the sa
 KNOWN = 4.0  # times its noise: a mean power of a ring that is known
 LEAST_POWER = 0.1  # of that of its ring: a frequency's
 CELLS = 2**22  # numbers of a block of vectors: bounds memory
+STEEPEST = 0.6  # slant that counts: as much for a steeper one
 LEANING = 0.18  # spread of slants inside classes from which images are redrawn: 0.25 in MNIST, 0.13 in Fashion-MNIST
 AT_ONCE = 2048  # images that are redrawn together
 
@@ -198,16 +200,17 @@ class _Measure:
 
     def _per_class(self, name: str, vectors: Iterator[tuple[Array, NDArray[np.int64]]],
                    norm: float) -> tuple[Array, float]:
-        """Noisy means by class of vectors of bounded norm, (C, V), and the noise of a mean over all: classes are drawn
-        together where noise is all that tells them apart (James and Stein 1961, number by number)."""
+        """Noisy means by class of vectors of bounded norm, (C, V), and the noise of one number of them on average:
+        classes are drawn together where noise is all that tells them apart (James and Stein 1961, number by number)."""
         classes = len(self.counts)
         total, sd = self._release(name, ((_one_hot(labels, classes), v) for v, labels in vectors), 1.0, norm)
         own = total / self.counts[:, None]
         together = total.sum(0) / self.rows
         apart = own - together
-        doubt = np.mean((sd / self.counts) ** 2)
+        doubt, shared = np.mean((sd / self.counts) ** 2), classes * (sd / self.rows) ** 2
         kept = np.maximum(1 - doubt / np.maximum(np.mean(apart**2, axis=0), 1e-12), 0.0)
-        return np.asarray(together + kept * apart), sd / self.rows
+        noise = math.sqrt(np.mean(shared + kept**2 * (doubt - shared)))
+        return np.asarray(together + kept * apart), noise
 
     def frames(self) -> Array:
         """The mean pose of each class, (C, P); from here on images are what they look like in these frames. Of no
@@ -216,14 +219,16 @@ class _Measure:
 
         def vectors() -> Iterator[tuple[Array, NDArray[np.int64]]]:
             for x, labels in self.images.blocks():
-                pose = (poses(torch.as_tensor(x), self.size).numpy() - middle) / reach
-                yield np.column_stack([pose, pose[:, SLANT] ** 2]), labels
+                yield (poses(torch.as_tensor(x), self.size).numpy() - middle) / reach, labels
 
-        found, doubt = self._per_class("pose", vectors(), math.sqrt(POSE + 1))
-        square = self.counts @ (found[:, POSE] - found[:, SLANT] ** 2) / self.rows
-        if square - 2 * doubt < (LEANING / reach[SLANT]) ** 2:
+        found, noise = self._per_class("pose", vectors(), math.sqrt(POSE))
+        steep, line = (STEEPEST / reach[SLANT]) ** 2, (LEANING / reach[SLANT]) ** 2
+        squares = ((np.ones((len(pose), 1)), np.minimum(pose[:, [SLANT]] ** 2, steep)) for pose, _ in vectors())
+        total, sd = self._release("lean", squares, 1.0, steep)
+        between = max(self.counts @ found[:, SLANT] ** 2 / self.rows - noise**2, 0.0)  # classes; the rest is inside
+        if (total[0, 0] - 2 * sd) / self.rows - between < line:
             return np.zeros((len(found), 0))
-        frames = middle + reach * np.clip(found[:, :POSE], -1, 1)
+        frames = middle + reach * np.clip(found, -1, 1)
         self.images = self.images.redrawn(frames, self.size)
         self.low = np.block([[self.cosines, np.zeros((len(self.cosines), POSE))],
                              [np.zeros((POSE, self.pixels)), np.eye(POSE)]])
