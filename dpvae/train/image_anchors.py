@@ -217,13 +217,11 @@ class _Measure:
         numbers, (C, 0), where the noisy spread of slants does not say that images of a class lean differently."""
         middle, reach = np.array(MIDDLE), np.array(REACH)
 
-        def vectors() -> Iterator[tuple[Array, NDArray[np.int64]]]:
-            for x, labels in self.images.blocks():
-                yield (poses(torch.as_tensor(x), self.size).numpy() - middle) / reach, labels
-
-        found, noise = self._per_class("pose", vectors(), math.sqrt(POSE))
+        posed = [((poses(torch.as_tensor(x), self.size).numpy() - middle) / reach, labels)
+                 for x, labels in self.images.blocks()]  # five numbers an image
+        found, noise = self._per_class("pose", iter(posed), math.sqrt(POSE))
         steep, line = (STEEPEST / reach[SLANT]) ** 2, (LEANING / reach[SLANT]) ** 2
-        squares = ((np.ones((len(pose), 1)), np.minimum(pose[:, [SLANT]] ** 2, steep)) for pose, _ in vectors())
+        squares = ((np.ones((len(pose), 1)), np.minimum(pose[:, [SLANT]] ** 2, steep)) for pose, _ in posed)
         total, sd = self._release("lean", squares, 1.0, steep)
         between = max(self.counts @ found[:, SLANT] ** 2 / self.rows - noise**2, 0.0)  # classes; the rest is inside
         if (total[0, 0] - 2 * sd) / self.rows - between < line:
