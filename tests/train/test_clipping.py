@@ -56,7 +56,7 @@ class Tokens(nn.Module):
             self.out.weight = self.tokens.weight
 
     def forward(self, x_BT: Tensor) -> Tensor:
-        places = torch.arange(x_BT.shape[1]).expand(len(x_BT), -1)
+        places = torch.arange(x_BT.shape[1], device=x_BT.device).expand(len(x_BT), -1)
         h = self.tokens(x_BT) + self.places(places)
         q, k, v = self.qkv(self.norm(h)).chunk(3, -1)
         return self.out(h + F.scaled_dot_product_attention(q, k, v))
@@ -105,7 +105,8 @@ class Shared(nn.Module):
                                      nn.ConvTranspose2d(2, 1, 2, stride=2))
 
     def forward(self, x: Tensor) -> Tensor:
-        z_BK = self.b(self.a(self.a(x).tanh()).tanh())[:, None] + torch.linspace(-1, 1, 3)[:, None].to(x.dtype)
+        offsets_K1 = torch.linspace(-1, 1, 3, dtype=x.dtype, device=x.device)[:, None]
+        z_BK = self.b(self.a(self.a(x).tanh()).tanh())[:, None] + offsets_K1
         return self.decoder(z_BK.flatten(0, 1)).unflatten(0, (len(x), 3)).mean(1).flatten(1)
 
 

@@ -169,7 +169,7 @@ class Recorder(AbstractGradSampleModule):
 def _keep(factors_B: Tensor) -> Tensor | None:
     """Which records have a factor; ``None`` where all do and asking costs nothing, or where the caller asks later."""
     keep_B = factors_B > 0
-    if not factors_B.is_cuda and (tracing() or bool(keep_B.all())):
+    if factors_B.is_cpu and (tracing() or bool(keep_B.all())):
         return None
     return keep_B
 

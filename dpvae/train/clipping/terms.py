@@ -161,7 +161,7 @@ def gram_norms(g_BTp: Tensor, a_BTd: Tensor | None = None, *, same: Tensor | Non
     it: those records are worked out in double precision, and their norm is raised by what the rounding of the clipped
     sum can add, so that nobody slips through the clip. On a GPU everything is double: no branch, no waiting.
     """
-    branch = not (g_BTp.is_cuda or tracing())
+    branch = g_BTp.is_cpu and not tracing()
     dtype = wide(g_BTp.dtype) if branch else torch.float64
     norms_B, largest_B = _gram(g_BTp.to(dtype), None if a_BTd is None else a_BTd.to(dtype), same)
     cancels_B = norms_B < largest_B * (0.1 / g_BTp.shape[1])
