@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from dpvae.privacy.noise import SecretKey
 from dpvae.privacy.plan import SgdPlan
 from dpvae.train.clipping import recorder as recorder_module
+from dpvae.train.clipping.compiled import kept
 from dpvae.train.dpsgd import PrivateSteps
 
 pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing:UserWarning")
@@ -66,3 +67,14 @@ def test_a_step_that_does_is_seen(mutate: Callable[[pytest.MonkeyPatch], None],
     mutate(monkeypatch)
     with pytest.raises((RuntimeError, NotImplementedError)):
         steps("table", microbatch=4)
+
+
+def test_a_result_outlives_the_next_replay_of_a_cuda_graph() -> None:
+    flat, finite = torch.zeros(2), torch.ones(1, dtype=torch.bool)
+
+    def replays(records: Tensor, latents: Tensor, weights_N: Tensor) -> tuple[Tensor, Tensor]:
+        return flat.add_(1), finite.logical_not_()
+
+    first, second = (kept(replays)(records, records, records) for records in torch.zeros(2, 1))
+    assert (first[0].tolist(), second[0].tolist()) == ([1, 1], [2, 2])
+    assert (first[1].tolist(), second[1].tolist()) == ([False], [True])

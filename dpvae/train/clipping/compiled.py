@@ -61,7 +61,7 @@ def compiled(part: Part, example: tuple[Tensor, Tensor, Tensor]) -> Part:
         if example[0].is_cuda:
             fast: Part = torch.compile(traced(), mode="reduce-overhead", dynamic=False)
             fast(*example)
-            return fast
+            return kept(fast)
         try:
             return built(cpp_wrapper=True)  # nothing between two kernels is Python
         except Exception:  # an operation that inductor calls from Python only
@@ -69,6 +69,16 @@ def compiled(part: Part, example: tuple[Tensor, Tensor, Tensor]) -> Part:
 
     fast = _made(program)
     return part if fast is None else torch.no_grad()(fast)
+
+
+def kept(program: Part) -> Part:
+    """``program`` with results of their own: a CUDA graph writes each over the last, and a batch may be several chunks."""
+
+    def copied(*chunk: Tensor) -> tuple[Tensor, Tensor]:
+        flat, finite_N = program(*chunk)
+        return flat.clone(), finite_N.clone()
+
+    return copied
 
 
 def native_noise() -> NativeNoise | None:
