@@ -294,7 +294,7 @@ class PrivateSteps:
         parts = list(self._parts(batch, latents, largest))
         for index, (rows, drawn, count) in enumerate(parts):
             self.optimizer.signal_skip_step(do_skip=index < len(parts) - 1)
-            records = self.codes[self._there(rows)]
+            records = self.codes[self._there(torch.as_tensor(rows))]
             if self.padding is not None and len(self.codes):
                 self._static(records, drawn, count)
             else:
@@ -332,10 +332,9 @@ class PrivateSteps:
             start += count
             yield rows, own, count
 
-    def _there(self, rows: Indices) -> Tensor:
-        """Row numbers on the device of the data, without waiting for it."""
-        index = torch.as_tensor(rows)
-        return index if self.device.type == "cpu" else index.pin_memory().to(self.device, non_blocking=True)
+    def _there(self, here: Tensor) -> Tensor:
+        """``here`` on the device of the data, without waiting for what that still has to do."""
+        return here if self.device.type == "cpu" else here.pin_memory().to(self.device, non_blocking=True)
 
     def _static(self, records: Tensor, latents: Tensor, count: int) -> None:
         """One padded chunk through the compiled program; a record that is not finite sends it through the plain one."""
@@ -376,7 +375,7 @@ class PrivateSteps:
 
     def _noise(self, number: int, size: int) -> Tensor:
         normal = self.key.stream("dpsgd", number, "noise").bulk_normal(size, by=self._box_muller)
-        return torch.as_tensor(normal, device=self.device)
+        return self._there(torch.as_tensor(normal))
 
     def _latents(self, number: int, records: int) -> Tensor:
         """Fresh standard normal numbers for every record, (B, *latents): independent, secret, and drawn on the CPU for
@@ -385,7 +384,7 @@ class PrivateSteps:
         words = np.frombuffer(self.key.stream("dpsgd", number, "latent").bytes(4 * size), dtype="<i4")
         inside = torch.from_numpy(words.astype(np.float32)).add_(0.5).mul_(2.0**-31)
         inside.clamp_(-1 + 2.0**-24, 1 - 2.0**-24)  # up to 5.3 standard deviations
-        return inside.erfinv_().mul_(math.sqrt(2)).view(records, *self.latents).to(self.device)
+        return self._there(inside.erfinv_().mul_(math.sqrt(2)).view(records, *self.latents))
 
     def close(self) -> None:
         """Give the module back as it was, and the memory that was held."""

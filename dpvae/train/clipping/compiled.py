@@ -72,7 +72,7 @@ def compiled(part: Part, example: tuple[Tensor, Tensor, Tensor]) -> Part:
 
 
 def kept(program: Part) -> Part:
-    """``program`` with results of their own: a CUDA graph writes each over the last, and a batch may be several chunks."""
+    """``program`` with results of its own: a CUDA graph writes each over the last, a batch may be several chunks."""
 
     def copied(*chunk: Tensor) -> tuple[Tensor, Tensor]:
         flat, finite_N = program(*chunk)
