@@ -145,46 +145,57 @@ def release(config: ReleaseConfig | str | Path, model: Any = None, *, rows: int 
     that holds one as ``run_``. Returns where it is. Raises :class:`ReleaseError` where the run is not private or the
     place is taken. Costs no privacy.
     """
-    from dpvae.release import schemas
     from dpvae.release.bundle import write_release
     from dpvae.train.run import find_run
 
-    if isinstance(config, ReleaseConfig):
-        run, to, count, seed = find_run(config.run, config.root).path, config.to, config.rows, config.seed
-    else:
-        held = getattr(model, "run_", model)
-        if not isinstance(held, Run):
-            raise ConfigError(f"model={type(model).__name__}: expected a fitted DPVAE or a Run to release")
-        run, to, count = held.path, str(config), rows
-    if count is None:
-        count = _public_rows(run)
-    made = released(run / "public")
-    how = _how(config) if isinstance(config, ReleaseConfig) else {}
-    unlike = _unlike(config, run) if isinstance(config, ReleaseConfig) and config.unlike is not None else None
-    scheme = scheme_of(str(to))
+    if not isinstance(config, ReleaseConfig):
+        config = ReleaseConfig(run=str(_held(model).path), to=str(config), rows=rows, seed=seed)
+    run = find_run(config.run, config.root).path
+    count = config.rows if config.rows is not None else int(read_run(run).claim.n_ref)
+    made, how, scheme = released(run / "public"), _how(config), scheme_of(config.to)
     if (how and not getattr(made, "SHARED", False)) or (scheme and not getattr(made, "IN_PARTS", False)):
-        raise ConfigError(f"to={to}, engine, workers: expected a run on a table; this one was trained on something "
-                          "else, release it to a folder")
+        raise ConfigError(f"to={config.to}, engine, workers: expected a run on a table; this one was trained on "
+                          "something else, release it to a folder")
+    unlike = _unlike(config, run)
     if scheme is not None:
-        from dpvae import publish
-
-        if scheme in LAKES:
-            publish.publish(run, str(to), rows=count, seed=seed, audit=lambda: audit(str(run), quick=True), **how)
-        else:
-            publish.into_database(run, str(to), rows=count, seed=seed, **how)
-        return shown(str(to))
+        return _store(config, run, count, how)
     if unlike is not None:
         how["unlike"] = unlike
-    writer = made.writer(run / "public", count, seed=seed, **how)
-    also = isinstance(config, ReleaseConfig) and config.with_model
-    folder = write_release(run, writer, rows=count, to=Path(to), seed=seed, model=also,
+    folder = write_release(run, made.writer(run / "public", count, seed=config.seed, **how), rows=count,
+                           to=Path(config.to), seed=config.seed, model=config.with_model,
                            unlike=unlike.statement if unlike is not None else None)
-    if isinstance(config, ReleaseConfig) and config.registry.curator is not None:
-        about = config.registry
-        schemas.export(folder, folder.with_name(f"{folder.name}.registry.json"), schemas.Deployment(
-            curator=str(about.curator), curator_kind=about.kind, intended_use=str(about.use), region=str(about.region),
-            sector=about.sector))
+    _register(config, folder)
     return folder
+
+
+def _held(model: Any) -> Run:
+    """The run of something fitted, or the run itself."""
+    run = getattr(model, "run_", model)
+    if not isinstance(run, Run):
+        raise ConfigError(f"model={type(model).__name__}: expected a fitted DPVAE or a Run to release")
+    return run
+
+
+def _store(config: ReleaseConfig, run: Path, rows: int, how: dict[str, Any]) -> str:
+    """Release ``run`` to a table of a lake or a database; returns its name without a password."""
+    from dpvae import publish
+
+    if scheme_of(config.to) in LAKES:
+        publish.publish(run, config.to, rows=rows, seed=config.seed, audit=lambda: audit(str(run), quick=True), **how)
+    else:
+        publish.into_database(run, config.to, rows=rows, seed=config.seed, **how)
+    return shown(config.to)
+
+
+def _register(config: ReleaseConfig, folder: Path) -> None:
+    """Write what the public registry of deployments asks beside a release, where a curator is named."""
+    from dpvae.release import schemas
+
+    about = config.registry
+    if about.curator is not None:
+        schemas.export(folder, folder.with_name(f"{folder.name}.registry.json"), schemas.Deployment(
+            curator=about.curator, curator_kind=about.kind, intended_use=str(about.use), region=str(about.region),
+            sector=about.sector))
 
 
 def _how(config: ReleaseConfig) -> dict[str, Any]:
@@ -194,13 +205,15 @@ def _how(config: ReleaseConfig) -> dict[str, Any]:
 
 
 def _unlike(config: ReleaseConfig, run: Path) -> Any:
-    """What drawn texts are kept away from."""
+    """What drawn texts are kept away from, if anything."""
     from dpvae.release.texts import is_texts
     from dpvae.release.unlike import Unlike
 
+    if config.unlike is None:
+        return None
     if not is_texts(run / "public"):
         raise ConfigError(f"unlike={config.unlike}: expected a run on texts; this one was trained on something else")
-    return Unlike.of(str(config.unlike))
+    return Unlike.of(config.unlike)
 
 
 def audit(config: AuditConfig | str | Path, *, quick: bool = False) -> Any:
@@ -392,7 +405,3 @@ def _guessed(path: Path, planned: Plan) -> str:
     unknown = found and planned.facts.rows is None
     return found + ("; where the number of rows is public, data.rows gives a small table's survey more" if unknown
                     else "")
-
-
-def _public_rows(run: Path) -> int:
-    return int(read_run(run).claim.n_ref)

@@ -14,6 +14,7 @@ dpvae.errors.ConfigError: privacy.epsilom: no such key; did you mean 'epsilon'?
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -55,6 +56,7 @@ from dpvae.config.verbs import (
     ReleaseConfig,
     SampleConfig,
     ScoreConfig,
+    VerbConfig,
     VerifyConfig,
 )
 
@@ -64,17 +66,13 @@ __all__ = [
     "TRAINERS", "AuditConfig", "CompareConfig", "DataConfig", "DoctorConfig", "EvaluateConfig", "ImputeConfig",
     "InitConfig", "LakeConfig", "LedgerConfig", "LedgerVerbConfig", "ModelConfig", "PageConfig",
     "PerformanceConfig", "PrivacyConfig", "RegistryConfig", "ReleaseConfig", "ReportConfig", "RunConfig",
-    "SampleConfig", "ScoreConfig", "SweepConfig", "TrainConfig", "TrainerConfig", "VerifyConfig", "build",
+    "SampleConfig", "ScoreConfig", "SweepConfig", "TrainConfig", "TrainerConfig", "VerbConfig", "VerifyConfig", "build",
 ]
 
 
 def build(cls: type[T], mapping: Mapping[str, Any], *, where: str | None = None) -> T:
     """A frozen ``cls`` from nested mappings; unknown keys and wrong types raise :class:`ConfigError`."""
     if where is None:
-        where = cls.__name__.removesuffix("Config").lower() if cls not in _TOP else ""
+        where = cls.__name__.removesuffix("Config").lower() if cls not in typing.get_args(VerbConfig) else ""
     return typed.build(cls, mapping, where)
 
-
-_TOP: tuple[type, ...] = (TrainConfig, ReleaseConfig, VerifyConfig, AuditConfig, LedgerVerbConfig, EvaluateConfig,
-                          ScoreConfig, SampleConfig, ImputeConfig, PageConfig, CompareConfig, DoctorConfig, InitConfig,
-                          LakeConfig)
