@@ -19,6 +19,7 @@ from typing import Any
 from dpvae.config import AuditConfig, ReleaseConfig, TrainConfig
 from dpvae.data.place import LAKES, dataset, scheme_of, shown
 from dpvae.errors import BudgetError, ConfigError, DPVAEError, RunError
+from dpvae.files import write_bytes, write_json
 from dpvae.modalities import Result, Task, modality, released
 from dpvae.privacy.accountant import Epsilon
 from dpvae.privacy.chain import UnknownOutcome
@@ -357,8 +358,6 @@ def _spend(config: TrainConfig, task: Task, run: Any, progress: Progress, proces
 
 def _publish(config: TrainConfig, planned: Plan, run: Any, ledger: Ledger, result: Result) -> None:
     """Write ``public/``; nothing here was computed from private records except through ``result.events``."""
-    from dpvae.train.checkpoint import write_bytes, write_json
-
     result.publish(run.public, config.run.seed)
     write_json(run.public / "plan.json", planned.to_dict())
     shown = replace(config, ledger=replace(config.ledger, url=None), run=replace(config.run, root=""),  # no places

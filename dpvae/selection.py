@@ -26,6 +26,7 @@ from typing import Any
 from dpvae import api
 from dpvae.config import ReportConfig, RunConfig, TrainConfig
 from dpvae.errors import ConfigError, RunError
+from dpvae.files import read_json, write_bytes, write_json
 from dpvae.modalities import Task
 from dpvae.privacy.accountant import Epsilon, price
 from dpvae.privacy.events import RepeatAndSelect, Threshold
@@ -105,7 +106,6 @@ def select(configs: Sequence[TrainConfig]) -> api.Run:
 
 def _same_grid(run: Any, configs: Sequence[TrainConfig]) -> None:
     """After a crash the same settings must be chosen from, in the same order: the draws are numbers of settings."""
-    from dpvae.train.checkpoint import write_bytes
     from dpvae.train.run import settings_digest
 
     found, path = "\n".join(map(settings_digest, configs)).encode(), run.private / "settings"
@@ -138,8 +138,6 @@ def _best(chosen: Selection, task: Task, trials: Path, key: SecretKey, ledger: L
 
 def _publish(run: Any, best: Path, chosen: Selection, ledger: Ledger) -> None:
     """The best run's ``public/``, with the selection as its one event and its price in every place that names one."""
-    from dpvae.train.checkpoint import read_json, write_bytes, write_json
-
     upper = math.ceil(chosen.epsilon.upper * 1000) / 1000
     shutil.copytree(best / "public", run.public, copy_function=shutil.copyfile, dirs_exist_ok=True)
     config = read_json(run.public / "config.json")  # the number of the best run would tell of K

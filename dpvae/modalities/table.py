@@ -23,6 +23,7 @@ from dpvae.data.survey import Survey, survey, survey_steps
 from dpvae.data.table import TableCodec, validate
 from dpvae.data.where import parse
 from dpvae.errors import ConfigError
+from dpvae.files import read_json, write_json
 from dpvae.modalities import TableWriter
 from dpvae.privacy.events import Event
 from dpvae.privacy.plan import Plan, PublicFacts, check_delta, make_plan
@@ -71,8 +72,6 @@ def made_up(public: Path, rows: int, *, seed: int) -> dict[str, list[Any]]:
 
 def troublemakers(records: Mapping[str, Sequence[Any]], public: Path | None = None) -> dict[str, dict[str, Any]]:
     """A row of unusual values, a duplicate, and an empty row, each within what is *declared* about the table."""
-    from dpvae.train.checkpoint import read_json
-
     schema = Schema.from_dict(read_json(public / "schema.json")) if public is not None else None
     first = {name: values[0] for name, values in records.items()}
     declared = {c.name: c for c in schema.columns} if schema is not None else {}
@@ -246,7 +245,7 @@ class TableResult:
         from dpvae.evaluate.latents import synthetic_map
         from dpvae.release.preview import preview
         from dpvae.rng import seed_of
-        from dpvae.train.checkpoint import save_model, write_json
+        from dpvae.train.checkpoint import save_model
 
         save_model(self.vae, public)
         write_json(public / "schema.json", self.schema.to_dict())

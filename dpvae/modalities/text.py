@@ -21,6 +21,7 @@ from dpvae.data.language import Language
 from dpvae.data.text import Texts
 from dpvae.data.tokens import MARKS, Vocabulary
 from dpvae.errors import ConfigError, DataError
+from dpvae.files import write_json
 from dpvae.modalities import TableWriter
 from dpvae.privacy.events import Event
 from dpvae.privacy.mechanisms import frequent_values, noisy_counts
@@ -247,7 +248,6 @@ class TextResult:
 
     def publish(self, public: Path, seed: int) -> None:
         """Model, vocabulary, schema, noisy lengths and labels, diagnostics."""
-        from dpvae.train.checkpoint import write_json
         from dpvae.train.texts import diagnose, independent_elbo
 
         self.model.save(public)
