@@ -12,35 +12,23 @@ import json
 import math
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dpvae.config import AuditConfig, ReleaseConfig, TrainConfig
 from dpvae.data.place import LAKES, dataset, scheme_of, shown
 from dpvae.errors import BudgetError, ConfigError, DPVAEError, RunError
-from dpvae.files import write_bytes, write_json
 from dpvae.modalities import Result, Task, modality, released
 from dpvae.privacy.accountant import Epsilon
 from dpvae.privacy.chain import UnknownOutcome
 from dpvae.privacy.ledger import Ask, Cap, Ledger, Reservation, content_tag
 from dpvae.privacy.plan import Plan
-from dpvae.report.meaning import RECORDS
+from dpvae.public import write_public
 from dpvae.report.progress import Progress
 from dpvae.report.run import report_run
-from dpvae.report.source import read_run, write_events
+from dpvae.report.source import read_run
 from dpvae.report.track import ready, track
-
-NOISE = {
-    "one-shot": "rounded Gaussian added to integers; AES-256-CTR keystream, key from the operating system",
-    "dpsgd": "rounded Gaussian added to sums rounded to the same grid (a power of two, at most 2**-24 of the noise), "
-             "scaled to the clip norm and what rounding adds to it; AES-256-CTR, one stream per step",
-}
-PADDING = ("batches are filled up to a public size with rows of weight zero; what does not fit goes into further "
-           "parts, and no record is dropped")
-REPLAY = ("a step replayed after a crash draws the identical mask and noise from a key sealed in private/, which is "
-          "destroyed when the run ends: the same release, not a second one")
-
 
 NOT_PRIVATE = "NOT PRIVATE: privacy=off, no noise was added; nothing was booked, and this run cannot be released"
 
@@ -268,7 +256,7 @@ def fulfil(config: TrainConfig, task: Task, run: Any, ledger: Ledger, *, process
         say("train", run.path, task.fingerprint())
     with Progress(config.report.progress, task.plan) as progress:
         result = _spend(config, task, run, progress, processes)
-    _publish(config, task.plan, run, ledger, result)
+    write_public(run, config, task.plan, ledger, result, dataset=_dataset(config))
 
 
 def ask(config: TrainConfig, task: Task, run: Any) -> Ask:
@@ -354,36 +342,6 @@ def _spend(config: TrainConfig, task: Task, run: Any, progress: Progress, proces
     if result.events != task.plan.events():
         raise AssertionError("the events drawn are not the events reserved")
     return result
-
-
-def _publish(config: TrainConfig, planned: Plan, run: Any, ledger: Ledger, result: Result) -> None:
-    """Write ``public/``; nothing here was computed from private records except through ``result.events``."""
-    result.publish(run.public, config.run.seed)
-    write_json(run.public / "plan.json", planned.to_dict())
-    shown = replace(config, ledger=replace(config.ledger, url=None), run=replace(config.run, root=""),  # no places
-                    report=replace(config.report, place=None),
-                    data=replace(config.data, path=None, schema=config.data.schema and Path(config.data.schema).name,
-                                 public=config.data.public and Path(config.data.public).name))
-    write_json(run.public / "config.json", asdict(shown))
-    write_bytes(run.public / "events.jsonl", write_events(result.events))
-    lines = [json.dumps(metric, sort_keys=True) for metric in result.metrics]
-    write_bytes(run.public / "metrics.jsonl", "".join(f"{line}\n" for line in lines).encode())
-    dataset = _dataset(config)
-    drawn = NOISE | ({"padding": PADDING} if config.performance.compile and planned.sgd else {})
-    rows = max(round(result.rows), 1)
-    write_json(run.public / "claim.json", {
-        "epsilon_target": config.privacy.epsilon, "delta": planned.delta, "neighbouring": planned.neighbouring,
-        "unit": config.data.unit or RECORDS[config.data.kind], "n_ref": rows,
-        "n_ref_source": "declared" if planned.facts.rows else "measured",
-        "private": config.privacy.secret_seed is None and config.privacy.noise,
-        "divisor": planned.sgd.sampling_rate * rows if planned.sgd else None,
-        "noise": "; ".join(f"{name}: {text}" for name, text in drawn.items()), "replay": REPLAY, "dataset": dataset,
-        "ledger_head": ledger.head(), "ledger_rows": len(ledger.rows()),
-        "cumulative_epsilon": _finite(ledger.spent(dataset, planned.delta).upper)})
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _finished(run: Any, planned: Plan, note: str = "") -> Run:

@@ -1,4 +1,5 @@
-"""One-shot releases, many times over: counts, sums, means, values above a threshold, private choices.
+"""One-shot releases (mechanisms that run once, not in steps as DP-SGD does), many times over: counts, sums, means,
+values above a threshold, private choices.
 
     findings, left_out = one_shot(releases, {"a newcomer": other_releases}, ledger)
 

@@ -1,4 +1,5 @@
-"""The twin: the trainer the program itself builds, taken out just before it trains, and run again under instruments.
+"""The twin (elsewhere a shadow model): the trainer the program itself builds, taken out just before it trains, and run
+again under instruments.
 
 Nothing is rebuilt here: the plan, the model, the loss, the clipping are those that ``train(config, table)`` assembled,
 so what the replay tests see is the code path of a real run. Only rows, secrets and the number of steps are the
@@ -141,17 +142,17 @@ class TwinRunner:
                        listen=lambda moment: None)
 
 
-@torch.no_grad()
 def _set_weights(vae: Any, state: str) -> None:
     """Other weights than training starts with: huge ones; or drawn ones, since what is zero at the start (the last
     layer, often) leaves the layers before it without a gradient, and what is forgotten of them would not show."""
     generator = torch.Generator().manual_seed(seed_of(1, "weights"))
-    for parameter in vae.parameters():
-        if state == "huge weights":
-            parameter.mul_(HUGE)
-        elif state == "drawn weights":
-            inputs = parameter[0].numel() if parameter.dim() > 1 else parameter.numel()
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) / max(inputs, 1) ** 0.5)
+    with torch.no_grad():
+        for parameter in vae.parameters():
+            if state == "huge weights":
+                parameter.mul_(HUGE)
+            elif state == "drawn weights":
+                inputs = parameter[0].numel() if parameter.dim() > 1 else parameter.numel()
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) / max(inputs, 1) ** 0.5)
 
 
 @contextlib.contextmanager

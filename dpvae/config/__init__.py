@@ -26,6 +26,7 @@ from dpvae.config.limits import (
     NEIGHBOURS,
     OUTSIDE,
     PROGRESS,
+    RECORDS,
     SECTORS,
     TRACKERS,
     TRAINERS,
@@ -62,7 +63,7 @@ from dpvae.config.verbs import (
 
 T = TypeVar("T")
 __all__ = [
-    "CURATORS", "DATA_KINDS", "LONGEST_NAME", "NEIGHBOURS", "OUTSIDE", "PROGRESS", "SECTORS", "TRACKERS",
+    "CURATORS", "DATA_KINDS", "LONGEST_NAME", "NEIGHBOURS", "OUTSIDE", "PROGRESS", "RECORDS", "SECTORS", "TRACKERS",
     "TRAINERS", "AuditConfig", "CompareConfig", "DataConfig", "DoctorConfig", "EvaluateConfig", "ImputeConfig",
     "InitConfig", "LakeConfig", "LedgerConfig", "LedgerVerbConfig", "ModelConfig", "PageConfig",
     "PerformanceConfig", "PrivacyConfig", "RegistryConfig", "ReleaseConfig", "ReportConfig", "RunConfig",
