@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dpvae.config import AuditConfig, ReleaseConfig, TrainConfig
 from dpvae.data.place import LAKES, dataset, scheme_of, shown
@@ -29,6 +29,10 @@ from dpvae.report.progress import Progress
 from dpvae.report.run import report_run
 from dpvae.report.source import read_run
 from dpvae.report.track import ready, track
+
+if TYPE_CHECKING:
+    from dpvae.train.parallel import Processes
+    from dpvae.train.run import RunFolder
 
 NOT_PRIVATE = "NOT PRIVATE: privacy=off, no noise was added; nothing was booked, and this run cannot be released"
 
@@ -111,7 +115,7 @@ def train(config: TrainConfig, table: Any = None) -> Run:
     return _finished(run, task.plan, NOT_PRIVATE if not config.privacy.noise else "")
 
 
-def _follow(config: TrainConfig, task: Task, processes: Any) -> Run:
+def _follow(config: TrainConfig, task: Task, processes: Processes) -> Run:
     """Train along with the first process, which alone books, writes and reports."""
     from dpvae.train.run import RunFolder
 
@@ -241,12 +245,12 @@ def prepare(config: TrainConfig, table: Any = None) -> Task:
     return task
 
 
-def bind(run: Any, task: Task) -> None:
+def bind(run: RunFolder, task: Task) -> None:
     """Refuse records, or a schema, that ``run`` was not begun with: its noise must not be used on others."""
     run.bind_data(task.fingerprint(), task.declared())
 
 
-def fulfil(config: TrainConfig, task: Task, run: Any, ledger: Ledger, *, processes: Any = None,
+def fulfil(config: TrainConfig, task: Task, run: RunFolder, ledger: Ledger, *, processes: Processes | None = None,
            say: Any = None) -> None:
     """Draw what is booked on ``ledger`` for ``run``, and write its ``public/``; with the other ``processes``, which
     hear of it by ``say``."""
@@ -259,7 +263,7 @@ def fulfil(config: TrainConfig, task: Task, run: Any, ledger: Ledger, *, process
     write_public(run, config, task.plan, ledger, result, dataset=_dataset(config))
 
 
-def ask(config: TrainConfig, task: Task, run: Any) -> Ask:
+def ask(config: TrainConfig, task: Task, run: RunFolder) -> Ask:
     """What ``run`` wants booked, with the cap that ``config`` may set."""
     limit, planned = config.ledger, task.plan
     cap = None if limit.cap_epsilon is None else Cap(limit.cap_epsilon, limit.cap_delta or planned.delta)
@@ -278,7 +282,7 @@ def open_ledger(config: TrainConfig) -> Ledger:
     return Ledger.open(ledger_place(config))
 
 
-def reserve(config: TrainConfig, wanted: Callable[[], Ask], run: Any) -> tuple[Ledger, Reservation]:
+def reserve(config: TrainConfig, wanted: Callable[[], Ask], run: RunFolder) -> tuple[Ledger, Reservation]:
     """Book what ``run`` wants, before any noise is drawn; a run that was booked already gets its reservation back.
 
     It is asked only once the ledger is open: asking leaves a key beside it. Where the ledger refuses, a run that was
@@ -320,7 +324,7 @@ def _check_sharding(config: TrainConfig) -> None:
                           "torchrun --nproc-per-node 2 -m dpvae train ..., or performance.sharding=none")
 
 
-def _unbooked(config: TrainConfig, run: Any) -> Ledger:
+def _unbooked(config: TrainConfig, run: RunFolder) -> Ledger:
     """The ledger, on which a run without protection books nothing, as no price would do; it must have no cap."""
     ledger = open_ledger(config)
     if any(row.kind == "cap" and row.dataset == _dataset(config) for row in ledger.rows()):
@@ -336,7 +340,7 @@ def _dataset(config: TrainConfig) -> str:
     return config.ledger.dataset or config.data.builtin or (dataset(path) if path else "table")
 
 
-def _spend(config: TrainConfig, task: Task, run: Any, progress: Progress, processes: Any = None) -> Result:
+def _spend(config: TrainConfig, task: Task, run: RunFolder, progress: Progress, processes: Processes | None) -> Result:
     """Everything that touches private records; what it drew must be what was reserved."""
     result = task.spend(run, progress, processes)
     if result.events != task.plan.events():
@@ -344,7 +348,7 @@ def _spend(config: TrainConfig, task: Task, run: Any, progress: Progress, proces
     return result
 
 
-def _finished(run: Any, planned: Plan, note: str = "") -> Run:
+def _finished(run: RunFolder, planned: Plan, note: str = "") -> Run:
     assert planned.epsilon is not None
     epsilon = planned.epsilon
     if note == NOT_PRIVATE:

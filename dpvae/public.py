@@ -10,7 +10,7 @@ import json
 import math
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from dpvae.config import TrainConfig
 from dpvae.files import write_bytes, write_json
@@ -18,6 +18,9 @@ from dpvae.modalities import Result
 from dpvae.privacy.ledger import Ledger
 from dpvae.privacy.plan import Plan
 from dpvae.report.source import write_events
+
+if TYPE_CHECKING:
+    from dpvae.train.run import RunFolder
 
 NOISE = {
     "one-shot": "rounded Gaussian added to integers; AES-256-CTR keystream, key from the operating system",
@@ -30,7 +33,8 @@ REPLAY = ("a step replayed after a crash draws the identical mask and noise from
           "destroyed when the run ends: the same release, not a second one")
 
 
-def write_public(run: Any, config: TrainConfig, planned: Plan, ledger: Ledger, result: Result, *, dataset: str) -> None:
+def write_public(run: RunFolder, config: TrainConfig, planned: Plan, ledger: Ledger, result: Result, *,
+                 dataset: str) -> None:
     """Write the ``public/`` folder of ``run``; ``dataset`` is the ledger's name for what it was trained on."""
     result.publish(run.public, config.run.seed)
     write_json(run.public / "plan.json", planned.to_dict())

@@ -22,7 +22,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dpvae import api
 from dpvae.config import NEIGHBOURS, RunConfig, TrainConfig
@@ -34,6 +34,9 @@ from dpvae.privacy.chain import UnknownOutcome
 from dpvae.privacy.ledger import Ask, Ledger, Reservation
 from dpvae.privacy.ledger_view import Account, account
 from dpvae.privacy.plan import Plan
+
+if TYPE_CHECKING:
+    from dpvae.train.run import RunFolder
 
 FREE = (  # knobs, and groups of them, that no event depends on
     "model", "performance", "report", "run.seed", "trainer.clip_norm", "trainer.fit_steps", "trainer.latent_samples",
@@ -159,7 +162,7 @@ def _book(configs: Sequence[TrainConfig], open_: Callable[[TrainConfig], Any]) -
 class _Job:
     config: TrainConfig
     task: Task
-    run: Any
+    run: RunFolder
 
     @property
     def ask(self) -> Ask:

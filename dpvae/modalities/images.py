@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,11 @@ from dpvae.privacy.image_plan import NATS_PER_PIXEL, ImageRule
 from dpvae.privacy.mechanisms import frequent_values, noisy_counts
 from dpvae.privacy.plan import SURVEY_WHAT, Plan, PublicFacts, check_delta, make_plan
 from dpvae.privacy.silence import secrets_of
+
+if TYPE_CHECKING:
+    from dpvae.report.progress import Progress
+    from dpvae.train.parallel import Processes
+    from dpvae.train.run import RunFolder
 
 GRAYS = 4  # steps of gray in which an attacker compares images
 SHOWN = 16  # private images in private/reconstructions.png
@@ -174,7 +179,7 @@ class ImageTask:
         """A digest of every record; it leaves only under the run's secret key."""
         return self.images.fingerprint()
 
-    def spend(self, run: Any, progress: Any, processes: Any = None) -> ImageResult:
+    def spend(self, run: RunFolder, progress: Progress, processes: Processes | None = None) -> ImageResult:
         """Count, measure, train."""
         from dpvae.rng import seed_of, stream
         from dpvae.train import image_anchors
@@ -235,8 +240,8 @@ class ImageTask:
         flat = self.images.pixels.reshape(self.images.rows, -1)
         return Images(flat[labels >= 0], labels[labels >= 0])
 
-    def _train(self, held: Any, released: Any, counts: np.ndarray, rows: float, key: Any, run: Any, progress: Any,
-               processes: Any, seed: int) -> tuple[Any, list[dict[str, Any]]]:
+    def _train(self, held: Any, released: Any, counts: np.ndarray, rows: float, key: Any, run: RunFolder,
+               progress: Progress, processes: Processes | None, seed: int) -> tuple[Any, list[dict[str, Any]]]:
         import torch
 
         from dpvae.train.device import device_of
@@ -266,7 +271,7 @@ class ImageTask:
         vae.log_labels.copy_(torch.as_tensor(np.log(counts / counts.sum())))
         return vae
 
-    def _seal(self, vae: Any, codes: np.ndarray, run: Any) -> None:
+    def _seal(self, vae: Any, codes: np.ndarray, run: RunFolder) -> None:
         """Some private images beside their reconstructions: sealed in ``private/``, never published."""
         import torch
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,11 @@ from dpvae.privacy.plan import Plan, PublicFacts, check_delta, make_plan
 from dpvae.privacy.silence import secrets_of
 from dpvae.privacy.table_plan import TableRule
 from dpvae.report.source import ORIGIN
+
+if TYPE_CHECKING:
+    from dpvae.report.progress import Progress
+    from dpvae.train.parallel import Processes
+    from dpvae.train.run import RunFolder
 
 UNIQUE, FAR = "Ushuaia", 987_654_321  # values of an unusual row
 IN_MEMORY, SHARE = 4e9, 1 / 3  # bytes, and of those that are free: a larger table is kept on disk
@@ -136,7 +141,7 @@ class TableTask:
             self.table.kept["fingerprint"] = _fingerprint(self.table)
         return bytes(self.table.kept["fingerprint"])
 
-    def spend(self, run: Any, progress: Any, processes: Any = None) -> TableResult:
+    def spend(self, run: RunFolder, progress: Progress, processes: Processes | None = None) -> TableResult:
         """Survey, measure, train."""
         from dpvae.train import anchor
 
@@ -176,8 +181,8 @@ class TableTask:
                         f" (about {found.rows:.0f} rows were counted; this run stays booked)")
         return found
 
-    def _train(self, codes: Any, measured: Survey, anchors: Any, key: Any, run: Any, progress: Any,
-               processes: Any) -> TableResult:
+    def _train(self, codes: Any, measured: Survey, anchors: Any, key: Any, run: RunFolder, progress: Progress,
+               processes: Processes | None) -> TableResult:
         import torch
 
         from dpvae.train.contrasts import code_order
@@ -201,7 +206,7 @@ class TableTask:
         events = (*measured.events, *planned.events()[len(measured.events):])
         return TableResult(vae, schema, measured.rows, events, state.metrics, anchors, self.table.origin)
 
-    def _density(self, codes: Any, measured: Survey, anchors: Any, key: Any, progress: Any) -> TableResult:
+    def _density(self, codes: Any, measured: Survey, anchors: Any, key: Any, progress: Progress) -> TableResult:
         """The rest of ``trainer=density``; every draw is a function of the key, so a run that stopped starts it
         again."""
         import torch
