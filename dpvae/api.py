@@ -12,9 +12,9 @@ import json
 import math
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dpvae.config import AuditConfig, ReleaseConfig, TrainConfig
 from dpvae.data.place import LAKES, dataset, scheme_of, shown
@@ -24,22 +24,15 @@ from dpvae.privacy.accountant import Epsilon
 from dpvae.privacy.chain import UnknownOutcome
 from dpvae.privacy.ledger import Ask, Cap, Ledger, Reservation, content_tag
 from dpvae.privacy.plan import Plan
-from dpvae.report.meaning import RECORDS
+from dpvae.public import write_public
 from dpvae.report.progress import Progress
 from dpvae.report.run import report_run
-from dpvae.report.source import read_run, write_events
+from dpvae.report.source import read_run
 from dpvae.report.track import ready, track
 
-NOISE = {
-    "one-shot": "rounded Gaussian added to integers; AES-256-CTR keystream, key from the operating system",
-    "dpsgd": "rounded Gaussian added to sums rounded to the same grid (a power of two, at most 2**-24 of the noise), "
-             "scaled to the clip norm and what rounding adds to it; AES-256-CTR, one stream per step",
-}
-PADDING = ("batches are filled up to a public size with rows of weight zero; what does not fit goes into further "
-           "parts, and no record is dropped")
-REPLAY = ("a step replayed after a crash draws the identical mask and noise from a key sealed in private/, which is "
-          "destroyed when the run ends: the same release, not a second one")
-
+if TYPE_CHECKING:
+    from dpvae.train.parallel import Processes
+    from dpvae.train.run import RunFolder
 
 NOT_PRIVATE = "NOT PRIVATE: privacy=off, no noise was added; nothing was booked, and this run cannot be released"
 
@@ -122,7 +115,7 @@ def train(config: TrainConfig, table: Any = None) -> Run:
     return _finished(run, task.plan, NOT_PRIVATE if not config.privacy.noise else "")
 
 
-def _follow(config: TrainConfig, task: Task, processes: Any) -> Run:
+def _follow(config: TrainConfig, task: Task, processes: Processes) -> Run:
     """Train along with the first process, which alone books, writes and reports."""
     from dpvae.train.run import RunFolder
 
@@ -145,46 +138,57 @@ def release(config: ReleaseConfig | str | Path, model: Any = None, *, rows: int 
     that holds one as ``run_``. Returns where it is. Raises :class:`ReleaseError` where the run is not private or the
     place is taken. Costs no privacy.
     """
-    from dpvae.release import schemas
     from dpvae.release.bundle import write_release
     from dpvae.train.run import find_run
 
-    if isinstance(config, ReleaseConfig):
-        run, to, count, seed = find_run(config.run, config.root).path, config.to, config.rows, config.seed
-    else:
-        held = getattr(model, "run_", model)
-        if not isinstance(held, Run):
-            raise ConfigError(f"model={type(model).__name__}: expected a fitted DPVAE or a Run to release")
-        run, to, count = held.path, str(config), rows
-    if count is None:
-        count = _public_rows(run)
-    made = released(run / "public")
-    how = _how(config) if isinstance(config, ReleaseConfig) else {}
-    unlike = _unlike(config, run) if isinstance(config, ReleaseConfig) and config.unlike is not None else None
-    scheme = scheme_of(str(to))
+    if not isinstance(config, ReleaseConfig):
+        config = ReleaseConfig(run=str(_held(model).path), to=str(config), rows=rows, seed=seed)
+    run = find_run(config.run, config.root).path
+    count = config.rows if config.rows is not None else int(read_run(run).claim.n_ref)
+    made, how, scheme = released(run / "public"), _how(config), scheme_of(config.to)
     if (how and not getattr(made, "SHARED", False)) or (scheme and not getattr(made, "IN_PARTS", False)):
-        raise ConfigError(f"to={to}, engine, workers: expected a run on a table; this one was trained on something "
-                          "else, release it to a folder")
+        raise ConfigError(f"to={config.to}, engine, workers: expected a run on a table; this one was trained on "
+                          "something else, release it to a folder")
+    unlike = _unlike(config, run)
     if scheme is not None:
-        from dpvae import publish
-
-        if scheme in LAKES:
-            publish.publish(run, str(to), rows=count, seed=seed, audit=lambda: audit(str(run), quick=True), **how)
-        else:
-            publish.into_database(run, str(to), rows=count, seed=seed, **how)
-        return shown(str(to))
+        return _store(config, run, count, how)
     if unlike is not None:
         how["unlike"] = unlike
-    writer = made.writer(run / "public", count, seed=seed, **how)
-    also = isinstance(config, ReleaseConfig) and config.with_model
-    folder = write_release(run, writer, rows=count, to=Path(to), seed=seed, model=also,
+    folder = write_release(run, made.writer(run / "public", count, seed=config.seed, **how), rows=count,
+                           to=Path(config.to), seed=config.seed, model=config.with_model,
                            unlike=unlike.statement if unlike is not None else None)
-    if isinstance(config, ReleaseConfig) and config.registry.curator is not None:
-        about = config.registry
-        schemas.export(folder, folder.with_name(f"{folder.name}.registry.json"), schemas.Deployment(
-            curator=str(about.curator), curator_kind=about.kind, intended_use=str(about.use), region=str(about.region),
-            sector=about.sector))
+    _register(config, folder)
     return folder
+
+
+def _held(model: Any) -> Run:
+    """The run of something fitted, or the run itself."""
+    run = getattr(model, "run_", model)
+    if not isinstance(run, Run):
+        raise ConfigError(f"model={type(model).__name__}: expected a fitted DPVAE or a Run to release")
+    return run
+
+
+def _store(config: ReleaseConfig, run: Path, rows: int, how: dict[str, Any]) -> str:
+    """Release ``run`` to a table of a lake or a database; returns its name without a password."""
+    from dpvae import publish
+
+    if scheme_of(config.to) in LAKES:
+        publish.publish(run, config.to, rows=rows, seed=config.seed, audit=lambda: audit(str(run), quick=True), **how)
+    else:
+        publish.into_database(run, config.to, rows=rows, seed=config.seed, **how)
+    return shown(config.to)
+
+
+def _register(config: ReleaseConfig, folder: Path) -> None:
+    """Write what the public registry of deployments asks beside a release, where a curator is named."""
+    from dpvae.release import schemas
+
+    about = config.registry
+    if about.curator is not None:
+        schemas.export(folder, folder.with_name(f"{folder.name}.registry.json"), schemas.Deployment(
+            curator=about.curator, curator_kind=about.kind, intended_use=str(about.use), region=str(about.region),
+            sector=about.sector))
 
 
 def _how(config: ReleaseConfig) -> dict[str, Any]:
@@ -194,13 +198,15 @@ def _how(config: ReleaseConfig) -> dict[str, Any]:
 
 
 def _unlike(config: ReleaseConfig, run: Path) -> Any:
-    """What drawn texts are kept away from."""
+    """What drawn texts are kept away from, if anything."""
     from dpvae.release.texts import is_texts
     from dpvae.release.unlike import Unlike
 
+    if config.unlike is None:
+        return None
     if not is_texts(run / "public"):
         raise ConfigError(f"unlike={config.unlike}: expected a run on texts; this one was trained on something else")
-    return Unlike.of(str(config.unlike))
+    return Unlike.of(config.unlike)
 
 
 def audit(config: AuditConfig | str | Path, *, quick: bool = False) -> Any:
@@ -239,12 +245,12 @@ def prepare(config: TrainConfig, table: Any = None) -> Task:
     return task
 
 
-def bind(run: Any, task: Task) -> None:
+def bind(run: RunFolder, task: Task) -> None:
     """Refuse records, or a schema, that ``run`` was not begun with: its noise must not be used on others."""
     run.bind_data(task.fingerprint(), task.declared())
 
 
-def fulfil(config: TrainConfig, task: Task, run: Any, ledger: Ledger, *, processes: Any = None,
+def fulfil(config: TrainConfig, task: Task, run: RunFolder, ledger: Ledger, *, processes: Processes | None = None,
            say: Any = None) -> None:
     """Draw what is booked on ``ledger`` for ``run``, and write its ``public/``; with the other ``processes``, which
     hear of it by ``say``."""
@@ -254,10 +260,10 @@ def fulfil(config: TrainConfig, task: Task, run: Any, ledger: Ledger, *, process
         say("train", run.path, task.fingerprint())
     with Progress(config.report.progress, task.plan) as progress:
         result = _spend(config, task, run, progress, processes)
-    _publish(config, task.plan, run, ledger, result)
+    write_public(run, config, task.plan, ledger, result, dataset=_dataset(config))
 
 
-def ask(config: TrainConfig, task: Task, run: Any) -> Ask:
+def ask(config: TrainConfig, task: Task, run: RunFolder) -> Ask:
     """What ``run`` wants booked, with the cap that ``config`` may set."""
     limit, planned = config.ledger, task.plan
     cap = None if limit.cap_epsilon is None else Cap(limit.cap_epsilon, limit.cap_delta or planned.delta)
@@ -276,7 +282,7 @@ def open_ledger(config: TrainConfig) -> Ledger:
     return Ledger.open(ledger_place(config))
 
 
-def reserve(config: TrainConfig, wanted: Callable[[], Ask], run: Any) -> tuple[Ledger, Reservation]:
+def reserve(config: TrainConfig, wanted: Callable[[], Ask], run: RunFolder) -> tuple[Ledger, Reservation]:
     """Book what ``run`` wants, before any noise is drawn; a run that was booked already gets its reservation back.
 
     It is asked only once the ledger is open: asking leaves a key beside it. Where the ledger refuses, a run that was
@@ -318,7 +324,7 @@ def _check_sharding(config: TrainConfig) -> None:
                           "torchrun --nproc-per-node 2 -m dpvae train ..., or performance.sharding=none")
 
 
-def _unbooked(config: TrainConfig, run: Any) -> Ledger:
+def _unbooked(config: TrainConfig, run: RunFolder) -> Ledger:
     """The ledger, on which a run without protection books nothing, as no price would do; it must have no cap."""
     ledger = open_ledger(config)
     if any(row.kind == "cap" and row.dataset == _dataset(config) for row in ledger.rows()):
@@ -334,7 +340,7 @@ def _dataset(config: TrainConfig) -> str:
     return config.ledger.dataset or config.data.builtin or (dataset(path) if path else "table")
 
 
-def _spend(config: TrainConfig, task: Task, run: Any, progress: Progress, processes: Any = None) -> Result:
+def _spend(config: TrainConfig, task: Task, run: RunFolder, progress: Progress, processes: Processes | None) -> Result:
     """Everything that touches private records; what it drew must be what was reserved."""
     result = task.spend(run, progress, processes)
     if result.events != task.plan.events():
@@ -342,39 +348,7 @@ def _spend(config: TrainConfig, task: Task, run: Any, progress: Progress, proces
     return result
 
 
-def _publish(config: TrainConfig, planned: Plan, run: Any, ledger: Ledger, result: Result) -> None:
-    """Write ``public/``; nothing here was computed from private records except through ``result.events``."""
-    from dpvae.train.checkpoint import write_bytes, write_json
-
-    result.publish(run.public, config.run.seed)
-    write_json(run.public / "plan.json", planned.to_dict())
-    shown = replace(config, ledger=replace(config.ledger, url=None), run=replace(config.run, root=""),  # no places
-                    report=replace(config.report, place=None),
-                    data=replace(config.data, path=None, schema=config.data.schema and Path(config.data.schema).name,
-                                 public=config.data.public and Path(config.data.public).name))
-    write_json(run.public / "config.json", asdict(shown))
-    write_bytes(run.public / "events.jsonl", write_events(result.events))
-    lines = [json.dumps(metric, sort_keys=True) for metric in result.metrics]
-    write_bytes(run.public / "metrics.jsonl", "".join(f"{line}\n" for line in lines).encode())
-    dataset = _dataset(config)
-    drawn = NOISE | ({"padding": PADDING} if config.performance.compile and planned.sgd else {})
-    rows = max(round(result.rows), 1)
-    write_json(run.public / "claim.json", {
-        "epsilon_target": config.privacy.epsilon, "delta": planned.delta, "neighbouring": planned.neighbouring,
-        "unit": config.data.unit or RECORDS[config.data.kind], "n_ref": rows,
-        "n_ref_source": "declared" if planned.facts.rows else "measured",
-        "private": config.privacy.secret_seed is None and config.privacy.noise,
-        "divisor": planned.sgd.sampling_rate * rows if planned.sgd else None,
-        "noise": "; ".join(f"{name}: {text}" for name, text in drawn.items()), "replay": REPLAY, "dataset": dataset,
-        "ledger_head": ledger.head(), "ledger_rows": len(ledger.rows()),
-        "cumulative_epsilon": _finite(ledger.spent(dataset, planned.delta).upper)})
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def _finished(run: Any, planned: Plan, note: str = "") -> Run:
+def _finished(run: RunFolder, planned: Plan, note: str = "") -> Run:
     assert planned.epsilon is not None
     epsilon = planned.epsilon
     if note == NOT_PRIVATE:
@@ -392,7 +366,3 @@ def _guessed(path: Path, planned: Plan) -> str:
     unknown = found and planned.facts.rows is None
     return found + ("; where the number of rows is public, data.rows gives a small table's survey more" if unknown
                     else "")
-
-
-def _public_rows(run: Path) -> int:
-    return int(read_run(run).claim.n_ref)

@@ -27,28 +27,8 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from dpvae.checks import did_you_mean, one_of
-from dpvae.config import (
-    LONGEST_NAME,
-    AuditConfig,
-    CompareConfig,
-    DoctorConfig,
-    EvaluateConfig,
-    ImputeConfig,
-    InitConfig,
-    LakeConfig,
-    LedgerVerbConfig,
-    PageConfig,
-    ReleaseConfig,
-    SampleConfig,
-    ScoreConfig,
-    TrainConfig,
-    VerifyConfig,
-)
+from dpvae.config import LONGEST_NAME, LakeConfig, LedgerVerbConfig, TrainConfig, VerbConfig
 from dpvae.errors import ConfigError
-
-Config = (TrainConfig | ReleaseConfig | VerifyConfig | AuditConfig | LedgerVerbConfig | EvaluateConfig | ScoreConfig
-          | SampleConfig | ImputeConfig | PageConfig | CompareConfig | DoctorConfig | InitConfig
-          | LakeConfig)
 
 _OVERRIDE = re.compile(r"(?P<sign>\+{0,2})(?P<key>[A-Za-z_][^=\s]*)=(?P<value>.*)", re.DOTALL)
 _TABLES = (".csv", ".parquet", ".pq")
@@ -169,7 +149,8 @@ def _data(value: str, *, sweep: bool) -> list[str]:
     return ["data=file", "data.path=" + (_text(bare, sweep=sweep) if bare is value else value)]
 
 
-def rewrite(arguments: Iterable[str], cls: type[Config], *, groups: Collection[str], sweep: bool = False) -> list[str]:
+def rewrite(arguments: Iterable[str], cls: type[VerbConfig], *, groups: Collection[str],
+            sweep: bool = False) -> list[str]:
     """The overrides Hydra gets for what was typed; refuses what is no override or names no key of ``cls``."""
     known = keys_of(cls)
     names = dict.fromkeys([*known, *sorted(groups)])
@@ -199,10 +180,11 @@ def rewrite(arguments: Iterable[str], cls: type[Config], *, groups: Collection[s
     return overrides
 
 
-def literal(arguments: Iterable[str], cls: type[Config]) -> dict[str, str | None] | None:
+def literal(arguments: Iterable[str], cls: type[VerbConfig]) -> dict[str, str | None] | None:
     """What was typed, where it needs no grammar to be read: every knob is text, and every word names one and means
     itself. ``None`` where Hydra has to read it; loading Hydra costs more than verifying a release.
 
+    >>> from dpvae.config import SampleConfig, VerifyConfig
     >>> literal(["folder=out/eps=1", "key=null"], VerifyConfig)
     {'folder': 'out/eps=1', 'key': None}
     >>> literal(["folder=${oc.env:HOME}"], VerifyConfig), literal(["rows=9"], SampleConfig)
@@ -219,11 +201,12 @@ def literal(arguments: Iterable[str], cls: type[Config]) -> dict[str, str | None
     return found
 
 
-def unnamed(arguments: Sequence[str], cls: type[Config], keys: Sequence[str], verb: str) -> list[str]:
+def unnamed(arguments: Sequence[str], cls: type[VerbConfig], keys: Sequence[str], verb: str) -> list[str]:
     """Values that stand without their key: ``verify FOLDER`` as ``verify folder=FOLDER``, ``compare A B``.
 
     A folder's name may hold an equal sign.
 
+    >>> from dpvae.config import VerifyConfig
     >>> unnamed(["out/eps=1", "format=json"], VerifyConfig, ("folder",), "verify")
     ['folder=out/eps=1', 'format=json']
     """
@@ -250,9 +233,10 @@ def unnamed(arguments: Sequence[str], cls: type[Config], keys: Sequence[str], ve
     return found
 
 
-def output_of(arguments: Sequence[str], cls: type[Config]) -> tuple[list[str], str]:
+def output_of(arguments: Sequence[str], cls: type[VerbConfig]) -> tuple[list[str], str]:
     """``output=text|json|quiet`` taken off: it says how an answer is printed, and is no knob of a verb.
 
+    >>> from dpvae.config import ReleaseConfig
     >>> output_of(["run=first", "output=json"], ReleaseConfig)
     (['run=first'], 'json')
     >>> output_of(["output=quiet"], TrainConfig)
@@ -271,7 +255,7 @@ def output_of(arguments: Sequence[str], cls: type[Config]) -> tuple[list[str], s
     return rest, style
 
 
-def _prints_json(cls: type[Config]) -> bool:
+def _prints_json(cls: type[VerbConfig]) -> bool:
     """Whether a verb's own ``format`` knob is about its answer, text or JSON."""
     return any(field.name == "format" and field.default == "text" for field in dataclasses.fields(cls))
 

@@ -36,11 +36,11 @@ from dpvae.data.declare import declare
 from dpvae.data.lake import Cells, Table
 from dpvae.data.schema import Schema
 from dpvae.errors import ConfigError, DataError, RunError
+from dpvae.files import write_bytes
 from dpvae.release.condition import Evidence, conditioned
 from dpvae.release.impute import Imputer, complete
 from dpvae.release.sample import Sampler, likeliest, load_public
 from dpvae.release.score import Density, Ensemble, exact
-from dpvae.train.checkpoint import write_bytes
 
 KNOBS = {"epsilon": "privacy.epsilon", "delta": "privacy.delta", "rows": "data.rows", "target": "data.target",
          "trainer": "trainer.name", "seed": "run.seed", "ledger": "ledger.url", "dataset": "ledger.dataset",

@@ -1,4 +1,4 @@
-"""Small files that are whole or not there: written beside their target and renamed, so that a crash leaves the old one.
+"""Files that are whole or not there: written beside their target and renamed, so that a crash leaves the old one.
 
 >>> import tempfile
 >>> with tempfile.TemporaryDirectory() as folder:
@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dpvae.errors import RunError
+from dpvae.errors import DataError, RunError
 
 DAMAGED = "the run folder is damaged: restore it, or train again"
 
@@ -33,6 +35,25 @@ def write_bytes(path: Path, data: bytes) -> None:
         if isinstance(error, OSError):  # a full disk is told of a file's number, not of its name
             error.filename = str(path)
         raise
+
+
+@contextmanager
+def whole(target: Path) -> Iterator[Path]:
+    """Where to write what a person asked for as ``to=target``: it appears there when all of it is written.
+
+    Nothing is left where the block ends otherwise; :class:`DataError` where the disk refuses.
+    """
+    part = target.with_name(f"{target.name}.partial")
+    try:
+        part.unlink(missing_ok=True)
+        yield part
+        if part.exists():
+            os.replace(part, target)
+    except OSError as error:
+        raise DataError(f"to={str(target)!r}: cannot be written ({error.strerror or error}); choose another place"
+                        ) from error
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -21,11 +21,12 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from dpvae import api
 from dpvae.config import ReportConfig, RunConfig, TrainConfig
 from dpvae.errors import ConfigError, RunError
+from dpvae.files import read_json, write_bytes, write_json
 from dpvae.modalities import Task
 from dpvae.privacy.accountant import Epsilon, price
 from dpvae.privacy.events import RepeatAndSelect, Threshold
@@ -35,6 +36,9 @@ from dpvae.privacy.noise import SecretKey
 from dpvae.privacy.plan import Plan
 from dpvae.report.run import report_run
 from dpvae.report.source import read_events, read_run, write_events
+
+if TYPE_CHECKING:
+    from dpvae.train.run import RunFolder
 
 
 @dataclass(frozen=True)
@@ -103,9 +107,8 @@ def select(configs: Sequence[TrainConfig]) -> api.Run:
     return api.Run(run.path, chosen.plans[0], chosen.epsilon)
 
 
-def _same_grid(run: Any, configs: Sequence[TrainConfig]) -> None:
+def _same_grid(run: RunFolder, configs: Sequence[TrainConfig]) -> None:
     """After a crash the same settings must be chosen from, in the same order: the draws are numbers of settings."""
-    from dpvae.train.checkpoint import write_bytes
     from dpvae.train.run import settings_digest
 
     found, path = "\n".join(map(settings_digest, configs)).encode(), run.private / "settings"
@@ -136,10 +139,8 @@ def _best(chosen: Selection, task: Task, trials: Path, key: SecretKey, ledger: L
     return max(found, key=lambda scored: scored[0])[1]
 
 
-def _publish(run: Any, best: Path, chosen: Selection, ledger: Ledger) -> None:
+def _publish(run: RunFolder, best: Path, chosen: Selection, ledger: Ledger) -> None:
     """The best run's ``public/``, with the selection as its one event and its price in every place that names one."""
-    from dpvae.train.checkpoint import read_json, write_bytes, write_json
-
     upper = math.ceil(chosen.epsilon.upper * 1000) / 1000
     shutil.copytree(best / "public", run.public, copy_function=shutil.copyfile, dirs_exist_ok=True)
     config = read_json(run.public / "config.json")  # the number of the best run would tell of K

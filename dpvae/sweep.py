@@ -18,20 +18,25 @@ from __future__ import annotations
 import contextlib
 import datetime
 import uuid
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dpvae import api
 from dpvae.config import NEIGHBOURS, RunConfig, TrainConfig
 from dpvae.errors import ConfigError, RunError
+from dpvae.files import write_json
+from dpvae.modalities import Task
 from dpvae.privacy.accountant import Epsilon, price, rounded_up
 from dpvae.privacy.chain import UnknownOutcome
 from dpvae.privacy.ledger import Ask, Ledger, Reservation
 from dpvae.privacy.ledger_view import Account, account
 from dpvae.privacy.plan import Plan
+
+if TYPE_CHECKING:
+    from dpvae.train.run import RunFolder
 
 FREE = (  # knobs, and groups of them, that no event depends on
     "model", "performance", "report", "run.seed", "trainer.clip_norm", "trainer.fit_steps", "trainer.latent_samples",
@@ -102,7 +107,6 @@ def check_free(keys: Collection[str]) -> None:
 
 def take(config: TrainConfig) -> None:
     """Give the run that was booked for this job the settings that the sweeper chose."""
-    from dpvae.train.checkpoint import write_json
     from dpvae.train.run import find_run, settings_digest
 
     run = find_run(str(config.run.name), config.run.root)
@@ -120,7 +124,6 @@ def score(config: TrainConfig) -> float:
 
 def _open_trial(config: TrainConfig) -> Any:
     """The run of this name if it is there (from a sweep that was stopped), else a new one with open settings."""
-    from dpvae.train.checkpoint import write_json
     from dpvae.train.run import RunFolder, open_run
 
     path = Path(config.run.root) / str(config.run.name)
@@ -132,29 +135,16 @@ def _open_trial(config: TrainConfig) -> Any:
 
 
 def _book(configs: Sequence[TrainConfig], open_: Callable[[TrainConfig], Any]) -> Booking:
-    booking, plans, made = Booking(""), [], []
-    wanted: dict[str, list[_Job]] = {}
-    prepared: dict[TrainConfig, Any] = {}  # jobs that differ in their run alone are planned once
+    """Give every job its run folder and key, and book them all; on all ledgers or on none."""
+    booking, made = Booking(""), list[Any]()
     with ExitStack() as held:
         try:
-            seen = set()
-            for config in configs:
-                same = replace(config, run=RunConfig())
-                if same not in prepared:
-                    prepared[same] = api.prepare(config)
-                task = prepared[same]
-                run = open_(config)
-                if run.fresh:
-                    made.append(run)
-                if run.path in seen:  # two jobs that are the same run: the second finds it finished
-                    continue
-                seen.add(run.path)
-                held.enter_context(run.lock())
-                plans.append(task.plan)
-                if not run.finished:
-                    wanted.setdefault(api.ledger_place(config), []).append(
-                        _Job(config, task.plan, run, api.ask(config, task, run)))
-            lines = [_reserve(jobs, booking) for jobs in wanted.values()]
+            jobs = list(_jobs(configs, open_, made, held))
+            by_ledger: dict[str, list[_Job]] = {}
+            for job in jobs:
+                if not job.run.finished:
+                    by_ledger.setdefault(api.ledger_place(job.config), []).append(job)
+            lines = [_reserve(several, booking) for several in by_ledger.values()]
         except UnknownOutcome:
             raise  # perhaps it is booked: the same command finds it by these runs
         except BaseException:
@@ -163,25 +153,50 @@ def _book(configs: Sequence[TrainConfig], open_: Callable[[TrainConfig], Any]) -
             for _, ledger, reservation in booking.jobs:
                 ledger.abort(reservation, "the sweep was refused as a whole; its noise keys are destroyed")
             raise
-    booking.text = "; ".join([f"a sweep of {len(configs)} jobs, together {cost(plans)}", *lines])
+    booking.text = "; ".join([f"a sweep of {len(configs)} jobs, together {cost([job.task.plan for job in jobs])}",
+                              *lines])
     return booking
 
 
 @dataclass(frozen=True)
 class _Job:
     config: TrainConfig
-    plan: Plan
-    run: Any
-    ask: Ask
+    task: Task
+    run: RunFolder
+
+    @property
+    def ask(self) -> Ask:
+        """What it wants booked."""
+        return api.ask(self.config, self.task, self.run)
+
+
+def _jobs(configs: Sequence[TrainConfig], open_: Callable[[TrainConfig], Any], made: list[Any], held: ExitStack
+          ) -> Iterator[_Job]:
+    """The jobs with their run folders, locked while ``held``; ``made`` gathers the new ones."""
+    prepared: dict[TrainConfig, Task] = {}  # jobs that differ in their run alone are planned once
+    seen = set()
+    for config in configs:
+        same = replace(config, run=RunConfig())
+        if same not in prepared:
+            prepared[same] = api.prepare(config)
+        run = open_(config)
+        if run.fresh:
+            made.append(run)
+        if run.path in seen:  # two jobs that are the same run: the second finds it finished
+            continue
+        seen.add(run.path)
+        held.enter_context(run.lock())
+        yield _Job(config, prepared[same], run)
 
 
 def _reserve(jobs: Sequence[_Job], booking: Booking) -> str:
     """Book the jobs of one ledger; says what its data sets have spent then."""
     ledger = api.open_ledger(jobs[0].config)
-    reservations = ledger.reserve_all([job.ask for job in jobs], sweep=uuid.uuid4().hex)
+    asks = [job.ask for job in jobs]
+    reservations = ledger.reserve_all(asks, sweep=uuid.uuid4().hex)
     booking.jobs += [(job.run, ledger, reservation)
                      for job, reservation in zip(jobs, reservations, strict=True) if job.run.fresh]
-    accounts = [account(ledger, ledger.rows(), name) for name in dict.fromkeys(job.ask.dataset for job in jobs)]
+    accounts = [account(ledger, ledger.rows(), name) for name in dict.fromkeys(ask.dataset for ask in asks)]
     return "; ".join(map(_state, accounts))
 
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dpvae.arguments import Config, keys_of
+from dpvae.arguments import keys_of
 from dpvae.config import (
     AuditConfig,
     CompareConfig,
@@ -37,6 +37,7 @@ from dpvae.config import (
     SampleConfig,
     ScoreConfig,
     TrainConfig,
+    VerbConfig,
     VerifyConfig,
 )
 from dpvae.errors import ConfigError, ReleaseError
@@ -164,7 +165,7 @@ class Verb:
     """One word of the command line; its knobs are ``conf/<word>.yaml``."""
 
     says: str
-    config: type[Config]
+    config: type[VerbConfig]
     run: Callable[[Any], Answer]
     person: str
     stopped: str = "nothing was finished; run the same command again"

@@ -31,9 +31,11 @@ from dpvae.audit.battery import MICROBATCH, gather, specimen
 from dpvae.audit.battery import STEPS as STEPS_AUDITED
 from dpvae.audit.instruments import Secrets
 from dpvae.audit.mutants.base import TRAINED
+from dpvae.audit.neighbours import additivity, sensitivity
 from dpvae.audit.one_shot import one_shot
 from dpvae.audit.passage import passage
 from dpvae.audit.secrecy import of_large_tables
+from dpvae.audit.step_noise import noise
 from dpvae.audit.twin import TwinRunner, capture, claim_of
 from dpvae.privacy.noise import SecretKey
 from dpvae.rng import stream
@@ -56,11 +58,11 @@ def clean(number: int) -> dict[str, Any]:
     runner = TwinRunner(trainer, claim, clipping, MICROBATCH)
     scene = scenes.scene(trainer, quick=True, seed=number)
     several = [(of_large_tables(SecretKey.from_seed(scene.key(9)), claim.sampling_rate), [], []),
-               *((found, [], []) for found in replay.noise(runner, claim, scene)),
+               *((found, [], []) for found in noise(runner, claim, scene)),
                *replay.planted_records(runner, claim, scene)]
     if number % EXACT == 0:  # questions without randomness have one answer: a tenth of the runs asks them too
         several += [(ask(runner, claim, scene), [], [])
-                    for ask in (replay.additivity, replay.sensitivity, replay.counted)]
+                    for ask in (additivity, sensitivity, replay.counted)]
     run = passage(api.train, config, table, Secrets())
     findings, left_out = one_shot(run.trace.releases, {}, run.ledger, seed=number)
     battery = gather([*several, (findings, [], left_out)])

@@ -22,7 +22,7 @@ FLOORS = [  # an import may stay on its floor or go down
     {"evaluate", "report", "release"},
     {"modalities"},
     {"audit"},
-    {"publish"},
+    {"public", "publish"},
     {"api"},
     {"doctor", "estimator", "selection", "simulate", "sweep"},
     {"arguments", "cli", "complete", "explain", "manual", "verbs"},

@@ -80,6 +80,26 @@ def test_a_script_named_in_the_documents_exists_and_may_be_run(document: str) ->
         assert os.access(ROOT / script, os.X_OK), script
 
 
+def headings(document: Path) -> set[str]:
+    """What a link may name after its ``#``, as GitHub and the site spell it."""
+    plain = (re.sub(r"[^\w\s-]", "", line.lower()) for line in re.findall(r"^#+ (.*)$", document.read_text(), re.M))
+    return {re.sub(r"\s+", "-", text.strip()) for text in plain}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_a_link_in_the_documents_leads_to_a_file_and_to_a_heading_of_it(document: str) -> None:
+    home = ROOT / document
+    for link in re.findall(r"\]\(((?!https?:)[^)\s]+)\)", home.read_text()):
+        name, _, heading = link.partition("#")
+        there = home.parent / name if name else home
+        assert there.exists(), link
+        assert not heading or heading in headings(there), link
+
+
+def test_the_readme_is_read_in_one_sitting() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) < 200
+
+
 SCRIPTS = sorted(path for path in (ROOT / "scripts").iterdir() if path.is_file())
 
 

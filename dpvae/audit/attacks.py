@@ -38,6 +38,7 @@ from dpvae.rng import stream
 Codes = NDArray[np.int64]
 GUESSES = 300  # predicates of singling out
 NEAREST = 5
+DELTA = 1e-5  # of the epsilon that a membership attack proves
 DCR_WARNING = "not evidence of privacy: tables pass this while membership attacks succeed (arXiv 2505.01524)"
 
 
@@ -71,11 +72,6 @@ class Risk:
     risk: Rate
     says: str = ""
 
-    @property
-    def works(self) -> bool:
-        """Whether members are at a risk that controls are not, at 97.5 % confidence."""
-        return self.risk.low > 0
-
 
 @dataclass(frozen=True)
 class Membership:
@@ -104,7 +100,7 @@ class Attacked:
 
 
 def attack_release(members: Codes, control: Codes, released: Codes, *, planted: tuple[Codes, Codes] | None = None,
-                   log_prob: Callable[[Codes], Floats] | None = None, seed: int = 0, delta: float = 1e-5) -> Attacked:
+                   log_prob: Callable[[Codes], Floats] | None = None, seed: int = 0) -> Attacked:
     """Every attack; ``planted``: unusual rows that were in, and such that were not; ``log_prob``: the released model's.
 
     A third of the control group becomes the attacker's reference population, and is not attacked itself.
@@ -118,7 +114,7 @@ def attack_release(members: Codes, control: Codes, released: Codes, *, planted: 
     scorers = dict(_scorers(released, reference, log_prob))
     found = []
     for name, score in scorers.items():
-        found.append(_membership(name, score(members), score(control), delta, len(scorers)))
+        found.append(_membership(name, score(members), score(control), len(scorers)))
     best = max(found, key=lambda each: each.auc.value).attack
     canaries = Rate(0.0, 0.0, 1.0)
     if planted is not None and len(planted[0]) and len(planted[1]):
@@ -179,7 +175,7 @@ def _classifier(released: Codes, reference: Codes) -> Callable[[Codes], Floats]:
     return lambda rows: np.asarray(model.decision_function(encoder.transform(rows)))
 
 
-def _membership(name: str, inside: Floats, outside: Floats, delta: float, attacks: int) -> Membership:
+def _membership(name: str, inside: Floats, outside: Floats, attacks: int) -> Membership:
     clean = [np.nan_to_num(values, nan=-1e300) for values in (inside, outside)]
     ranks = stats.rankdata(np.concatenate(clean))
     n, m = len(inside), len(outside)
@@ -187,7 +183,7 @@ def _membership(name: str, inside: Floats, outside: Floats, delta: float, attack
     half = 1.96 * math.sqrt((n + m + 1) / (12 * n * m))
     split = n // 2, m // 2  # the threshold is chosen on one half and judged on the other
     cut = float(np.quantile(clean[1][:split[1]], 0.9))
-    proved = two_sided(clean[0][split[0]:] - cut, clean[1][split[1]:] - cut, delta=delta,
+    proved = two_sided(clean[0][split[0]:] - cut, clean[1][split[1]:] - cut, delta=DELTA,
                        confidence=1 - 0.05 / attacks)
     return Membership(name, Rate(auc, max(auc - half, 0.0), min(auc + half, 1.0)), _found(*clean), proved)
 

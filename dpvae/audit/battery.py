@@ -1,6 +1,6 @@
 """The audit of a program: replay tests of its trainer, tests of it as a whole, and the proof that both have power.
 
-    battery = audit_program(Program(train, config, table, people))
+    battery = gather(all_stages(Program(train, config, table, people)))
     caught = self_test(train)          # every mutant of the catalogue, and the test that caught it
 """
 
@@ -20,7 +20,7 @@ from dpvae.audit.pipeline import Program
 from dpvae.audit.runner import Claim, Stage
 from dpvae.audit.secrecy import of_large_tables
 from dpvae.audit.twin import Train, TwinRunner, capture, claim_of
-from dpvae.audit.verdict import ALPHA, Battery, Finding, judge
+from dpvae.audit.verdict import Battery, Finding, judge
 from dpvae.config import DATA_KINDS, DataConfig, PrivacyConfig, TrainConfig, TrainerConfig
 from dpvae.modalities import modality
 from dpvae.privacy.noise import SecretKey
@@ -33,7 +33,7 @@ ROWS = 90
 
 
 def step_stages(train: Train, config: TrainConfig, table: Any, *, claim: Claim | None = None, clipping: str = "auto",
-                where: str = "", quick: bool = False, seed: int = 0) -> Iterator[Stage]:
+                where: str = "", quick: bool = False) -> Iterator[Stage]:
     """Replay tests of the trainer that ``train`` builds; ``claim``: what was booked, where that is another plan."""
     trainer = capture(train, config, table)
     if trainer is None or trainer.plan.sgd is None:
@@ -47,7 +47,7 @@ def step_stages(train: Train, config: TrainConfig, table: Any, *, claim: Claim |
         trainer = replace(trainer, plan=replace(trainer.plan, sgd=sgd))
     claim = replace(claim, divisor=claim.sampling_rate * (config.data.rows or trainer.rows))
     runner = TwinRunner(trainer, claim, clipping, MICROBATCH)
-    scene = scenes.scene(trainer, where=where, quick=quick, seed=seed)
+    scene = scenes.scene(trainer, where=where, quick=quick)
     yield of_large_tables(SecretKey.from_seed(scene.key(9)), claim.sampling_rate, where), [], []
     yield from replay.stages(runner, claim, scene)
 
@@ -58,6 +58,13 @@ def program_stages(program: Program) -> Iterator[Stage]:
         yield findings, [], left_out
 
 
+def all_stages(program: Program, *, claim: Claim | None = None) -> Iterator[Stage]:
+    """Everything this audit knows to ask about ``program``; ``claim``: what a released run booked for DP-SGD."""
+    yield from survived(step_stages(program.train, program.config, program.table, claim=claim, quick=program.quick,
+                                    clipping=program.config.performance.clipping, where=program.where), program.where)
+    yield from survived(program_stages(program), program.where)
+
+
 def survived(several: Iterator[Stage], where: str = "") -> Iterator[Stage]:
     """The stages until one raises: a program that ends on made-up rows is a finding, not an end of the audit."""
     try:
@@ -66,8 +73,7 @@ def survived(several: Iterator[Stage], where: str = "") -> Iterator[Stage]:
         yield [Finding("P1", "the program runs", 0.0, f"{type(error).__name__}: {error}", where)], [], []
 
 
-def gather(several: Iterable[Stage], *, alpha: float = ALPHA, until: Callable[[Finding], bool] | None = None
-           ) -> Battery:
+def gather(several: Iterable[Stage], *, until: Callable[[Finding], bool] | None = None) -> Battery:
     """All stages judged as one family; stops after the first stage in which ``until`` holds."""
     findings, bounds, left_out = [], [], []
     for found, proved, missing in several:
@@ -76,14 +82,7 @@ def gather(several: Iterable[Stage], *, alpha: float = ALPHA, until: Callable[[F
         left_out += missing
         if until is not None and any(until(f) for f in found):
             break
-    return judge(findings, alpha=alpha, bounds=bounds, left_out=list(dict.fromkeys(left_out)))
-
-
-def audit_program(program: Program, *, claim: Claim | None = None, alpha: float = ALPHA) -> Battery:
-    """Everything this audit knows to ask about ``program``; ``claim``: what a released run booked for DP-SGD."""
-    both = [step_stages(program.train, program.config, program.table, claim=claim, where=program.where,
-                        clipping=program.config.performance.clipping, quick=program.quick), program_stages(program)]
-    return gather((stage for each in both for stage in survived(each, program.where)), alpha=alpha)
+    return judge(findings, bounds=bounds, left_out=list(dict.fromkeys(left_out)))
 
 
 # -- the proof of power ----------------------------------------------------------------------------------------------
@@ -136,7 +135,7 @@ def _settings(kinds: Sequence[str], trainers: Sequence[str], clippings: Sequence
 def _try(train: Train, program: ModuleType, mutant: Mutant, kind: str, name: str, clipping: str) -> Caught:
     config, records = specimen(name, clipping, kind=kind)
     with mutant.living(program):
-        steps = survived(step_stages(train, config, records, claim=None, clipping=clipping, quick=True))
+        steps = survived(step_stages(train, config, records, clipping=clipping, quick=True))
         whole = survived(program_stages(Program(train, config, records, modality(kind).troublemakers(records))))
         several = [whole, steps] if mutant.whole else [steps, whole]  # first what is more likely to see it
         battery = gather(itertools.chain(*several), until=lambda finding: not finding.p > SURE)

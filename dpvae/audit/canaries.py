@@ -25,7 +25,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from scipy import linalg, optimize, special, stats
+from scipy import linalg, stats
 
 from dpvae.audit.instruments import Floats, seeded
 from dpvae.audit.verdict import Bound, Finding
@@ -86,11 +86,6 @@ def f_dp(family: Callable[[float], Curve], price: Callable[[float], float], *, c
         middle = (low + high) / 2
         low, high = (middle, high) if ask(family(math.exp(middle))) else (low, middle)
     return price(math.exp(high))
-
-
-def gaussian_curve(noise: float) -> Curve:
-    """The trade-off of one Gaussian release."""
-    return lambda x: np.asarray(special.ndtr(special.ndtri(x) - 1 / noise))
 
 
 def profile_curve(epsilons: Floats, deltas: Floats) -> Curve:
@@ -316,12 +311,3 @@ def _never_above(bounds: list[tuple[Bound, float]], where: str) -> list[Finding]
     return [Finding("T4", f"the {bound.method} lower bound stays below the claim",
                     float(not sure > bound.claim * 1.001), f"{bound.epsilon:.3f} of {bound.claim:.3f} (95 %)", where)
             for bound, sure in bounds]
-
-
-def mu_of(epsilon: float, delta: float) -> float:
-    """The Gaussian-DP parameter that has (epsilon, delta) (Balle and Wang 2018), for comparison with older bounds."""
-    def gap(mu: float) -> float:
-        return float(stats.norm.cdf(mu / 2 - epsilon / mu) - math.exp(epsilon) * stats.norm.cdf(-mu / 2 - epsilon / mu)
-                     ) - delta
-
-    return float(optimize.brentq(gap, 1e-3, 60.0))

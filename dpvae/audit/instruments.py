@@ -21,7 +21,7 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any
 
@@ -38,6 +38,7 @@ from dpvae.train.sleep import Sleep
 Floats = NDArray[np.float64]
 Names = tuple[str | int, ...]
 NORMALS = ("normal", "bulk_normal")
+PRIVATE = ("tables", "values", "blocks", "contributions", "parts", "histograms")  # arguments that are private
 
 
 @dataclass(frozen=True)
@@ -191,6 +192,20 @@ class Release:
     def what(self) -> str:
         """What the call said it releases."""
         return str(self.kwargs.get("what", ""))
+
+    @property
+    def rows(self) -> Any:
+        """The argument that is private."""
+        return self.args[0] if self.args else self.kwargs[self._private()]
+
+    def on(self, rows: Any) -> Release:
+        """The same call on other records."""
+        if self.args:
+            return replace(self, args=(rows, *self.args[1:]))
+        return replace(self, kwargs={**self.kwargs, self._private(): rows})
+
+    def _private(self) -> str:
+        return next(name for name in PRIVATE if name in self.kwargs)
 
     def repeat(self, secrets: Secrets) -> Any:
         """What the same call returns under other secrets."""

@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from dpvae.audit.verdict import Finding
+from dpvae.rng import stream
 
 Floats = NDArray[np.float64]
 SAFETY = 5.0
 BINS = 64
+REPEATS = 60  # of a one-shot release
 MOST_PAIRED = 2500  # coordinates; above, pairs of them cost too much memory
 
 
@@ -29,6 +31,18 @@ def two_sided(statistic: Any, freedom: Any) -> Any:
     """p-value of a chi-square statistic that may be too large or too small."""
     low, high = stats.chi2.cdf(statistic, freedom), stats.chi2.sf(statistic, freedom)
     return np.minimum(1.0, 2 * np.minimum(low, high))
+
+
+def normal_scores(noise: Floats, sd: float | Floats, step: float) -> Floats:
+    """Rounded Gaussian noise as standard normals: a random point of each step's share of the law, mapped back."""
+    if not step:
+        return noise / sd
+    low, high = stats.norm.cdf((noise - step / 2) / sd), stats.norm.cdf((noise + step / 2) / sd)
+    upper = noise > 0  # the far tail keeps its digits on the other side
+    low = np.where(upper, stats.norm.sf((noise + step / 2) / sd), low)
+    high = np.where(upper, stats.norm.sf((noise - step / 2) / sd), high)
+    place = low + stream(3, "rounding").random(noise.shape) * (high - low)
+    return np.asarray(np.where(upper, stats.norm.isf(place), stats.norm.ppf(place)))
 
 
 def smallest(p: Any) -> float:

@@ -1,4 +1,4 @@
-"""One run of the program in a place that vanishes, and all of it that others could see.
+"""One run of the program in a place that vanishes, and all of it that others could see: an execution trace.
 
     run = passage(train, config, table, Secrets())
     run.files, run.printed, run.ledger, run.trace

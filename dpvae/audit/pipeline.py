@@ -83,26 +83,34 @@ def same_control(one: Passage, two: Passage, where: str) -> list[Finding]:
 # -- T5 --------------------------------------------------------------------------------------------------------------
 
 
-def booked_is_drawn(run: Passage, where: str) -> list[Finding]:
-    """T5: releases and ledger, one by one; and the order in which they were made."""
+def _releases_off(run: Passage) -> Iterator[str]:
+    """Releases that are drawn another number of times than they are booked."""
     seen: Counter[tuple[str, str]] = Counter()
     for release in run.trace.releases:  # a private choice names several, and each is a release
         seen[release.phase, release.what] += int(release.kwargs.get("choices", 1))
-    wrong = []
     for event in run.ledger:
-        if isinstance(event, SampledGaussian):
-            ran = (*(run.trace.sgd or (0.0, 0.0)), len(run.trace.updates))
-            if ran != (event.noise_multiplier, event.sampling_rate, event.steps):
-                wrong.append("DP-SGD ran with noise {:.4g}, rate {:.4g}, {} steps; booked {:.4g}, {:.4g}, {}".format(
-                    *ran, event.noise_multiplier, event.sampling_rate, event.steps))
-            continue
-        count = getattr(event, "count", 1)
-        drawn = seen.pop((event.phase, event.what), 0)
-        if drawn != count and not (drawn == 0 and event.phase == "survey"):  # a step with no columns is paid for too
-            wrong.append(f"{event.what}: {drawn} drawn, {count} booked")
-    wrong += [f"{what}: {count} drawn, none booked" for (_, what), count in seen.items()]
-    if run.trace.updates and not any(isinstance(event, SampledGaussian) for event in run.ledger):
-        wrong.append("DP-SGD is not booked")
+        if not isinstance(event, SampledGaussian):
+            count, drawn = getattr(event, "count", 1), seen.pop((event.phase, event.what), 0)
+            if drawn != count and not (drawn == 0 and event.phase == "survey"):  # one with no columns is paid for too
+                yield f"{event.what}: {drawn} drawn, {count} booked"
+    yield from (f"{what}: {count} drawn, none booked" for (_, what), count in seen.items())
+
+
+def _steps_off(run: Passage) -> Iterator[str]:
+    """Steps of DP-SGD that are none of those that are booked."""
+    booked = [event for event in run.ledger if isinstance(event, SampledGaussian)]
+    ran = (*(run.trace.sgd or (0.0, 0.0)), len(run.trace.updates))
+    for event in booked:
+        if ran != (event.noise_multiplier, event.sampling_rate, event.steps):
+            yield "DP-SGD ran with noise {:.4g}, rate {:.4g}, {} steps; booked {:.4g}, {:.4g}, {}".format(
+                *ran, event.noise_multiplier, event.sampling_rate, event.steps)
+    if run.trace.updates and not booked:
+        yield "DP-SGD is not booked"
+
+
+def booked_is_drawn(run: Passage, where: str) -> list[Finding]:
+    """T5: releases and ledger, one by one; and the order in which they were made."""
+    wrong = [*_releases_off(run), *_steps_off(run)]
     outside = Counter("/".join(map(str, d.names[:2])) for d in run.secrets.draws if d.kind in NORMALS and not d.inside)
     twice = [names for names, count in Counter((d.names, d.kind) for d in run.secrets.draws).items() if count > 1
              and names[1] in ("mask",)]
@@ -215,22 +223,9 @@ def stages(program: Program) -> Iterator[tuple[list[Finding], list[str]]]:
         ", ".join(run.elsewhere[:3]), where)], []
     yield priced(run, config, where)
     yield [apart(run.secrets.used[0], [draw.names for draw in run.secrets.draws], where)], []
-    other = passage(train, config, program.another(), Secrets(key=run.secrets.used[0]), told=run.trace, known=True,
-                    fault=without_a_loss)
-    at = f"{where} another table".strip()
-    yield [same_public(run, other, "another table altogether changes nothing public, given the releases", at),
-           *same_control(run, other, at), *_encoded_alone(run, other, at),
-           *alike(run.trace.releases, other.trace.releases, at)], []
+    yield _of_another_table(program, run), []
     yield from alone(run.trace.releases, run.ledger, where)
-    neighbours = {}
-    for number, (who, row) in enumerate(program.people.items()):
-        neighbours[who] = _with_person(program, run, row, (program.rows, 0, program.rows // 2)[number % 3])
-        at = f"{where} {who}".strip()
-        yield [same_public(run, neighbours[who], "one person more changes nothing public, given the releases", at),
-               *_absent(program, run, neighbours[who], at),
-               *(same_control(run, neighbours[who], at) if number < 2 else [])], []
-    yield beside(run.trace.releases, {who: other.trace.releases for who, other in neighbours.items()}, run.ledger,
-                 where)
+    yield from _of_neighbours(program, run)
     stranger = passage(train, config, program.table, Secrets(), told=run.trace, known=True)
     yield [same_public(run, stranger, "other secrets change nothing public, given the releases", where),
            Finding("T5", "each run has a key of its own, and one only", float(_own_keys(run, stranger)), "", where),
@@ -240,6 +235,27 @@ def stages(program: Program) -> Iterator[tuple[list[Finding], list[str]]]:
         return
     yield resumed(train, config, program.table, where), []
     yield [second_run(train, config, program.table, where)], []
+
+
+def _of_another_table(program: Program, run: Passage) -> list[Finding]:
+    """What a run on another table altogether has in common with ``run``, given its releases: everything."""
+    other = passage(program.train, program.config, program.another(), Secrets(key=run.secrets.used[0]),
+                    told=run.trace, known=True, fault=without_a_loss)
+    at = f"{program.where} another table".strip()
+    return [same_public(run, other, "another table altogether changes nothing public, given the releases", at),
+            *same_control(run, other, at), *_encoded_alone(run, other, at),
+            *alike(run.trace.releases, other.trace.releases, at)]
+
+
+def _of_neighbours(program: Program, run: Passage) -> Iterator[tuple[list[Finding], list[str]]]:
+    """What one person more changes, person after person; last of all in the releases themselves."""
+    releases = {}
+    for number, (who, row) in enumerate(program.people.items()):
+        other = _with_person(program, run, row, (program.rows, 0, program.rows // 2)[number % 3])
+        releases[who], at = other.trace.releases, f"{program.where} {who}".strip()
+        yield [same_public(run, other, "one person more changes nothing public, given the releases", at),
+               *_absent(program, run, other, at), *(same_control(run, other, at) if number < 2 else [])], []
+    yield beside(run.trace.releases, releases, run.ledger, program.where)
 
 
 def _encoded_alone(run: Passage, other: Passage, where: str) -> list[Finding]:

@@ -21,7 +21,7 @@ from threadpoolctl import threadpool_limits
 
 from dpvae import __version__
 from dpvae.audit import attacks, page, scenes
-from dpvae.audit.battery import Caught, gather, program_stages, self_test, step_stages, survived
+from dpvae.audit.battery import Caught, all_stages, gather, self_test
 from dpvae.audit.instruments import Secrets
 from dpvae.audit.mutants.base import TRAINED
 from dpvae.audit.passage import passage
@@ -31,6 +31,7 @@ from dpvae.audit.twin import Train
 from dpvae.audit.verdict import TESTS, Battery, Finding
 from dpvae.config import PerformanceConfig, TrainConfig, build
 from dpvae.errors import DPVAEError, RunError
+from dpvae.files import read_json, write_bytes, write_json
 from dpvae.modalities import released
 from dpvae.privacy.accountant import CrossCheck, crosscheck
 from dpvae.privacy.events import RepeatAndSelect, SampledGaussian
@@ -38,7 +39,6 @@ from dpvae.privacy.ledger import Ledger
 from dpvae.report.meaning import decimals
 from dpvae.report.source import Source, read_run, schema_columns, write_events
 from dpvae.rng import stream
-from dpvae.train.checkpoint import read_json, write_bytes, write_json
 
 ROWS, MEMBERS, PLANTED = 240, 500, 24
 BOOKED = ("noise_multiplier", "sampling_rate", "steps")  # of DP-SGD, in the plan and on the ledger
@@ -89,9 +89,7 @@ def _audited(run: Path, train: Train, quick: bool, started: float) -> AuditRepor
     table = kind.made_up(run / "public", ROWS // (2 if quick else 1), seed=1)
     findings, check = accounting(run, source)
     program = Program(train, scenes.small(config), table, kind.troublemakers(table, run / "public"), quick=quick)
-    steps = step_stages(train, scenes.small(config), table, claim=claim_of(source), quick=quick,
-                        clipping=config.performance.clipping)
-    stages = [*survived(steps), *survived(program_stages(program))]
+    stages = list(all_stages(program, claim=claim_of(source)))
     attacked, caught = None, []
     if not quick:
         attacked = attack_twin(run / "public", train, config)

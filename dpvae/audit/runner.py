@@ -19,6 +19,8 @@ from dpvae.audit.verdict import Bound, Finding
 from dpvae.privacy.noise import SecretKey
 
 KEY = 20261122  # the auditor's own secrets: every audit is reproducible
+ROUNDING = 2e-4  # of C: sums of single-precision gradients
+FEW, SHORT = 40, 12  # rows, and steps, where a few are enough
 Stage = tuple[list[Finding], list[Bound], list[str]]  # findings, lower bounds, what was left out
 
 
@@ -74,6 +76,16 @@ class Seen:
     controls: Mapping[str, Any] = field(default_factory=dict)
     draws: Sequence[Draw] = ()
     problems: tuple[str, ...] = ()
+
+    @property
+    def sums(self) -> Floats:
+        """The clipped sums (T, P); where they are not shown, what was released."""
+        return self.total if self.total is not None else self.released
+
+    @property
+    def scripted(self) -> bool:
+        """Whether the trainer takes its batches from the key."""
+        return any(draw.kind == "mask" for draw in self.draws)
 
 
 class Runner(Protocol):

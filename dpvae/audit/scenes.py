@@ -32,35 +32,34 @@ def people(rows: int, seed: int = 0) -> Rows:
             "income": np.where(age > 50, "high", "low").tolist()}
 
 
-def images(rows: int, seed: int = 0) -> Rows:
+def images(rows: int) -> Rows:
     """Waves of 8 x 8 pixels, of three classes."""
-    rng = stream(seed, "images")
+    rng = stream(0, "images")
     label, (y, x) = rng.integers(0, 3, rows), np.mgrid[:8, :8]
     waves = 128 + 100 * np.sin((label[:, None, None] + 1) * x / 2 + y / 3) + rng.normal(0, 20, (rows, 8, 8))
     return {"images": list(np.clip(waves, 0, 255).astype(np.uint8)), "labels": label.astype(str).tolist()}
 
 
-def texts(rows: int, seed: int = 0) -> Rows:
+def texts(rows: int) -> Rows:
     """Short requests about money and about fun."""
-    rng = stream(seed, "texts")
+    rng = stream(0, "texts")
     said = ("pay my bill", "book a flight", "cancel card", "play some jazz", "weather in rome", "tell a joke")
     which = rng.integers(0, len(said), rows)
     return {"text": [f"{said[i]} {n}" for i, n in zip(which, rng.integers(0, 9, rows), strict=True)],
             "label": np.where(which < 3, "money", "fun").tolist()}
 
 
-def small(config: TrainConfig, *, steps: int = STEPS) -> TrainConfig:
+def small(config: TrainConfig) -> TrainConfig:
     """The same settings on a model that trains in a tenth of a second. Plan, clipping, sampler stay what they are."""
     return TrainConfig(
         data=config.data, model=ModelConfig(latent_dim=24, hidden=16, components=12, layers=config.model.layers),
-        trainer=_quick(config, steps), privacy=config.privacy,
+        trainer=_quick(config.trainer), privacy=config.privacy,
         performance=PerformanceConfig(device="cpu", clipping=config.performance.clipping, threads=1), run=config.run,
         report=ReportConfig(progress="quiet"))
 
 
-def _quick(config: TrainConfig, steps: int) -> TrainerConfig:
-    trainer = config.trainer
-    return replace(trainer, steps=steps, fit_steps=3, sleep_steps=2, latent_samples=min(trainer.latent_samples or 4, 4),
+def _quick(trainer: TrainerConfig) -> TrainerConfig:
+    return replace(trainer, steps=STEPS, fit_steps=3, sleep_steps=2, latent_samples=min(trainer.latent_samples or 4, 4),
                    metric_releases=min(trainer.metric_releases or 2, 2))
 
 

@@ -1,4 +1,5 @@
-"""The twin: the trainer the program itself builds, taken out just before it trains, and run again under instruments.
+"""The twin (elsewhere a shadow model): the trainer the program itself builds, taken out just before it trains, and run
+again under instruments.
 
 Nothing is rebuilt here: the plan, the model, the loss, the clipping are those that ``train(config, table)`` assembled,
 so what the replay tests see is the code path of a real run. Only rows, secrets and the number of steps are the

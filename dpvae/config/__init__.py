@@ -14,6 +14,7 @@ dpvae.errors.ConfigError: privacy.epsilom: no such key; did you mean 'epsilon'?
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -25,6 +26,7 @@ from dpvae.config.limits import (
     NEIGHBOURS,
     OUTSIDE,
     PROGRESS,
+    RECORDS,
     SECTORS,
     TRACKERS,
     TRAINERS,
@@ -55,26 +57,23 @@ from dpvae.config.verbs import (
     ReleaseConfig,
     SampleConfig,
     ScoreConfig,
+    VerbConfig,
     VerifyConfig,
 )
 
 T = TypeVar("T")
 __all__ = [
-    "CURATORS", "DATA_KINDS", "LONGEST_NAME", "NEIGHBOURS", "OUTSIDE", "PROGRESS", "SECTORS", "TRACKERS",
+    "CURATORS", "DATA_KINDS", "LONGEST_NAME", "NEIGHBOURS", "OUTSIDE", "PROGRESS", "RECORDS", "SECTORS", "TRACKERS",
     "TRAINERS", "AuditConfig", "CompareConfig", "DataConfig", "DoctorConfig", "EvaluateConfig", "ImputeConfig",
     "InitConfig", "LakeConfig", "LedgerConfig", "LedgerVerbConfig", "ModelConfig", "PageConfig",
     "PerformanceConfig", "PrivacyConfig", "RegistryConfig", "ReleaseConfig", "ReportConfig", "RunConfig",
-    "SampleConfig", "ScoreConfig", "SweepConfig", "TrainConfig", "TrainerConfig", "VerifyConfig", "build",
+    "SampleConfig", "ScoreConfig", "SweepConfig", "TrainConfig", "TrainerConfig", "VerbConfig", "VerifyConfig", "build",
 ]
 
 
 def build(cls: type[T], mapping: Mapping[str, Any], *, where: str | None = None) -> T:
     """A frozen ``cls`` from nested mappings; unknown keys and wrong types raise :class:`ConfigError`."""
     if where is None:
-        where = cls.__name__.removesuffix("Config").lower() if cls not in _TOP else ""
+        where = cls.__name__.removesuffix("Config").lower() if cls not in typing.get_args(VerbConfig) else ""
     return typed.build(cls, mapping, where)
 
-
-_TOP: tuple[type, ...] = (TrainConfig, ReleaseConfig, VerifyConfig, AuditConfig, LedgerVerbConfig, EvaluateConfig,
-                          ScoreConfig, SampleConfig, ImputeConfig, PageConfig, CompareConfig, DoctorConfig, InitConfig,
-                          LakeConfig)

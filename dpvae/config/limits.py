@@ -5,7 +5,8 @@ from __future__ import annotations
 from dpvae import checks
 from dpvae.errors import ConfigError
 
-DATA_KINDS = ("table", "images", "text")
+RECORDS = {"table": "row", "images": "image", "text": "text"}  # what one record of each kind of data is called
+DATA_KINDS = tuple(RECORDS)
 TOKENS = ("auto", "bytes", "words")
 OVERLONG = ("cut", "refuse")
 OUTSIDE = ("error", "clip", "missing")

@@ -15,6 +15,7 @@ from dpvae.config.limits import (
     OVERLONG,
     PRICEABLE,
     PROGRESS,
+    RECORDS,
     TOKENS,
     TRACKERS,
     TRAINERS,
@@ -68,6 +69,11 @@ class DataConfig:
                               f"{self.kind} are read whole")
         if self.path and self.builtin:
             raise ConfigError(f"data.path={self.path!r} and data.builtin={self.builtin!r}: expected one of the two")
+
+    @property
+    def protects(self) -> str:
+        """The unit of privacy: what is added or removed where two data sets are neighbours."""
+        return self.unit or RECORDS[self.kind]
 
 
 @dataclass(frozen=True, kw_only=True)

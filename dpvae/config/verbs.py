@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from dpvae import checks
 from dpvae.config.limits import CURATORS, MAX_EPSILON, MAX_ROWS, OUTSIDE, PRICEABLE, SECTORS, at_most, check_engine
-from dpvae.config.train import LedgerConfig
+from dpvae.config.train import LedgerConfig, TrainConfig
 from dpvae.errors import ConfigError
 
 
@@ -272,3 +272,7 @@ class InitConfig:
     def __post_init__(self) -> None:
         if self.rows is not None:
             checks.whole(2, rows=self.rows)
+
+
+VerbConfig = (TrainConfig | ReleaseConfig | VerifyConfig | AuditConfig | LedgerVerbConfig | LakeConfig | EvaluateConfig
+              | ScoreConfig | SampleConfig | ImputeConfig | PageConfig | CompareConfig | DoctorConfig | InitConfig)

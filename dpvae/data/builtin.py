@@ -32,8 +32,3 @@ def path(name: str) -> Path:
 def schema(name: str) -> Path:
     """The table's public schema, a YAML file."""
     return path(name).with_suffix(".yaml")
-
-
-def licence() -> Path:
-    """Where the tables come from and on which terms."""
-    return FOLDER / "LICENSE"

@@ -17,7 +17,7 @@ import importlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,11 @@ from dpvae import checks
 from dpvae.config import DATA_KINDS, TrainConfig
 from dpvae.privacy.events import Event
 from dpvae.privacy.plan import Plan
+
+if TYPE_CHECKING:
+    from dpvae.report.progress import Progress
+    from dpvae.train.parallel import Processes
+    from dpvae.train.run import RunFolder
 
 TableWriter = Callable[[Path, Mapping[str, str]], Mapping[str, Any]]  # (folder, marks): see release/bundle.py
 
@@ -65,7 +70,7 @@ class Task(Protocol):
     def declared(self) -> str:
         """A digest of what is publicly known of the records."""
 
-    def spend(self, run: Any, progress: Any, processes: Any = None) -> Result:
+    def spend(self, run: RunFolder, progress: Progress, processes: Processes | None = None) -> Result:
         """Everything that touches private records: survey, measure, train; draws what the plan's events say."""
 
 

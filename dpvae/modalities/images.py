@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +17,18 @@ from dpvae.config import DataConfig, TrainConfig
 from dpvae.data import images as reader
 from dpvae.data.images import BUILTIN, ImageSet
 from dpvae.errors import ConfigError, DataError
+from dpvae.files import write_bytes, write_json
 from dpvae.modalities import TableWriter
 from dpvae.privacy.events import Event
 from dpvae.privacy.image_plan import NATS_PER_PIXEL, ImageRule
 from dpvae.privacy.mechanisms import frequent_values, noisy_counts
 from dpvae.privacy.plan import SURVEY_WHAT, Plan, PublicFacts, check_delta, make_plan
 from dpvae.privacy.silence import secrets_of
+
+if TYPE_CHECKING:
+    from dpvae.report.progress import Progress
+    from dpvae.train.parallel import Processes
+    from dpvae.train.run import RunFolder
 
 GRAYS = 4  # steps of gray in which an attacker compares images
 SHOWN = 16  # private images in private/reconstructions.png
@@ -173,7 +179,7 @@ class ImageTask:
         """A digest of every record; it leaves only under the run's secret key."""
         return self.images.fingerprint()
 
-    def spend(self, run: Any, progress: Any, processes: Any = None) -> ImageResult:
+    def spend(self, run: RunFolder, progress: Progress, processes: Processes | None = None) -> ImageResult:
         """Count, measure, train."""
         from dpvae.rng import seed_of, stream
         from dpvae.train import image_anchors
@@ -234,24 +240,15 @@ class ImageTask:
         flat = self.images.pixels.reshape(self.images.rows, -1)
         return Images(flat[labels >= 0], labels[labels >= 0])
 
-    def _train(self, held: Any, released: Any, counts: np.ndarray, rows: float, key: Any, run: Any, progress: Any,
-               processes: Any, seed: int) -> tuple[Any, list[dict[str, Any]]]:
+    def _train(self, held: Any, released: Any, counts: np.ndarray, rows: float, key: Any, run: RunFolder,
+               progress: Progress, processes: Processes | None, seed: int) -> tuple[Any, list[dict[str, Any]]]:
         import torch
 
-        from dpvae.models.joint_images import LATENT, JointImageVAE
         from dpvae.train.device import device_of
         from dpvae.train.images import ImageTrainer
 
-        config = self.config
-        device, generator = device_of(config.performance.device), torch.Generator().manual_seed(seed)
-        counts, hidden = np.maximum(counts, LEAST_COUNT), max(config.model.hidden // 4, 4)
-        if released is None:
-            vae = JointImageVAE(self.public.size, classes=len(counts), directions=config.model.latent_dim or LATENT,
-                                hidden=hidden, generator=generator)
-            vae.log_labels.copy_(torch.as_tensor(np.log(counts / counts.sum())))
-        else:
-            vae = released.model(counts, self.public.size, hidden, generator)
-        vae = vae.to(device)
+        config, device = self.config, device_of(self.config.performance.device)
+        vae = self._model(released, np.maximum(counts, LEAST_COUNT), torch.Generator().manual_seed(seed)).to(device)
         codes = np.concatenate([held.pixels, held.labels[:, None].astype(np.uint8)], 1)
         state = ImageTrainer(plan=self.plan, config=config, vae=vae, codes=torch.as_tensor(codes, device=device),
                              anchors=cast(Any, None), rows=max(round(rows), 1), key=key, checkpoint=run.checkpoint,
@@ -260,12 +257,25 @@ class ImageTask:
             self._seal(vae.cpu(), codes[:SHOWN], run)
         return vae, state.metrics
 
-    def _seal(self, vae: Any, codes: np.ndarray, run: Any) -> None:
+    def _model(self, released: Any, counts: np.ndarray, generator: Any) -> Any:
+        """The VAE that the noisy moments are, or, where none were measured, one that knows the classes' counts."""
+        import torch
+
+        from dpvae.models.joint_images import LATENT, JointImageVAE
+
+        hidden = max(self.config.model.hidden // 4, 4)
+        if released is not None:
+            return released.model(counts, self.public.size, hidden, generator)
+        vae = JointImageVAE(self.public.size, classes=len(counts), directions=self.config.model.latent_dim or LATENT,
+                            hidden=hidden, generator=generator)
+        vae.log_labels.copy_(torch.as_tensor(np.log(counts / counts.sum())))
+        return vae
+
+    def _seal(self, vae: Any, codes: np.ndarray, run: RunFolder) -> None:
         """Some private images beside their reconstructions: sealed in ``private/``, never published."""
         import torch
 
         from dpvae.report.gallery import reconstructions
-        from dpvae.train.checkpoint import write_bytes
         from dpvae.train.images import split
 
         write_bytes(run.private / "reconstructions.png", reconstructions(vae, *split(torch.as_tensor(codes))))
@@ -292,7 +302,6 @@ class ImageResult:
         from dpvae.release.images import save_images
         from dpvae.report.gallery import gallery
         from dpvae.rng import seed_of
-        from dpvae.train.checkpoint import write_json
 
         save_images(self.vae, public)
         write_json(public / "schema.json", dict(self.schema))

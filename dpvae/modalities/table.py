@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,12 +23,18 @@ from dpvae.data.survey import Survey, survey, survey_steps
 from dpvae.data.table import TableCodec, validate
 from dpvae.data.where import parse
 from dpvae.errors import ConfigError
+from dpvae.files import read_json, write_json
 from dpvae.modalities import TableWriter
 from dpvae.privacy.events import Event
 from dpvae.privacy.plan import Plan, PublicFacts, check_delta, make_plan
 from dpvae.privacy.silence import secrets_of
 from dpvae.privacy.table_plan import TableRule
 from dpvae.report.source import ORIGIN
+
+if TYPE_CHECKING:
+    from dpvae.report.progress import Progress
+    from dpvae.train.parallel import Processes
+    from dpvae.train.run import RunFolder
 
 UNIQUE, FAR = "Ushuaia", 987_654_321  # values of an unusual row
 IN_MEMORY, SHARE = 4e9, 1 / 3  # bytes, and of those that are free: a larger table is kept on disk
@@ -71,8 +77,6 @@ def made_up(public: Path, rows: int, *, seed: int) -> dict[str, list[Any]]:
 
 def troublemakers(records: Mapping[str, Sequence[Any]], public: Path | None = None) -> dict[str, dict[str, Any]]:
     """A row of unusual values, a duplicate, and an empty row, each within what is *declared* about the table."""
-    from dpvae.train.checkpoint import read_json
-
     schema = Schema.from_dict(read_json(public / "schema.json")) if public is not None else None
     first = {name: values[0] for name, values in records.items()}
     declared = {c.name: c for c in schema.columns} if schema is not None else {}
@@ -137,7 +141,7 @@ class TableTask:
             self.table.kept["fingerprint"] = _fingerprint(self.table)
         return bytes(self.table.kept["fingerprint"])
 
-    def spend(self, run: Any, progress: Any, processes: Any = None) -> TableResult:
+    def spend(self, run: RunFolder, progress: Progress, processes: Processes | None = None) -> TableResult:
         """Survey, measure, train."""
         from dpvae.train import anchor
 
@@ -177,8 +181,8 @@ class TableTask:
                         f" (about {found.rows:.0f} rows were counted; this run stays booked)")
         return found
 
-    def _train(self, codes: Any, measured: Survey, anchors: Any, key: Any, run: Any, progress: Any,
-               processes: Any) -> TableResult:
+    def _train(self, codes: Any, measured: Survey, anchors: Any, key: Any, run: RunFolder, progress: Progress,
+               processes: Processes | None) -> TableResult:
         import torch
 
         from dpvae.train.contrasts import code_order
@@ -202,7 +206,7 @@ class TableTask:
         events = (*measured.events, *planned.events()[len(measured.events):])
         return TableResult(vae, schema, measured.rows, events, state.metrics, anchors, self.table.origin)
 
-    def _density(self, codes: Any, measured: Survey, anchors: Any, key: Any, progress: Any) -> TableResult:
+    def _density(self, codes: Any, measured: Survey, anchors: Any, key: Any, progress: Progress) -> TableResult:
         """The rest of ``trainer=density``; every draw is a function of the key, so a run that stopped starts it
         again."""
         import torch
@@ -246,7 +250,7 @@ class TableResult:
         from dpvae.evaluate.latents import synthetic_map
         from dpvae.release.preview import preview
         from dpvae.rng import seed_of
-        from dpvae.train.checkpoint import save_model, write_json
+        from dpvae.train.checkpoint import save_model
 
         save_model(self.vae, public)
         write_json(public / "schema.json", self.schema.to_dict())

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +21,18 @@ from dpvae.data.language import Language
 from dpvae.data.text import Texts
 from dpvae.data.tokens import MARKS, Vocabulary
 from dpvae.errors import ConfigError, DataError
+from dpvae.files import write_json
 from dpvae.modalities import TableWriter
 from dpvae.privacy.events import Event
 from dpvae.privacy.mechanisms import frequent_values, noisy_counts
 from dpvae.privacy.plan import SURVEY_WHAT, Plan, PublicFacts, check_delta, make_plan
 from dpvae.privacy.silence import secrets_of
 from dpvae.privacy.text_plan import NATS_PER_BYTE, TextRule
+
+if TYPE_CHECKING:
+    from dpvae.report.progress import Progress
+    from dpvae.train.parallel import Processes
+    from dpvae.train.run import RunFolder
 
 SHARED = True  # releases may be drawn by several workers
 SHOWN = 10  # texts on a run's own page
@@ -159,7 +165,7 @@ class TextTask:
         """A digest of every record; it leaves only under the run's secret key."""
         return self.texts.fingerprint()
 
-    def spend(self, run: Any, progress: Any, processes: Any = None) -> TextResult:
+    def spend(self, run: RunFolder, progress: Progress, processes: Processes | None = None) -> TextResult:
         """Survey, measure, fit. Every draw is a function of the key: a run that stopped starts again and draws the
         same."""
         from dpvae.train import ngrams
@@ -210,7 +216,7 @@ class TextTask:
                       np.array([number.get(label, -1) if label is not None else -1 for label in held]))
 
     def _train(self, source: Any, released: Any, vocabulary: Vocabulary, language: Language, rows: float,
-               events: tuple[Event, ...], key: Any, run: Any, progress: Any) -> TextResult:
+               events: tuple[Event, ...], key: Any, run: RunFolder, progress: Progress) -> TextResult:
         import torch
 
         from dpvae.models.text import TextVAE
@@ -247,7 +253,6 @@ class TextResult:
 
     def publish(self, public: Path, seed: int) -> None:
         """Model, vocabulary, schema, noisy lengths and labels, diagnostics."""
-        from dpvae.train.checkpoint import write_json
         from dpvae.train.texts import diagnose, independent_elbo
 
         self.model.save(public)

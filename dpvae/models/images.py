@@ -99,14 +99,14 @@ class Refiner(nn.Module):
         return linear_ND + change, (log_scale + START).clamp(*LOG_SCALE)
 
 
+@torch.no_grad()
 def initialise(module: nn.Module, generator: torch.Generator) -> None:
     """He et al.'s start for every weight, from ``generator`` alone; biases at zero."""
     for layer in module.modules():
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
-            with torch.no_grad():
-                layer.weight.normal_(0, math.sqrt(2 / layer.weight[0].numel()), generator=generator)
-                if layer.bias is not None:
-                    layer.bias.zero_()
+            layer.weight.normal_(0, math.sqrt(2 / layer.weight[0].numel()), generator=generator)
+            if layer.bias is not None:
+                layer.bias.zero_()
 
 
 class ImageVAE(nn.Module):

@@ -1,4 +1,4 @@
-"""Columns that follow another one inside a point of a mixture.
+"""Columns that follow another one inside a point of a mixture: a tree-shaped Bayesian network in each component.
 
 A product of columns knows of a pair what point and columns say; two columns that always go together would need points
 that are sure of both. A link says it instead: given point k and code a of its source, its target has the law
@@ -12,8 +12,9 @@ Shapes: B rows, D columns, W one-hot width, K points; S, T codes of source and t
 
 >>> import torch
 >>> same = Link(0, 1, torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
->>> leaning, log_evidence = lean(Columns((2, 2)), (same,), torch.full((1, 4), 0.5).log(), {1: torch.tensor([1.0, 0.0])})
->>> leaning.exp()[0, :2], log_evidence.exp()                 # where the target is 0, so is the source
+>>> law, zero = torch.full((1, 4), 0.5).log(), torch.tensor([1.0, 0.0])
+>>> given, log_evidence = conditioned(Columns((2, 2)), (same,), law, {1: zero})
+>>> given.exp()[0, :2], log_evidence.exp()                 # where the target is 0, so is the source
 (tensor([1., 0.]), tensor([0.5000]))
 """
 
@@ -84,11 +85,11 @@ def follow(columns: Columns, links: Sequence[Link], log_KW: Tensor, index_B: Ten
     return codes_BD
 
 
-def lean(columns: Columns, links: Sequence[Link], log_KW: Tensor, masks: Mapping[int, Tensor]
+def conditioned(columns: Columns, links: Sequence[Link], log_KW: Tensor, masks: Mapping[int, Tensor]
          ) -> tuple[Tensor, Tensor]:
     """What is left of every column in every point where column j falls under ``masks[j]`` (a share for each code), (K,
     W), and log p(all masks | k), (K,)."""
-    leaning_KW, log_evidence_K = log_KW.clone(), torch.zeros_like(log_KW[:, 0])
+    given_KW, log_evidence_K = log_KW.clone(), torch.zeros_like(log_KW[:, 0])
     pulls = _pulls(columns, links, log_KW.exp(), {j: share_C.to(log_KW) for j, share_C in masks.items()})
     following = {link.target for link in links}
     for j, pull_KC in pulls.items():
@@ -97,8 +98,8 @@ def lean(columns: Columns, links: Sequence[Link], log_KW: Tensor, masks: Mapping
             held_K = part_KC.logsumexp(1)
             log_evidence_K = log_evidence_K + held_K
             part_KC = torch.where(held_K[:, None] > -torch.inf, part_KC - held_K[:, None], part_KC)
-        leaning_KW[:, columns.slice(j)] = part_KC
-    return leaning_KW, log_evidence_K
+        given_KW[:, columns.slice(j)] = part_KC
+    return given_KW, log_evidence_K
 
 
 def _pulls(columns: Columns, links: Sequence[Link], p_KW: Tensor, shares: Mapping[int, Tensor]) -> dict[int, Tensor]:
@@ -156,16 +157,16 @@ def trees(links: Sequence[Link]) -> dict[int, list[Link]]:
 def fill(columns: Columns, links: Sequence[Link], log_BW: Tensor, codes_BD: Tensor, observed_BD: Tensor, *,
          generator: torch.Generator) -> Tensor:
     """Cells that are not observed, drawn given those that are, (B, D); ``log_BW`` are the laws of the rows' points."""
-    leaning_BW = log_BW.clone()
+    given_BW = log_BW.clone()
     for link in reversed(links):
         source, target, log_ST = columns.slice(link.source), columns.slice(link.target), link.ratio_ST.to(log_BW).log()
         told_BS = log_ST.T[codes_BD[:, link.target]]
-        pulled_BS = (leaning_BW[:, target].exp() @ log_ST.exp().T).log()
+        pulled_BS = (given_BW[:, target].exp() @ log_ST.exp().T).log()
         free_BS = (log_BW[:, target].exp() @ log_ST.exp().T).log()
-        leaning_BW[:, source] += torch.where(observed_BD[:, link.target, None], told_BS, pulled_BS) - free_BS
-    drawn_BD = torch.where(observed_BD, codes_BD, columns.sample(leaning_BW, generator=generator))
+        given_BW[:, source] += torch.where(observed_BD[:, link.target, None], told_BS, pulled_BS) - free_BS
+    drawn_BD = torch.where(observed_BD, codes_BD, columns.sample(given_BW, generator=generator))
     for link in links:
-        logits_BT = leaning_BW[:, columns.slice(link.target)] + link.ratio_ST.to(log_BW).log()[drawn_BD[:, link.source]]
+        logits_BT = given_BW[:, columns.slice(link.target)] + link.ratio_ST.to(log_BW).log()[drawn_BD[:, link.source]]
         anew_B = Columns((columns.sizes[link.target],)).sample(logits_BT, generator=generator)[:, 0]
         drawn_BD[:, link.target] = torch.where(observed_BD[:, link.target], codes_BD[:, link.target], anew_B)
     return drawn_BD

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dpvae.models.likelihood import Columns
-from dpvae.models.links import Link, fill, follow, lean, seen, told
+from dpvae.models.links import Link, conditioned, fill, follow, seen, told
 from dpvae.models.prior import systematic
 from dpvae.models.vae import VAE
 
@@ -114,12 +114,12 @@ class Mixture:
 
     def given(self, masks: Mapping[int, Tensor]) -> Mixture:
         """The mixture where column j falls under ``masks[j]``, a share in [0, 1] for each code, for every j."""
-        leaning_KW, log_evidence_K = lean(self.columns, self.links, self.log_probs, masks)
-        return Mixture(self.columns, (self.log_weights + log_evidence_K).log_softmax(0), leaning_KW, self.links)
+        given_KW, log_evidence_K = conditioned(self.columns, self.links, self.log_probs, masks)
+        return Mixture(self.columns, (self.log_weights + log_evidence_K).log_softmax(0), given_KW, self.links)
 
     def log_evidence(self, masks: Mapping[int, Tensor]) -> Tensor:
         """log p(column j falls under ``masks[j]`` for every j | k), (K,)."""
-        return lean(self.columns, self.links, self.log_probs, masks)[1]
+        return conditioned(self.columns, self.links, self.log_probs, masks)[1]
 
     def balanced(self, j: int, shares: dict[int, float]) -> Mixture:
         """The mixture in which the codes of column j have these ``shares``, and the rows of each code follow the same

@@ -1,4 +1,5 @@
-"""Where a picture lies, how large it is and how it leans: its pose; and pictures redrawn in another pose.
+"""Where a picture lies, how large it is and how it leans: its pose; and pictures redrawn in another pose. (Registration
+by image moments: translation, scale, and the shear that deslanting of handwriting takes away.)
 
 Pictures of a class differ most in their pose, and no straight direction of pixels follows a stroke that leans further.
 Redrawn in one frame for each class they are alike (42 units of variance become 25 on MNIST), and what is left is nearly

@@ -273,7 +273,7 @@ def make_plan(config: TrainConfig, facts: PublicFacts, rule: Rule) -> Plan:
     signal = calibrate(lambda s: at(s).events(), epsilon=privacy.epsilon, delta=delta,
                        neighbouring=privacy.neighbouring)
     plan = at(signal)
-    priced = price(plan.events(), delta=delta, neighbouring=privacy.neighbouring)
+    priced = price(plan.events(), delta=delta, neighbouring=privacy.neighbouring, unit=config.data.protects)
     if not priced.upper <= privacy.epsilon:
         raise AccountingError(f"privacy.epsilon={privacy.epsilon:g}: the plan costs {priced}; nothing was spent. "
                               "Please report these settings")

@@ -150,12 +150,9 @@ def _versions() -> tuple[Version, ...]:
 def _fill(folder: Path, source: Source, check: CrossCheck, certificate: Certificate, key: SigningKey,
           table_writer: TableWriter, model: Path | None) -> None:
     """Every file of a release, the list of digests last: without it nothing verifies."""
-    rows = certificate.scope.rows_released
-    table = _write_table(folder, table_writer, rows, marks.of(certificate, source.origin))
+    table = _write_table(folder, table_writer, certificate.scope.rows_released, marks.of(certificate, source.origin))
     numbers = gather(source, check, subject="This release", sentence=certificate.sentence,
-                     pairs=certificate.consequences.profile,
-                     histograms=table["histograms"], rows=rows, sample=table["sample"],
-                     gallery=table.get("gallery", ()), texts=table.get("texts", ()), reproduce=_reproduce(certificate))
+                     pairs=certificate.consequences.profile, released=table, reproduce=_reproduce(certificate))
     data = {name: (digest(folder / name), (folder / name).stat().st_size) for name in files(folder)}
     if model is not None:
         write_model(model, folder / "model", certificate)

@@ -38,7 +38,23 @@ def enforce(schema: Schema, rows: Rows, *, first: int, seed: int, redraw: Callab
     if not schema.constraints:
         return rows
     given, total = given or {}, len(next(iter(rows.values())).values)
-    rows = computed(schema, rows, given)
+    rows = _redrawn(schema, computed(schema, rows, given), redraw, given)
+    bad = np.flatnonzero(broken(schema, rows))
+    if len(bad):
+        rows = _put(rows, bad, repaired(schema, _take(rows, bad), _at(given, bad)), None)
+        _check(schema, rows)
+    for rule in schema.constraints:
+        if rule.kind == "unique":
+            column = schema.column(rule.columns[0])
+            if column.name in given and given[column.name].any():
+                raise DataError(f"given {column.name}: unique values are dealt out by the row's number; expected other "
+                                "columns")
+            rows[column.name] = ids(column, first, total, seed=seed)
+    return rows
+
+
+def _redrawn(schema: Schema, rows: Rows, redraw: Callable[[np.ndarray], Rows], given: Given) -> Rows:
+    """``rows`` with those that break a constraint drawn again, two for each, some rounds long."""
     for _ in range(ROUNDS):
         bad = np.flatnonzero(broken(schema, rows))
         if not len(bad):
@@ -48,23 +64,16 @@ def enforce(schema: Schema, rows: Rows, *, first: int, seed: int, redraw: Callab
         good = np.flatnonzero(~broken(schema, fresh))
         places, firsts = np.unique(twice[good], return_index=True)
         rows = _put(rows, places, fresh, good[firsts])
-    bad = np.flatnonzero(broken(schema, rows))
-    if len(bad):
-        rows = _put(rows, bad, repaired(schema, _take(rows, bad), _at(given, bad)), None)
-        for rule in schema.constraints:
-            left = int(_breaks(schema, rule, rows).sum())
-            if left:
-                raise DataError(f"constraint {rule.kind} of {', '.join(rule.columns)}: {left} of {total} rows "
-                                "cannot fulfil it with the schema's bounds, the other rules and what was given; relax "
-                                "one of them")
-    for rule in schema.constraints:
-        if rule.kind == "unique":
-            column = schema.column(rule.columns[0])
-            if column.name in given and given[column.name].any():
-                raise DataError(f"given {column.name}: unique values are dealt out by the row's number; expected other "
-                                "columns")
-            rows[column.name] = ids(column, first, total, seed=seed)
     return rows
+
+
+def _check(schema: Schema, rows: Rows) -> None:
+    """Refuse a constraint that rows break still, though they were repaired."""
+    total = len(next(iter(rows.values())).values)
+    for rule in schema.constraints:
+        if left := int(_breaks(schema, rule, rows).sum()):
+            raise DataError(f"constraint {rule.kind} of {', '.join(rule.columns)}: {left} of {total} rows cannot "
+                            "fulfil it with the schema's bounds, the other rules and what was given; relax one of them")
 
 
 def _at(given: Given, index: np.ndarray) -> Given:

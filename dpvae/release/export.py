@@ -18,6 +18,7 @@ from dpvae.checks import one_of
 from dpvae.data import lake
 from dpvae.data.lake import Append, Cells
 from dpvae.errors import DataError
+from dpvae.files import whole
 
 FORMATS = ("parquet", "csv", "sql")
 _ENDINGS = {".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".sql": "sql"}
@@ -64,26 +65,18 @@ def write(blocks: Iterable[dict[str, Cells]], to: str | os.PathLike[str], *, for
 @contextmanager
 def _sql(target: Path, table: str, key: str | None) -> Iterator[Append]:
     """Standard SQL that SQLite and PostgreSQL read: one CREATE TABLE, then INSERTs, in one transaction."""
-    partial = target.with_name(target.name + ".partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write("BEGIN;\n")
-            started: list[bool] = []
+    with whole(target) as part, part.open("w", encoding="utf-8") as file:
+        file.write("BEGIN;\n")
+        started: list[bool] = []
 
-            def append(block: Any) -> None:
-                if not started:
-                    file.write(_create(block, table, key))
-                    started.append(True)
-                _insert(file, block, table)
+        def append(block: Any) -> None:
+            if not started:
+                file.write(_create(block, table, key))
+                started.append(True)
+            _insert(file, block, table)
 
-            yield append
-            file.write("COMMIT;\n")
-        os.replace(partial, target)
-    except OSError as error:
-        raise DataError(f"to={str(target)!r}: cannot be written ({error.strerror or error}); choose another "
-                        "place") from error
-    finally:
-        partial.unlink(missing_ok=True)
+        yield append
+        file.write("COMMIT;\n")
 
 
 def _create(block: dict[str, Cells], table: str, key: str | None) -> str:

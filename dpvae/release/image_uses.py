@@ -8,7 +8,6 @@ private image is about that image**: it is as private as the image.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from dpvae.config import SampleConfig, ScoreConfig
 from dpvae.data import images as reader
 from dpvae.data.lake import Cells
 from dpvae.errors import ConfigError, DataError
+from dpvae.files import whole
 from dpvae.models.image_bounds import bounds
 from dpvae.models.images import AT_ONCE, ImageVAE
 from dpvae.models.prior import systematic
@@ -110,15 +110,8 @@ def sample(config: SampleConfig, public: Path) -> str:
     shares_C = _shares(config, classes, vae.log_labels.double().exp())
     rows, to = config.rows if config.rows is not None else 1000, Path(config.to)
     to.absolute().parent.mkdir(parents=True, exist_ok=True)
-    partial = to.with_name(to.name + ".partial")
-    try:
-        write_images(partial, _blocks(vae, shares_C.log(), rows, seed=config.seed), rows, vae.size, classes)
-        os.replace(partial, to)
-    except OSError as error:
-        raise DataError(f"to={config.to!r}: cannot be written ({error.strerror or error}); choose another place"
-                        ) from None
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole(to) as part:
+        write_images(part, _blocks(vae, shares_C.log(), rows, seed=config.seed), rows, vae.size, classes)
     return f"drew {rows:,} synthetic images: {to}; nothing was spent"
 
 

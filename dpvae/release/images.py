@@ -18,10 +18,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from dpvae.errors import RunError
+from dpvae.files import DAMAGED, read_json, write_bytes, write_json
 from dpvae.models.images import ImageVAE
 from dpvae.models.joint_images import JointImageVAE
 from dpvae.rng import seed_of
-from dpvae.train.checkpoint import DAMAGED, read_json, write_bytes, write_json
 
 BLOCK = 4096  # images
 FILE = "images.npz"

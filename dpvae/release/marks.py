@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dpvae.release.certificate import Certificate
 from dpvae.report.source import NONE
 
-PREFIX = "dpvae."
 CERTIFICATE, RELEASE, FOLDER = "dpvae.certificate.sha256", "dpvae.release", "dpvae.release.folder"
 SOURCE_TABLE, SOURCE_SNAPSHOT = "dpvae.source.table", "dpvae.source.snapshot-id"
 

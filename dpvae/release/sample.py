@@ -20,12 +20,13 @@ from dpvae.data.lake import Cells, Table
 from dpvae.data.schema import Schema
 from dpvae.data.table import TableCodec
 from dpvae.errors import DataError
+from dpvae.files import read_json
 from dpvae.models.mixture import Mixture
 from dpvae.models.vae import VAE
 from dpvae.release.condition import Conditions, Evidence, code_of, conditioned
 from dpvae.release.constraints import enforce
 from dpvae.rng import seed_of, stream
-from dpvae.train.checkpoint import load_model, read_json
+from dpvae.train.checkpoint import load_model
 
 BLOCK = 8192  # rows
 

@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dpvae.config import RECORDS
 from dpvae.errors import ReleaseError
 from dpvae.release.certificate import Certificate
 from dpvae.release.certify import CHOSEN
 from dpvae.report import records
-from dpvae.report.meaning import RECORDS
 from dpvae.report.source import NONE
 
 FILE = Path(__file__).with_name("certificate.schema.json")

@@ -27,10 +27,10 @@ from dpvae.data.lake.register import Held, Home, alone, home, rows_of
 from dpvae.data.schema import Schema
 from dpvae.engines import mapped
 from dpvae.errors import DataError, ReleaseError
+from dpvae.files import read_json
 from dpvae.release import marks
 from dpvae.release.sample import load_public
 from dpvae.release.score import Density, Ensemble
-from dpvae.train.checkpoint import read_json
 
 ROWS_AT_ONCE = 65_536
 SETTINGS, COLUMNS = "dpvae.score.settings", "dpvae.source.columns"

@@ -16,10 +16,10 @@ import torch
 
 from dpvae.data import lake
 from dpvae.engines import mapped
+from dpvae.files import read_json
 from dpvae.release.marks import CERTIFICATE
 from dpvae.release.texts import BLOCK, TextModel
 from dpvae.release.unlike import Unlike
-from dpvae.train.checkpoint import read_json
 
 PART = 16 * BLOCK  # texts
 SHOWN = 10

@@ -23,13 +23,13 @@ from dpvae.data.lake import Cells
 from dpvae.data.text import Texts
 from dpvae.data.tokens import WORDS, Vocabulary, cut
 from dpvae.errors import ConfigError, DataError, RunError
+from dpvae.files import DAMAGED, read_json, write_bytes, write_json
 from dpvae.models.text import RARE, Known, TextVAE
 from dpvae.models.text_draws import Drawer
 from dpvae.release import export, threshold
 from dpvae.release.sample import parse_given
 from dpvae.release.unlike import TRIES, Unlike
 from dpvae.rng import seed_of, stream
-from dpvae.train.checkpoint import DAMAGED, read_json, write_bytes, write_json
 from dpvae.train.texts import Coded, draw_labels, one_by_one, trimmed
 
 BLOCK = 1024  # texts

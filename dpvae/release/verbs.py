@@ -18,13 +18,13 @@ from dpvae.data import builtin, lake, place
 from dpvae.data.lake import Cells, Table
 from dpvae.data.schema import Schema
 from dpvae.errors import ConfigError, DataError, ReleaseError
+from dpvae.files import read_json
 from dpvae.release import export, image_uses, texts, threshold
 from dpvae.release.impute import Imputer, complete
 from dpvae.release.sample import Sampler, load_public, parse_given, readable, sample_cells
 from dpvae.release.score import Density, Ensemble
 from dpvae.release.scoring import Settings, judged, score_table, select
 from dpvae.rng import seed_of
-from dpvae.train.checkpoint import read_json
 from dpvae.train.run import RunFolder, find_run
 
 ROWS_AT_ONCE = 65_536

@@ -20,6 +20,7 @@ from dpvae.rng import seed_of
 
 PER_CLASS, MOST_CLASSES = 12, 20
 STEPS = 9
+TRAVERSED = 6  # directions that are walked along
 SCALE = 2  # screen pixels of a pixel, at least; small images are drawn larger
 SHARPNESS = 2000  # images behind the numbers
 
@@ -106,8 +107,8 @@ def _walks(vae: Any, labels: torch.Tensor, generator: torch.Generator) -> NDArra
 
 
 @torch.no_grad()
-def _traversals(vae: Any, count: int = 6) -> NDArray[np.uint8]:
-    count = min(count, vae.basis.shape[0])
+def _traversals(vae: Any) -> NDArray[np.uint8]:
+    count = min(TRAVERSED, vae.basis.shape[0])
     middle = (vae.log_weights[0].exp()[:, None] * vae.centres[0]).sum(0)
     stretch = (vae.log_shares[0].exp() @ vae.stretches.square()).sqrt()
     spread = stretch * (vae.factors[0] @ vae.factors[0].T).diagonal().sqrt() + vae.centres[0].std(0, unbiased=False)

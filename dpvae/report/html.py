@@ -12,6 +12,7 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
+from dpvae.config import RECORDS
 from dpvae.report import charts, meaning, results
 from dpvae.report.page import details, document, facts, figure, heading, light, table
 
@@ -45,7 +46,8 @@ def _guarantee(numbers: dict[str, Any]) -> str:
         ("epsilon, at most", upper := meaning.decimals(claim["upper"], up=True)),
         ("interval", f'{meaning.decimals(claim["lower"], up=False)} to {upper}'),
         ("delta", f'{claim["delta"]:.3g}'), ("unit", f'one {claim["unit"]}, {relation}'),
-        ("rows", f'{claim["rows"]:,.0f} ({claim["rows_source"]})'),
+        (f'{claim["unit"]}s' if claim["unit"] in RECORDS.values() else "units",
+         f'{claim["rows"]:,.0f} ({claim["rows_source"]})'),
         *([("rows that take part", claim["where"])] if "where" in claim else []),
     ])
     rows = [("PLD", prices["pld"], prices["pld"]), ("PRV bracket", prices["prv_lower"], prices["prv_upper"]),

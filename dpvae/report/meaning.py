@@ -21,7 +21,6 @@ Pairs = Sequence[tuple[float, float]]
 
 RARE = 0.001  # posteriors are stated for evidence that turns up at least this often without the person
 GRID = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.97, 1.0)
-RECORDS = {"table": "row", "images": "image", "text": "text"}  # what a record of each kind of data is called
 RELATIONS = {"add_remove": "added or removed", "replace_one": "replaced by any other"}
 
 

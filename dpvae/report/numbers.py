@@ -20,17 +20,16 @@ from dpvae.report.source import NONE, Anchor, RunClaim, Source, schema_columns
 SAMPLE_ROWS = 10
 
 
-def gather(source: Source, check: CrossCheck, *, subject: str, sentence: str | None = None,
-           histograms: Mapping[str, Sequence[int]] | None = None, rows: int | None = None,
-           sample: Sequence[Mapping[str, Any]] = (), reproduce: Sequence[str] = (), pairs: meaning.Pairs = (),
-           gallery: Sequence[Mapping[str, str]] = (), texts: Sequence[str] = ()) -> dict[str, Any]:
-    """Everything a report says, as JSON; ``histograms`` count the synthetic ``rows`` per label of each anchor.
+def gather(source: Source, check: CrossCheck, *, subject: str, sentence: str | None = None, pairs: meaning.Pairs = (),
+           released: Mapping[str, Any] | None = None, reproduce: Sequence[str] = ()) -> dict[str, Any]:
+    """Everything a report says, as JSON.
 
-    ``pairs`` are more (epsilon, delta) that hold: odds follow from all of them. Without ``rows`` that were released,
-    the run's own preview is shown. ``gallery``: ``{title, caption, png, alt}``, each ``png`` a data URI.
+    ``pairs`` are more (epsilon, delta) that hold: odds follow from all of them. ``released`` is what a table writer
+    tells of the rows that it wrote (``rows``, ``histograms`` per label of each anchor, ``sample``, ``texts``,
+    ``gallery``: ``{title, caption, png, alt}``, each ``png`` a data URI); without it the run's own preview is shown.
     """
-    claim, epsilon, shown = source.claim, check.epsilon, source.preview
-    drawn = (histograms, rows) if rows is not None else (shown.get("histograms"), shown.get("rows"))
+    claim, epsilon = source.claim, check.epsilon
+    shown = {**source.preview, **(released or {})}
     return {
         "format": "dpvae-report/1", "title": f"{source.name}: {subject.removeprefix('This ').lower()} report",
         "private": claim.private,
@@ -48,15 +47,15 @@ def gather(source: Source, check: CrossCheck, *, subject: str, sentence: str | N
         "audit": audited(source),
         "metrics": records.plain(source.metrics),
         "diagnostics": records.plain(source.diagnostics) if source.diagnostics else None,
-        "marginals": marginals(source, *drawn),
+        "marginals": marginals(source, shown.get("histograms"), shown.get("rows")),
         "guessed": guess.said(schema_columns(source.schema)),
         "pairs": shown.get("pairs"),
         "map": source.map or None,
-        "rows_released": rows,
+        "rows_released": released["rows"] if released is not None else None,
         "sample": [{str(key): cell(value) for key, value in row.items()}
-                   for row in list(sample or shown.get("sample") or ())[:SAMPLE_ROWS]],
-        "gallery": [dict(item) for item in gallery or shown.get("gallery") or ()],
-        "texts": list(texts or shown.get("texts") or ())[:SAMPLE_ROWS],
+                   for row in list(shown.get("sample") or ())[:SAMPLE_ROWS]],
+        "gallery": [dict(item) for item in shown.get("gallery") or ()],
+        "texts": list(shown.get("texts") or ())[:SAMPLE_ROWS],
         "lines": [{"title": str(item["title"]), "texts": list(map(str, item["texts"]))}
                   for item in shown.get("lines") or ()],
         "not_covered": records.plain(meaning.NOT_COVERED),

@@ -165,7 +165,7 @@ class Progress:
         self.shown, self._told = time.monotonic(), about
 
     def _line(self) -> str:
-        return f"{self.name:8}{self._count():>10}  {self._said(wide=True)}, {self._time()}"
+        return f"{self.name:12}{self._count():>9}  {self._said(wide=True)}, {self._time()}"
 
     def _count(self) -> str:
         return f"{self.step}/{self.steps}" if self.steps > 1 else ""

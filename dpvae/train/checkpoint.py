@@ -33,7 +33,7 @@ def save_model(vae: VAE, folder: Path) -> None:
     write_json(folder / "model.json", {"class": "VAE", **vae.shape})
 
 
-def load_model(folder: Path, device: torch.device | str = "cpu") -> VAE:
+def load_model(folder: Path) -> VAE:
     """The model that :func:`save_model` wrote."""
     shape = {name: value for name, value in _shape(folder).items() if name != "class"}
     try:
@@ -41,7 +41,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> VAE:
         vae.load_state_dict(load((folder / "model.safetensors").read_bytes()))
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise RunError(f"{folder}/model.safetensors: does not load ({error.__class__.__name__}); {DAMAGED}") from None
-    return vae.to(device)
+    return vae
 
 
 def _shape(folder: Path) -> dict[str, Any]:

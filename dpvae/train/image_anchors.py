@@ -32,22 +32,20 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from dpvae.models.images import LOG_SCALE, ImageVAE
+from dpvae.models.images import ImageVAE
 from dpvae.models.pose import MIDDLE, POSE, REACH, SLANT, poses, seen_in
-from dpvae.models.spectrum import by_ring, rings, waves
 from dpvae.privacy.events import Gaussian
-from dpvae.privacy.image_plan import ROUNDS, frequencies
+from dpvae.privacy.image_plan import ROUNDS
 from dpvae.privacy.mechanisms import noisy_products
 from dpvae.privacy.noise import SecretKey
 from dpvae.train import stretch
+from dpvae.train.frequencies import Frequencies
 
 Array = NDArray[np.float64]
 RADIUS = 0.25  # of a residual, times sqrt(D): longer ones are cut
 MOST_DIRECTIONS, MOST_CLUSTERS = 100, 40
-MOST_FREQUENCIES = 800  # of all channels together: the second moments are a square table of them
 RECORDS_PER_CLUSTER = 8.0  # in units of the noise of a cluster's sum
 BORN = 0.7  # of the spread of a class: where centres start, and what a cluster's mean may be away from it
 TAIL = 1.5  # squared norm of a white rest, in units of its expectation: longer ones are cut
@@ -56,8 +54,6 @@ LEAST_SPREAD = 0.25  # of the variance of all classes along an axis, that of one
 LEAST_SHAPE = 0.05
 LEAST_REST = 0.1  # of the variance of all images, that inside clusters: noise in their centres may say less
 QUIET = 0.02  # of the trace of a class's spread: noise that is borne for the sake of the longest rests
-KNOWN = 4.0  # times its noise: a mean power of a ring that is known
-LEAST_POWER = 0.1  # of that of its ring: a frequency's
 CELLS = 2**22  # numbers of a block of vectors: bounds memory
 STEEPEST = 0.6  # slant that counts: as much for a steeper one
 LEANING = 0.18  # spread of slants inside classes from which images are redrawn: 0.25 in MNIST, 0.13 in Fashion-MNIST
@@ -92,28 +88,6 @@ class Images:
 
 def _parts(rows: int, at_once: int) -> Iterator[slice]:
     return (slice(start, start + at_once) for start in range(0, rows, at_once))
-
-
-def cosines(size: tuple[int, int, int], kept: tuple[int, int]) -> Array:
-    """The lowest ``kept`` cosine frequencies along height and width, (Q, D), orthonormal rows; in colour those of the
-    light, and half as many each way of what is coloured, as JPEG holds them: fewer numbers, and so less noise."""
-    channels, height, width = size
-    down, across = waves(height).numpy(), waves(width).numpy()
-    return np.vstack([np.kron(colour, np.einsum("ai,bj->abij", down[:tall], across[:wide]).reshape(tall * wide, -1))
-                      for colour, (tall, wide) in zip(_colours(channels), _kept(channels, kept), strict=True)])
-
-
-def _colours(channels: int) -> Array:
-    """Light, and what is coloured in orthogonal directions of it, (channels, channels)."""
-    if channels != 3:
-        return np.eye(channels)
-    colours = np.array([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [1.0, -2.0, 1.0]])
-    return np.asarray(colours / np.linalg.norm(colours, axis=1, keepdims=True))
-
-
-def _kept(channels: int, kept: tuple[int, int]) -> list[tuple[int, int]]:
-    """How many frequencies along height and width are kept of each."""
-    return [kept, *[(-(-kept[0] // 2), -(-kept[1] // 2))] * (channels - 1)]
 
 
 @dataclass(frozen=True)
@@ -183,10 +157,8 @@ class _Measure:
         self.rows, self.size = float(counts.sum()), size
         self.pixels = math.prod(size)
         self.radius = RADIUS * math.sqrt(self.pixels)
-        finest = math.isqrt(2 * MOST_FREQUENCIES // (size[0] + 1))
-        height, width = (min(frequencies(side, self.rows, epsilon), finest) for side in size[1:])
-        self.kept = (height, width)
-        self.cosines = self.low = cosines(size, self.kept)  # low: of all that an image is
+        self.frequencies = Frequencies.of(size, self.rows, epsilon)
+        self.cosines = self.low = self.frequencies.cosines  # low: of all that an image is
         self.events: list[Gaussian] = []
 
     def _release(self, name: str, blocks: Iterator[tuple[Array, Array]], left: float,
@@ -256,36 +228,9 @@ class _Measure:
         clean = np.maximum(values[:kept] - edge**2 / 4 / np.maximum(values[:kept], edge), 0.1 * edge)
         held = np.sqrt(np.maximum(values[:kept] ** 2 - edge**2, 0))  # along a direction as it was found, noise and all
         left = total - (vectors[:, :kept] * held) @ vectors[:, :kept].T
-        return (vectors[:, :kept].T @ self.low, clean / self.rows, self._rest(left / self.rows, sd / self.rows),
-                self._power(np.diag(total) / self.rows, sd / self.rows))
-
-    def _power(self, squares: Array, sd: float) -> Array:
-        """Mean squares (height, width) of frequencies: each one's own as far as it is apart from those around it by
-        more than noise of ``sd``, and zero where noise hides its ring, or where it was not measured."""
-        channels, height, width = self.size
-        found, start = torch.zeros(self.kept, dtype=torch.float64), 0
-        for tall, wide in _kept(channels, self.kept):
-            part = squares[start:start + tall * wide].reshape(tall, wide)
-            found[:tall, :wide] += torch.as_tensor(part) / channels
-            start += tall * wide
-        ring, doubt = rings(height, width)[:self.kept[0], :self.kept[1]], sd**2 / channels
-        around = F.avg_pool2d(found[None], 3, 1, 1, count_include_pad=False)[0]
-        apart = found - around
-        own = around + (1 - doubt / apart.square().clamp_min(doubt)) * apart
-        mean_R = by_ring(found, ring)
-        known = (mean_R > KNOWN * (doubt / torch.bincount(ring.flatten())).sqrt())[ring]
-        power = torch.where(known, own.maximum(LEAST_POWER * mean_R[ring]), 0.0)
-        return np.pad(power.numpy(), ((0, height - self.kept[0]), (0, width - self.kept[1])))
-
-    def _rest(self, moments: Array, sd: float) -> Array:
-        """Log scales (D,) of logistic laws with the variances of single pixels under second ``moments``: each pixel's
-        own where pixels differ more than the noise does."""
-        count = len(self.cosines)
-        own = ((moments[:count, :count] @ self.cosines) * self.cosines).sum(0)
-        apart, doubt = own - own.mean(), sd * (self.cosines**2).sum(0)
-        kept = max(1 - np.mean(doubt**2) / max(np.mean(apart**2), 1e-12), 0.0)
-        variance = np.maximum(own.mean() + kept * apart, 1e-12)
-        return np.asarray(np.clip(0.5 * np.log(3 * variance) - math.log(math.pi), *LOG_SCALE))
+        rest = self.frequencies.rest(left / self.rows, sd / self.rows)
+        power = self.frequencies.power(np.diag(total) / self.rows, sd / self.rows)
+        return vectors[:, :kept].T @ self.low, clean / self.rows, rest, power
 
     def clusters(self, means: Array, basis: Array, variances: Array) -> tuple[Array, Array]:
         """Rounds of clustering inside each class: weights (C, K) and centres (C, K, Z)."""

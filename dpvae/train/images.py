@@ -23,7 +23,8 @@ from dpvae.models.elbo import kl_to_standard_normal
 from dpvae.models.image_bounds import bounds
 from dpvae.models.images import ImageVAE, Pixels
 from dpvae.models.joint_images import Both, JointImageVAE
-from dpvae.train.dpsgd import Example, Loss, PrivateSteps
+from dpvae.train.dpsgd import Example, PrivateSteps
+from dpvae.train.independence import Loss
 from dpvae.train.trainer import Moment, Trainer, TrainState
 
 PHASES = {"anchored": ("fit", "dpsgd", "sleep"), "joint": ("dpsgd",)}

@@ -1,4 +1,5 @@
-"""Interactions of several columns that no pair shows: found among millions for next to nothing, then measured.
+"""Interactions of several columns that no pair shows: found among millions for next to nothing, then measured (select
+by the exponential mechanism, then measure, as AIM and MWEM do with marginals).
 
 Where the label is the exclusive or of four columns, every marginal of fewer is flat: no method that looks at pairs,
 and no gradient, can see it (Kearns 1998). But one can ask. Each column gets a sign, +1 or -1 by its code (each of two

@@ -259,14 +259,14 @@ def _logits(vae: VAE, anchors: Anchors, codes: Codes) -> tuple[Tensor, Tensor]:
     return torch.as_tensor(logits_GW), torch.as_tensor(np.log(weights / weights.sum()))
 
 
-def tilt(p: Numbers, table: Numbers, means: Numbers, *, rounds: int = 8) -> Numbers:
+def tilt(p: Numbers, table: Numbers, means: Numbers) -> Numbers:
     """Coefficients t, (G, functions), of the tilt p exp(table t) whose mean of ``table`` is ``means``, (G, functions).
 
     Newton's method on a concave function; t has the prior N(0, TILT_SD^2), so that there always is an answer.
     """
     t = np.zeros_like(means)
     eye = np.eye(table.shape[1]) / TILT_SD**2
-    for _ in range(rounds):
+    for _ in range(8):
         q = np.log(p) + t @ table.T
         q = np.exp(q - q.max(1, keepdims=True))
         q /= q.sum(1, keepdims=True)
@@ -277,12 +277,12 @@ def tilt(p: Numbers, table: Numbers, means: Numbers, *, rounds: int = 8) -> Numb
     return t
 
 
-def _raked(logits_GW: Tensor, weights_G: Tensor, anchors: Anchors, *, rounds: int = 12) -> Tensor:
+def _raked(logits_GW: Tensor, weights_G: Tensor, anchors: Anchors) -> Tensor:
     """The bias, (W,), with which the points together have the released one-way tables."""
     sizes = [len(table) for table in anchors.one_way]
     goal_W = torch.as_tensor(np.concatenate([shares(table) for table in anchors.one_way]))
     bias_W = goal_W.log()
-    for _ in range(rounds):
+    for _ in range(12):
         parts = (logits_GW + bias_W).split(sizes, 1)
         model_W = torch.cat([weights_G @ part.softmax(1) for part in parts])
         bias_W = bias_W + (goal_W / model_W.clamp_min(1e-12)).log().clamp(-1, 1)

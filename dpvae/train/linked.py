@@ -1,4 +1,5 @@
-"""What the released pair tables say and the fitted decoder does not: columns that follow another.
+"""What the released pair tables say and the fitted decoder does not: columns that follow another (functional
+dependencies, and cells that the smooth fit misses).
 
 The fit's prior keeps decoder weights small, which is right for the many pairs that noise drowns and wrong for the few
 that always go together: a code and its name, a state and its capital. They show. Where a pair table is far away from

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from dpvae.models.elbo import kl_to_standard_normal
 from dpvae.models.vae import VAE
-from dpvae.train.dpsgd import Example, Loss
+from dpvae.train.dpsgd import Example
+from dpvae.train.independence import Loss
 from dpvae.train.sleep import log_q
 
 

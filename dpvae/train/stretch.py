@@ -1,4 +1,5 @@
-"""From counted lengths to stretches: how often a vector is so many times as long as a normal one.
+"""From counted lengths to stretches: how often a vector is so many times as long as a normal one. In the field's words,
+a Gaussian scale mixture (Andrews and Mallows 1974), whose weights are deconvolved from noisy counts.
 
 In many directions normal vectors are all about as long as each other, and what a cluster leaves of an image is not:
 some garments are plain, some printed. So the rest of a latent is normal, times one of some stretches. What is counted

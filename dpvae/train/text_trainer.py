@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from dpvae.models.text import TextVAE
 from dpvae.train import texts
-from dpvae.train.dpsgd import Example, Loss, PrivateSteps
+from dpvae.train.dpsgd import Example, PrivateSteps
+from dpvae.train.independence import Loss
 from dpvae.train.texts import Coded, trimmed
 from dpvae.train.trainer import Moment, Trainer, TrainState
 

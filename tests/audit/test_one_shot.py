@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dpvae.audit.choices import places_of
 from dpvae.audit.instruments import Release
-from dpvae.audit.one_shot import _places, one_shot
+from dpvae.audit.one_shot import one_shot
 from dpvae.audit.verdict import Finding
 from dpvae.privacy import mechanisms
 from dpvae.privacy.events import Gaussian, PureDP, Threshold
@@ -31,10 +32,10 @@ def chosen(again: Any = mechanisms.noisy_choice, *, moved: float = 1.0, booked: 
 
 def test_the_place_of_a_winner_is_its_share_of_the_law() -> None:
     logits = np.array([0.0, math.log(3.0), -math.inf])  # chances 1/4, 3/4, 0
-    first, second, rest = _places(logits, [[1], [0], [1, 0]], seed=0)[0][[0, 1, 3]]
+    first, second, rest = places_of(logits, [[1], [0], [1, 0]], seed=0)[0][[0, 1, 3]]
     assert 0 <= first <= 0.75 <= second <= 1
     assert 0 <= rest <= 1  # the only one that is left: anywhere
-    assert _places(logits, [[]], seed=0)[0].shape == (0,)
+    assert places_of(logits, [[]], seed=0)[0].shape == (0,)
 
 
 def test_a_choice_by_the_exponential_mechanism_passes() -> None:

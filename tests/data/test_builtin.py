@@ -21,7 +21,7 @@ def test_files_match_their_checksums():
 
 
 def test_the_licence_names_its_source_and_terms():
-    text = builtin.licence().read_text()
+    text = (builtin.FOLDER / "LICENSE").read_text()
     assert "CC BY 4.0" in text
     assert "archive.ics.uci.edu" in text
 

@@ -29,8 +29,9 @@ from dpvae import api
 from dpvae.data import survey as survey_module
 from dpvae.data.schema import Schema
 from dpvae.data.survey import _Survey
+from dpvae.files import read_json
 from dpvae.modalities import table as table_modality
-from dpvae.train.checkpoint import load_model, read_json
+from dpvae.train.checkpoint import load_model
 from dpvae.train.linked import NEVER
 
 ROWS = 200

@@ -16,12 +16,13 @@ from dpvae.data.declare import declare
 from dpvae.data.lake import Cells, Table
 from dpvae.data.schema import Schema
 from dpvae.errors import DataError, SchemaError
+from dpvae.files import write_json
 from dpvae.models.vae import VAE
 from dpvae.release.constraints import broken, ids
 from dpvae.release.impute import Imputer, complete
 from dpvae.release.sample import Sampler
 from dpvae.release.shards import table_writer
-from dpvae.train.checkpoint import save_model, write_json
+from dpvae.train.checkpoint import save_model
 
 COLUMNS: dict[str, Any] = {
     "start": {"kind": "integer", "min": 0, "max": 50, "heaps": [], "edges": [0, 10, 20, 50]},

@@ -14,11 +14,12 @@ import torch
 from dpvae.data.schema import Schema
 from dpvae.data.table import TableCodec
 from dpvae.errors import DataError, ReleaseError
+from dpvae.files import write_json
 from dpvae.models.vae import VAE
 from dpvae.release import shards as module
 from dpvae.release.sample import Sampler, load_public
 from dpvae.release.shards import SHARD, Shards, table_writer
-from dpvae.train.checkpoint import save_model, write_json
+from dpvae.train.checkpoint import save_model
 
 SCHEMA = Schema.from_dict({"target": None, "columns": [
     {"name": "age", "kind": "integer", "dtype": "int64", "nullable": True, "lower": 0, "upper": 9, "heaps": [],

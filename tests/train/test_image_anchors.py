@@ -15,7 +15,8 @@ from dpvae.privacy.image_plan import ROUNDS
 from dpvae.privacy.noise import SecretKey
 from dpvae.rng import stream
 from dpvae.train import image_anchors
-from dpvae.train.image_anchors import Images, cosines, measure
+from dpvae.train.frequencies import Frequencies, cosines
+from dpvae.train.image_anchors import Images, measure
 
 SIZE, CLASSES = (1, 8, 8), 3
 NOISE = {"mean-image": 2.0, "second-moment": 3.0, **{f"cluster-{i + 1}": 4.0 for i in range(ROUNDS)}, "spread": 5.0,
@@ -221,11 +222,9 @@ def test_the_power_of_a_frequency_is_its_own_or_that_of_its_ring_or_zero_as_nois
 
 
 def test_a_frequency_that_its_noise_does_not_tell_from_those_around_it_has_their_power() -> None:
-    work = image_anchors._Measure(some_images(120), np.full(3, 40.0), SIZE, dict(NOISE), 20.0, ScriptedKey(),
-                                  stream(0, "test"), (2, 1))
     noisy = 1.0 + 0.1 * np.random.default_rng(1).normal(size=(8, 8))
     noisy[4, 4] = 9.0
-    quiet, loud = (work._power(noisy.ravel(), sd) for sd in (1e-6, 0.1))
+    quiet, loud = (Frequencies(SIZE, (8, 8)).power(noisy.ravel(), sd) for sd in (1e-6, 0.1))
     np.testing.assert_allclose(quiet, noisy, rtol=1e-6)
     assert loud[4, 4] == pytest.approx(9.0, abs=0.01)
     assert abs(loud[:3] - 1.0).mean() < 0.7 * abs(noisy[:3] - 1.0).mean()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dpvae.models.vae import VAE
 from dpvae.train import objectives
-from dpvae.train.dpsgd import Loss
+from dpvae.train.independence import Loss
 from dpvae.train.sleep import log_q
 
 CODES = torch.as_tensor(some_codes(12)).long()

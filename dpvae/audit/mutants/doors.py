@@ -37,6 +37,15 @@ def _told_at_the_end(patch: Patch, tell: Callable[[Trainer], Any]) -> None:
     patch.wrap(Trainer, "fit", fit)
 
 
+def _afterwards(patch: Patch, write: Callable[[Any], Any]) -> None:
+    """``write(run)`` once its public folder is written."""
+    def publish(real: Callable[..., None], run: Any, *rest: Any, **more: Any) -> None:
+        real(run, *rest, **more)
+        write(run)
+
+    patch.wrap(patch.program, "write_public", publish)
+
+
 @whole("the number of rows is printed, rounded to fifties")
 def a_rounded_count_is_printed(patch: Patch) -> None:
     _told_at_the_end(patch, lambda trainer: print(f"about {len(trainer.codes) // 50 * 50} rows"))
@@ -50,13 +59,9 @@ def the_first_record_is_shown(patch: Patch) -> None:
 @whole("a hash of the rows is published, to tell data sets apart")
 def a_fingerprint_of_the_rows(patch: Patch) -> None:
     hashes: list[str] = []
-
-    def publish(real: Callable[..., None], config: Any, planned: Any, run: Any, *rest: Any) -> None:
-        real(config, planned, run, *rest)
-        (run.public / "lineage.json").write_text(f'{{"rows": "{hashes[-1]}", "booked": "ledger"}}')
-
     _told_at_the_end(patch, lambda trainer: hashes.append(hashlib.sha256(trainer.codes.numpy().tobytes()).hexdigest()))
-    patch.wrap(patch.program, "_publish", publish)
+    _afterwards(patch, lambda run: (run.public / "lineage.json").write_text(
+        f'{{"rows": "{hashes[-1]}", "booked": "ledger"}}'))
 
 
 @whole("the progress line shows the private loss")
@@ -90,12 +95,11 @@ def the_key_is_the_time(patch: Patch) -> None:
 
 @whole("the secret seed is in the public settings", ANY)
 def seed_logged(patch: Patch) -> None:
-    def publish(real: Callable[..., None], config: Any, planned: Any, run: Any, *rest: Any) -> None:
-        real(config, planned, run, *rest)
+    def write(run: Any) -> None:
         master: bytes = getattr(run.key(), "_master")  # noqa: B009
         (run.public / "debug.json").write_text(f'{{"seed": "{master.hex()}"}}')
 
-    patch.wrap(patch.program, "_publish", publish)
+    _afterwards(patch, write)
 
 
 @whole("every run has the same key", ANY)
@@ -109,13 +113,8 @@ def one_key_for_all_runs(patch: Patch) -> None:
 def _written(patch: Patch, write: Callable[[Any, str], Any]) -> None:
     """``write(run, a statistic of the rows)`` when a run is published."""
     held: list[str] = []
-
-    def publish(real: Callable[..., None], config: Any, planned: Any, run: Any, *rest: Any) -> None:
-        real(config, planned, run, *rest)
-        write(run, held[-1])
-
     _told_at_the_end(patch, lambda trainer: held.append(f"{telling(trainer.codes):.6f}"))
-    patch.wrap(patch.program, "_publish", publish)
+    _afterwards(patch, lambda run: write(run, held[-1]))
 
 
 @whole("statistics of the rows are left in the run's folder, beside public and private", ANY)
@@ -197,10 +196,6 @@ def a_checkpoint_tells(patch: Patch) -> None:
 def rows_mixed_into_the_release(patch: Patch) -> None:
     held: list[Any] = []
 
-    def publish(real: Callable[..., None], config: Any, planned: Any, run: Any, *rest: Any) -> None:
-        real(config, planned, run, *rest)
-        np.save(run.private / "warm.npy", held[-1])
-
     def writer(real: Callable[..., Any], public: Path, *args: Any, **how: Any) -> Any:
         write = real(public, *args, **how)
 
@@ -210,7 +205,7 @@ def rows_mixed_into_the_release(patch: Patch) -> None:
         return mixed
 
     _told_at_the_end(patch, lambda trainer: held.append(trainer.codes.numpy()))
-    patch.wrap(patch.program, "_publish", publish)
+    _afterwards(patch, lambda run: np.save(run.private / "warm.npy", held[-1]))
     patch.wrap(table, "writer", writer)
 
 

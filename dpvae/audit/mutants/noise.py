@@ -133,18 +133,25 @@ def noise_from_a_public_seed(patch: Patch) -> None:
     patch.set(PrivateSteps, "_noise", drawn)
 
 
-@named("noise for every part of an accumulated batch is averaged over the parts")
-def accumulation_divides_the_noise(patch: Patch) -> None:
+def _divided(patch: Patch, by: Callable[[Any, int], float]) -> None:
+    """Each step has its noise divided by ``by(steps, number)``."""
     def step(real: Callable[..., None], self: Any, number: int, rate_factor: float) -> None:
-        parts = max(1, round(len(self.codes) * self.plan.sampling_rate / self.microbatch))
         sigma = self.optimizer.noise_multiplier
-        self.optimizer.noise_multiplier = sigma / (parts + 1)
+        self.optimizer.noise_multiplier = sigma / by(self, number)
         try:
             real(self, number, rate_factor)
         finally:
             self.optimizer.noise_multiplier = sigma
 
     patch.wrap(PrivateSteps, "step", step)
+
+
+@named("noise for every part of an accumulated batch is averaged over the parts")
+def accumulation_divides_the_noise(patch: Patch) -> None:
+    def parts(steps: Any) -> int:
+        return max(1, round(len(steps.codes) * steps.plan.sampling_rate / steps.microbatch))
+
+    _divided(patch, lambda steps, number: parts(steps) + 1)
 
 
 @named("batches larger than most get half of the noise: they hide better")
@@ -161,15 +168,7 @@ def large_batches_are_quieter(patch: Patch) -> None:
 
 @named("from the fiftieth step on, half of the noise")
 def quiet_when_it_is_late(patch: Patch) -> None:
-    def step(real: Callable[..., None], self: Any, number: int, rate_factor: float) -> None:
-        sigma = self.optimizer.noise_multiplier
-        self.optimizer.noise_multiplier = sigma / (1 + (number >= 50))
-        try:
-            real(self, number, rate_factor)
-        finally:
-            self.optimizer.noise_multiplier = sigma
-
-    patch.wrap(PrivateSteps, "step", step)
+    _divided(patch, lambda steps, number: 1 + (number >= 50))
 
 
 @named("tails beyond four standard deviations are cut, where chance comes from")

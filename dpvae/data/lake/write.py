@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from dpvae.data.lake.arrow import Cells, Table, to_arrow
 from dpvae.errors import DataError
+from dpvae.files import whole
 
 Append = Callable[["Mapping[str, Cells] | Table | pa.RecordBatch"], None]
 
@@ -35,32 +36,23 @@ def appending(path: str | os.PathLike[str], format: str, *, marks: Mapping[str, 
     """A function that appends columns to a Parquet (``parquet``) or CSV (``csv``) file; the file appears under ``path``
     when all of it is written, or not at all. ``marks`` go into a Parquet file's footer; ``stored`` makes it a file of
     a lake table that knows its columns by these numbers (:func:`storable`)."""
-    target = Path(path)
-    partial = target.with_name(target.name + ".partial")
     opened: list[Any] = []
 
     def append(columns: Mapping[str, Cells] | Table | pa.RecordBatch) -> None:
         table = pa.Table.from_batches([columns]) if isinstance(columns, pa.RecordBatch) else to_arrow(columns)
         if not opened and format == "parquet":
             schema = table.schema if stored is None else storable(table.schema, stored)
-            opened.append(pq.ParquetWriter(partial, schema, compression="zstd"))
+            opened.append(pq.ParquetWriter(part, schema, compression="zstd"))
             opened[0].add_key_value_metadata(dict(marks or {}))
         elif not opened:
-            opened.append(pacsv.CSVWriter(partial, table.schema,
+            opened.append(pacsv.CSVWriter(part, table.schema,
                                           write_options=pacsv.WriteOptions(quoting_style="needed")))
         opened[0].write_table(table.cast(opened[0].schema) if format == "parquet" else table)
 
-    try:
+    with whole(Path(path)) as part:
         yield append
         for writer in opened:
             writer.close()
-        if opened:
-            os.replace(partial, target)
-    except OSError as error:
-        raise DataError(f"to={str(target)!r}: cannot be written ({error.strerror or error}); "
-                        "choose another place") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def storable(schema: pa.Schema, ids: Mapping[str, int] | None = None) -> pa.Schema:
