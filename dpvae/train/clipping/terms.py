@@ -114,7 +114,7 @@ class Lookup:
 
     def sampled(self) -> Sample:
         g_BTp = self.g.to(wide(self.g.dtype))
-        value = g_BTp.new_zeros(len(g_BTp), self.rows, g_BTp.shape[-1])
+        value = g_BTp.new_zeros(g_BTp.shape[0], self.rows, g_BTp.shape[-1])
         return Sample(value.scatter_add_(1, self.index[:, :, None].expand_as(g_BTp), g_BTp))
 
 
