@@ -121,13 +121,13 @@ def _rows_are_a_symbol(tensor: Tensor) -> StatelessSymbolicContext[Any, Any]:
     return StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DUCK] + [DimDynamic.STATIC] * (tensor.dim() - 1))
 
 
-def native_noise() -> NativeNoise | None:
-    """The arithmetic of the noise as one compiled program; ``None`` where nothing compiles."""
-    return _made(NativeNoise)
+def native_noise(*, asked: bool) -> NativeNoise | None:
+    """The arithmetic of the noise as one compiled program; ``None`` where nothing compiles, which is told who asked."""
+    return _made(NativeNoise, asked=asked)
 
 
-def _made(program: Callable[[], Made]) -> Made | None:
-    """What ``program`` compiles; where there is no working compiler ``None``, and a line on the log.
+def _made(program: Callable[[], Made], *, asked: bool = True) -> Made | None:
+    """What ``program`` compiles; where there is no working compiler ``None``, and a line on the log for who ``asked``.
 
     By then the budget is booked, and both ways give the same numbers: a slower run is better than none.
     """
@@ -139,7 +139,8 @@ def _made(program: Callable[[], Made]) -> Made | None:
         raise
     except Exception as error:  # whatever a compiler, a linker or a driver may raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        logging.getLogger(__name__).warning(
-            "performance.compile=true: this machine cannot compile the step (%s); going on without. Install a C++ "
+        level = logging.WARNING if asked else logging.DEBUG
+        logging.getLogger(__name__).log(
+            level, "performance.compile=true: this machine cannot compile the step (%s); going on without. Install a C++ "
             "compiler (g++) to have it faster", reason[:120])
         return None
