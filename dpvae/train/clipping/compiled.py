@@ -141,6 +141,6 @@ def _made(program: Callable[[], Made], *, asked: bool = True) -> Made | None:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         level = logging.WARNING if asked else logging.DEBUG
         logging.getLogger(__name__).log(
-            level, "performance.compile=true: this machine cannot compile the step (%s); going on without. Install a C++ "
-            "compiler (g++) to have it faster", reason[:120])
+            level, "performance.compile=true: this machine cannot compile the step (%s); going on without. Install a "
+            "C++ compiler (g++) to have it faster", reason[:120])
         return None
