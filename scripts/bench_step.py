@@ -39,6 +39,7 @@ from dpvae.train.dpsgd import PrivateSteps
 
 WAYS = ("plain", "hooks", "ghost", "fast", "fast_compiled")
 EPOCH = 8  # batches in the table
+STEPS = 1000  # of the run that a step is part of, which makes its noise worth compiling
 Step = Callable[[int], None]
 
 
@@ -60,7 +61,7 @@ def plain_step(model: Model, batch: int, device: torch.device) -> Step:
 def private_step(model: Model, batch: int, device: torch.device, way: str) -> Step:
     """DP-SGD as ``dpvae train`` takes it, on Poisson batches of the same expected size."""
     records, rows = model.records(EPOCH * batch).to(device), EPOCH * batch
-    plan = SgdPlan(noise_multiplier=1.0, sampling_rate=1 / EPOCH, steps=1, clip_norm=1.0, latent_samples=1)
+    plan = SgdPlan(noise_multiplier=1.0, sampling_rate=1 / EPOCH, steps=STEPS, clip_norm=1.0, latent_samples=1)
     steps = PrivateSteps(model.module.to(device), records, model.loss, plan=plan, rows=rows, key=SecretKey.generate(),
                          learning_rate=1e-4, microbatch=None, clipping=way.removesuffix("_compiled"),
                          compile=way.endswith("compiled"), latents=model.latents,

@@ -33,8 +33,8 @@ LAKE = {f"dpvae.data.lake{part}" for part in (
     ".select", ".sql", ".text_files", ".verb", ".write")}
 DOORS = {  # who may import it
     "opacus": {"dpvae.train.dpsgd", "dpvae.train.clipping.engine", "dpvae.train.clipping.fallback",
-               "dpvae.train.clipping.ghost", "dpvae.train.clipping.recorder", "dpvae.train.clipping.recurrent",
-               "dpvae.train.clipping.sharded"},
+               "dpvae.train.clipping.ghost", "dpvae.train.clipping.optimizer", "dpvae.train.clipping.recorder",
+               "dpvae.train.clipping.recurrent", "dpvae.train.clipping.sharded"},
     "hydra": {"dpvae.cli"},
     "omegaconf": {"dpvae.cli"},
     **dict.fromkeys(("pyarrow", "pyiceberg", "deltalake", "duckdb"), LAKE),

@@ -71,7 +71,7 @@ class Columns(_Product):
 
     def one_hot(self, codes_BD: Tensor) -> Tensor:
         """(B, W) float."""
-        x_BW = torch.zeros(len(codes_BD), self.width, device=codes_BD.device)
+        x_BW = torch.zeros(codes_BD.shape[0], self.width, device=codes_BD.device)
         return x_BW.scatter_(1, self.flat(codes_BD.long()), 1.0)
 
     def log_probs(self, logits_BW: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ from dpvae.models.vae import VAE
 from dpvae.privacy.events import Gaussian
 from dpvae.privacy.mechanisms import cell_sd, noisy_counts
 from dpvae.privacy.noise import SecretKey
+from dpvae.train import misfit
 from dpvae.train.fit_prior import Places, Prior
 from dpvae.train.triples import Residual, Triples, of_features
 from dpvae.train.triples import counts as triple_counts
@@ -43,7 +44,6 @@ Further = Callable[[Tensor, Tensor], tuple[Tensor, int]]  # P (K, W), expected r
 TARGET_VALUES = 4  # pairs are split by the target's value up to this many values: L x W x W cells are kept in memory
 LEARNING_RATE = 0.03
 RECORDS_AT_ONCE = 2**16  # their columns fit in the cache
-BANDS = 4  # of rows, in which the tables of all pairs are computed: five eighths of the whole square
 WIDTH_AT_ONCE = 1200  # wider tables are fitted on random subsets of columns
 
 
@@ -181,6 +181,11 @@ class _Targets:
         self.target = columns.slice(target) if target is not None else None
         self.with_WL = self._dense_with_target() if anchors.with_target else None
         self.pairs_LWW = self._dense_pairs() if anchors.pairs else None
+        above_WW = self.block_W[:, None] < self.block_W[None, :]
+        if anchors.target is not None:
+            other_W = self.block_W != anchors.target
+            above_WW = above_WW & other_W[:, None] & other_W
+        self.kept_WW = above_WW.float()  # each pair of features once
         triples = anchors.triples
         self.triples = Residual(triples, columns, anchors.sd["triples"], device) if triples is not None else None
         known = [(columns.starts[j] + code, count / sd, 1 / sd)
@@ -235,7 +240,7 @@ class _Targets:
         if self.with_WL is not None and given_KL is not None:
             model_WL = p_KW.T @ (w_K[:, None] * given_KL) / sd["with-target"]
             other_W = self.block_W != self.anchors.target
-            chi2 = chi2 + (model_WL - self.with_WL)[other_W].square().sum()
+            chi2 = chi2 + ((model_WL - self.with_WL) * other_W[:, None]).square().sum()
             cells += int(other_W.sum()) * self.with_WL.shape[1]
         if self.pairs_LWW is not None:
             pair_chi2, pair_cells = self._pairs(p_KW, w_K, given_KL, chosen)
@@ -248,27 +253,10 @@ class _Targets:
         return chi2, cells
 
     def _pairs(self, p_KW: Tensor, w_K: Tensor, given_KL: Tensor | None, chosen: Tensor | None) -> tuple[Tensor, int]:
-        assert self.pairs_LWW is not None
-        part_KW = p_KW if chosen is None else p_KW[:, chosen]
-        block_W = self.block_W if chosen is None else self.block_W[chosen]
-        kept_WW = (block_W[:, None] < block_W[None, :]).float()
-        if self.anchors.target is not None:
-            other_W = (block_W != self.anchors.target).float()
-            kept_WW = kept_WW * other_W[:, None] * other_W[None, :]
-        chi2 = torch.zeros((), device=self.device)
-        levels = len(self.pairs_LWW)
-        for level in range(levels):
-            goal_WW = self.pairs_LWW[level]
-            if chosen is not None:
-                goal_WW = goal_WW[chosen][:, chosen]
-            weight_K = w_K * given_KL[:, level] if levels > 1 and given_KL is not None else w_K
-            weighted_KW = weight_K[:, None] * part_KW / self.anchors.sd["pairs"]
-            for top in _bands(part_KW.shape[1]):  # each pair once: nothing to the left of a band
-                model_WW = part_KW[:, top].T @ weighted_KW[:, top.start:]
-                chi2 = chi2 + ((model_WW - goal_WW[top, top.start:]).square() * kept_WW[top, top.start:]).sum()
-        return chi2, int(kept_WW.sum()) * levels
-
-
-def _bands(width: int) -> list[slice]:
-    size = math.ceil(width / BANDS)
-    return [slice(start, min(start + size, width)) for start in range(0, width, size)]
+        goals_LWW, kept_WW = self.pairs_LWW, self.kept_WW
+        assert goals_LWW is not None
+        if chosen is not None:
+            p_KW, goals_LWW, kept_WW = p_KW[:, chosen], goals_LWW[:, chosen][:, :, chosen], kept_WW[chosen][:, chosen]
+        rows_K1 = (w_K / self.anchors.sd["pairs"])[:, None]
+        rows_KL = rows_K1 * given_KL if len(goals_LWW) > 1 and given_KL is not None else rows_K1
+        return misfit.pairs(p_KW, rows_KL, goals_LWW, kept_WW), int(kept_WW.sum()) * len(goals_LWW)

@@ -51,11 +51,13 @@ class Prior:
     def __call__(self, vae: VAE, free: Sequence[int] = ()) -> Tensor:
         """-2 log density, up to a constant; latent directions in ``free`` are left out."""
         assert vae.codebook is not None
-        bound = [z for z in range(vae.codebook.points.shape[1]) if z not in free]  # no prior talks away what was found
-        points_KZ, weight_K1 = vae.codebook.points[:, bound], vae.codebook.log_weights.exp()[:, None]
+        points_KZ, weight_K1 = vae.codebook.points, vae.codebook.log_weights.exp()[:, None]
         spread_Z = (weight_K1 * (points_KZ - (weight_K1 * points_KZ).sum(0)).square()).sum(0)
         weights = [layer.weight for layer in vae.decoder if isinstance(layer, nn.Linear)]
-        weights[0] = weights[0][:, bound] * spread_Z.clamp_min(LEAST_SPREAD).sqrt()
+        if free:  # no prior talks away what was found
+            bound = [z for z in range(len(spread_Z)) if z not in free]
+            spread_Z, weights[0] = spread_Z[bound], weights[0][:, bound]
+        weights[0] = weights[0] * spread_Z.clamp_min(LEAST_SPREAD).sqrt()
         last = weights.pop()
         squares = [weight.square().sum() for weight in weights] + [last[self._alone].square().sum()]
         squares += [(root @ last[codes]).square().sum() for codes, root in self._whiteners]

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dpvae.models.likelihood import Columns
+from dpvae.train import misfit
 
 RECORDS_AT_ONCE = 2**18
 Counts = NDArray[np.int64]
@@ -107,25 +108,18 @@ class Residual:
         self.goals = [self._goal(triples.tables, middle).to(device) for middle in range(1, len(self.features) - 1)]
 
     def _goal(self, tables: Tables, middle: int) -> Tensor:
-        """All tables with this middle column, in units of the noise: (groups of the columns to its left x its own,
-        L x groups of the columns to its right)."""
+        """All tables with this middle column, in units of the noise: (its own groups x those of the columns to its
+        left, groups of the columns to its right x L)."""
         left, right = self.features[:middle], self.features[middle + 1:]
         rows = [np.concatenate([tables[i, self.features[middle], k] for k in right], -1) for i in left]
-        goal = np.moveaxis(np.concatenate(rows, 1).reshape(self.levels, -1, self.starts[-1] - self.starts[middle + 1]),
-                           0, 1)
-        return torch.as_tensor(goal.reshape(len(goal), -1) / self.sd, dtype=torch.float32)
+        goal = np.concatenate(rows, 1).transpose(2, 1, 3, 0)
+        return torch.as_tensor(goal.reshape(goal.shape[0] * goal.shape[1], -1) / self.sd, dtype=torch.float32)
 
     def __call__(self, p_KW: Tensor, w_K: Tensor, given_KL: Tensor | None) -> Tensor:
         """Sum of squared residuals in units of the noise; ``w_K`` are expected rows of each point."""
-        q_KG = p_KW @ self.pooled_WG
-        weight_KL = (w_K / self.sd)[:, None] * (given_KL if given_KL is not None and self.levels > 1 else 1.0)
-        weighted_KLG = weight_KL[:, :, None] * q_KG[:, None, :]
-        chi2 = torch.zeros((), device=p_KW.device)
-        for middle, goal in enumerate(self.goals, 1):
-            start, end = self.starts[middle], self.starts[middle + 1]
-            left_KG = (q_KG[:, :start, None] * q_KG[:, None, start:end]).flatten(1)
-            chi2 = chi2 + (left_KG.T @ weighted_KLG[:, :, end:].flatten(1) - goal).square().sum()
-        return chi2
+        rows_1K = (w_K / self.sd)[None]
+        rows_LK = rows_1K * given_KL.T if given_KL is not None and self.levels > 1 else rows_1K
+        return misfit.triples(self.pooled_WG.T @ p_KW.T, rows_LK, self.goals, self.starts)
 
 
 def of_features(with_target: Mapping[int, Counts], sd: float, most: int) -> dict[int, NDArray[np.int64]]:

@@ -89,7 +89,7 @@ def test_every_broken_program_is_caught_with_every_trainer(mutant: Mutant, name:
 
 
 def test_a_mutant_leaves_the_program_as_it_was() -> None:
-    from dpvae.train.dpsgd import SecretOptimizer
+    from dpvae.train.clipping.optimizer import SecretOptimizer
 
     before = SecretOptimizer.add_noise
     self_test(api.train, trainers=["anchored"], clippings=["fast"], mutants=[BY_NAME["no noise"]], kinds=["table"])

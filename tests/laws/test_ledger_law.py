@@ -283,7 +283,7 @@ def forgets_an_elbo(patch: pytest.MonkeyPatch) -> None:
 
 
 def quieter_gradients(patch: pytest.MonkeyPatch) -> None:
-    from dpvae.train.dpsgd import SecretOptimizer
+    from dpvae.train.clipping.optimizer import SecretOptimizer
 
     real = SecretOptimizer.add_noise
 

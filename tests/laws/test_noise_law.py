@@ -16,7 +16,8 @@ from small_runs import ScriptedKey, silent
 from torch import Tensor, nn
 
 from dpvae.privacy.plan import SgdPlan
-from dpvae.train.dpsgd import PrivateSteps, on_grid
+from dpvae.train.clipping.optimizer import on_grid
+from dpvae.train.dpsgd import PrivateSteps
 
 SIGMA, CLIP, ROWS = 1.7, 0.3, 40
 STEPS = 150

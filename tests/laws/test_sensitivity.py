@@ -20,9 +20,11 @@ from torch import Tensor, nn
 
 from dpvae.models.vae import VAE
 from dpvae.privacy.plan import ELBO_RANGE_PER_COLUMN, SgdPlan
-from dpvae.train import dpsgd, sleep
+from dpvae.train import sleep
 from dpvae.train import trainer as trainer_module
-from dpvae.train.dpsgd import PrivateSteps, SecretOptimizer
+from dpvae.train.clipping import optimizer
+from dpvae.train.clipping.optimizer import SecretOptimizer
+from dpvae.train.dpsgd import PrivateSteps
 
 ROUNDING = 1e-5  # sums of forty single-precision gradients of norm one
 CODES = some_codes(40)
@@ -178,11 +180,11 @@ def test_one_record_moves_the_sum_of_elbos_by_at_most_half_its_range_wherever_it
 
 
 def no_clip(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(dpsgd, "autos", lambda norms_B, clip_norm: torch.ones_like(norms_B))
+    patch.setattr(optimizer, "autos", lambda norms_B, clip_norm: torch.ones_like(norms_B))
 
 
 def no_check_for_nan(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(dpsgd, "autos", lambda norms_B, clip_norm: clip_norm / (norms_B + dpsgd.STABILISER))
+    patch.setattr(optimizer, "autos", lambda norms_B, clip_norm: clip_norm / (norms_B + optimizer.STABILISER))
     patch.setattr(torch, "nan_to_num", lambda x, **kwargs: x)
 
 
@@ -198,7 +200,7 @@ def clips_with(patch: pytest.MonkeyPatch, sums: Callable[[list[Tensor], float], 
 
 
 def per_layer(samples: list[Tensor], clip: float) -> list[Tensor]:
-    return [torch.einsum("b,b...->...", dpsgd.autos(g.flatten(1).norm(dim=1), clip), g) for g in samples]
+    return [torch.einsum("b,b...->...", optimizer.autos(g.flatten(1).norm(dim=1), clip), g) for g in samples]
 
 
 def whole_batch(samples: list[Tensor], clip: float) -> list[Tensor]:

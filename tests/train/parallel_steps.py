@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dpvae.privacy.noise import SecretKey
 from dpvae.privacy.plan import SgdPlan
 from dpvae.train import dpsgd
+from dpvae.train.clipping import optimizer
 from dpvae.train.parallel import Processes, leave, together
 
 Half = dict[str, Any]
@@ -50,9 +51,9 @@ def weights(mode: str, processes: Processes | None, start: Half | None = None) -
     if start is not None:
         module.load_state_dict(start["module"])
         private.restore(start["state"])
-    seen, half, cut = [], start or {}, dpsgd.cut
+    seen, half, cut = [], start or {}, optimizer.cut
     factor = BROKEN[wrong](processes.rank) if wrong in BROKEN and processes is not None else 1
-    with mock.patch.object(dpsgd, "cut", lambda value, like: cut(factor * value, like)):
+    with mock.patch.object(optimizer, "cut", lambda value, like: cut(factor * value, like)):
         for number in range(0 if start is None else STEPS // 2, STEPS):
             if number == STEPS // 2:
                 half = {"module": {name: p.detach().clone() for name, p in module.named_parameters()},

@@ -17,7 +17,8 @@ from dpvae.privacy.native import NativeNoise
 from dpvae.privacy.noise import SecretKey, box_muller
 from dpvae.privacy.plan import SgdPlan
 from dpvae.train.clipping import compiled
-from dpvae.train.dpsgd import STABILISER, PrivateSteps, autos, noisy, on_grid
+from dpvae.train.clipping.optimizer import STABILISER, autos, noisy, on_grid
+from dpvae.train.dpsgd import PrivateSteps
 
 pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing:UserWarning")
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from dpvae.audit.mutants.base import Mutant, Patch, named
-from dpvae.train import dpsgd
+from dpvae.train.clipping import optimizer
+from dpvae.train.clipping.optimizer import SecretOptimizer
 from dpvae.train.clipping.recorder import Recorder
-from dpvae.train.dpsgd import PrivateSteps, SecretOptimizer
+from dpvae.train.dpsgd import PrivateSteps
 
 HOOKS = ("hooks",)
 FAST = ("fast",)
@@ -28,23 +29,23 @@ def _after_sum(patch: Patch, change: Callable[[Any], None]) -> None:
 
 def _factors(patch: Patch, change: Callable[[Tensor, float], Tensor]) -> None:
     """Replaces the clipping factors, a function of the records' norms (B,) and C."""
-    patch.set(dpsgd, "autos", change)
+    patch.set(optimizer, "autos", change)
 
 
 def _norms_of(run: Callable[[], None]) -> list[Tensor]:
     """The norms that are turned into factors while ``run`` runs."""
     norms: list[Tensor] = []
-    inner = dpsgd.autos
+    inner = optimizer.autos
 
     def listening(norms_B: Tensor, clip_norm: float) -> Tensor:
         norms.append(norms_B)
         return inner(norms_B, clip_norm)
 
-    setattr(dpsgd, "autos", listening)  # noqa: B010
+    setattr(optimizer, "autos", listening)  # noqa: B010
     try:
         run()
     finally:
-        setattr(dpsgd, "autos", inner)  # noqa: B010
+        setattr(optimizer, "autos", inner)  # noqa: B010
     return norms
 
 
@@ -280,7 +281,7 @@ def divided_by_the_private_row_count(patch: Patch) -> None:
 
 @named("a part of three records goes past the clip")
 def three_at_a_time_are_not_clipped(patch: Patch) -> None:
-    real = dpsgd.autos
+    real = optimizer.autos
     _factors(patch, lambda norms, clip: torch.isfinite(norms).float() * 50 if len(norms) == 3 else real(norms, clip))
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from dpvae.audit.instruments import NORMALS
 from dpvae.audit.mutants.base import Mutant, Patch, named
 from dpvae.privacy.noise import SecretKey, SecretStream
-from dpvae.train.dpsgd import PrivateSteps, SecretOptimizer
+from dpvae.train.clipping.optimizer import SecretOptimizer
+from dpvae.train.dpsgd import PrivateSteps
 
 Change = Callable[[Any, Tensor], Tensor]  # (optimizer, noise (P,)) -> what is added instead
 

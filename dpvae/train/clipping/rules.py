@@ -90,11 +90,11 @@ def _patched(padded: Tensor, met: Tensor, layer: nn.Module, records: int) -> Out
     positions = met[0, 0].numel()
     g_NTp = met.flatten(2).mT
     if groups == 1:
-        a_NTd = patches.reshape(len(met), positions, -1)
+        a_NTd = patches.reshape(met.shape[0], positions, -1)
         layout = (met.shape[1], *kernel, inputs)
         return Outer(fold(a_NTd, records, 1), fold(g_NTp, records, 1), layout).settled()
     dtype = wide(met.dtype)
-    a_BTGd = fold(patches.reshape(len(met), positions, -1, groups, inputs), records, 3)  # kernel, group, channel
+    a_BTGd = fold(patches.reshape(met.shape[0], positions, -1, groups, inputs), records, 3)  # kernel, group, channel
     g_BTGp = fold(g_NTp.unflatten(2, (groups, -1)), records, 2)
     value = torch.einsum("btkgc,btgp->bgpck", a_BTGd.to(dtype), g_BTGp.to(dtype))
     return Sample(value.flatten(1, 2).unflatten(3, kernel))
@@ -107,7 +107,7 @@ def _patches(padded: Tensor, layer: nn.Module, positions: tuple[int, ...]) -> Te
     step = x.stride()
     strides = [step[1 + i] * layer.stride[i] for i in range(space)]
     taps = [step[1 + i] * layer.dilation[i] for i in range(space)]
-    return x.as_strided((len(x), *positions, *layer.kernel_size, x.shape[-1]), (step[0], *strides, *taps, 1))
+    return x.as_strided((x.shape[0], *positions, *layer.kernel_size, x.shape[-1]), (step[0], *strides, *taps, 1))
 
 
 def embedding(layer: nn.Module, index: Tensor, grad: Tensor, records: int) -> Terms:

@@ -46,7 +46,9 @@ class Sample:
 
     def clipped_sum(self, factors_B: Tensor) -> Tensor:
         """``sum_i c_i g_i``, in the parameter's shape (flat)."""
-        return laid_out(factors_B.to(self.value.dtype) @ self.value.flatten(1), self.layout)
+        value = as_it_lies(self.value)
+        total = factors_B.to(value.dtype) @ value.flatten(1)
+        return laid_out(total, self.layout) if value is self.value else total.view(value.shape[1:]).mT.flatten()
 
     def cleaned(self, keep_B: Tensor) -> Sample:
         """With zeros in the place of records that are not kept, whatever they held (NaN too)."""
@@ -82,8 +84,10 @@ class Outer:
         return Outer(masked(self.a, keep_B), masked(self.g, keep_B), self.layout)
 
     def sampled(self) -> Sample:
-        dtype = wide(self.g.dtype)
-        return Sample(torch.bmm(self.g.to(dtype).mT, self.a.to(dtype)), self.layout)
+        a_BTd, g_BTp = self.a.to(wide(self.g.dtype)), self.g.to(wide(self.g.dtype))
+        if self.layout is None and g_BTp.shape[2] > a_BTd.shape[2]:  # a tenth faster with the longer side last
+            return Sample(torch.bmm(a_BTd.mT, g_BTp).mT)
+        return Sample(torch.bmm(g_BTp.mT, a_BTd), self.layout)
 
     def settled(self) -> Outer | Sample:
         """The gradients instead of their factors, where those are the smaller."""
@@ -114,7 +118,7 @@ class Lookup:
 
     def sampled(self) -> Sample:
         g_BTp = self.g.to(wide(self.g.dtype))
-        value = g_BTp.new_zeros(len(g_BTp), self.rows, g_BTp.shape[-1])
+        value = g_BTp.new_zeros(g_BTp.shape[0], self.rows, g_BTp.shape[-1])
         return Sample(value.scatter_add_(1, self.index[:, :, None].expand_as(g_BTp), g_BTp))
 
 
@@ -143,9 +147,14 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def as_it_lies(x: Tensor) -> Tensor:
+    """(B, p, d) as (B, d, p) where it was made that way: then nothing is copied to be read in a row."""
+    return x.mT if x.dim() == 3 and not x.is_contiguous() and x.mT.is_contiguous() else x
+
+
 def squares(x: Tensor) -> Tensor:
     """Squared norm of each record's part, (B,)."""
-    x_BN = x.flatten(1)
+    x_BN = as_it_lies(x).flatten(1)
     return torch.linalg.vector_norm(x_BN, dim=1, dtype=wide(x.dtype)).square()
 
 
