@@ -151,7 +151,8 @@ class Plan:
         """Noise (standard deviation) of one number of each kind of release; counts in rows, ELBO in nats per row."""
         columns, targets = self.facts.columns, self.facts.has_target
         features = columns - targets
-        tables = {"one-way": columns, "with-target": features, "pairs": features * (features - 1) // 2,
+        pairs = math.comb(features, 2)
+        tables = {"one-way": columns, "with-target": features, "pairs": pairs, "whole-pairs": pairs,
                   "triples": math.comb(features, 3)}
         held = {"rows": 1, "bounds": 2 * columns, "bins": 3 * columns}  # tables of different width for a column
         noise = {f"survey/{step}": nm * math.sqrt(held.get(step, columns)) for step, nm in self.survey_noise.items()}

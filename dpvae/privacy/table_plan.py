@@ -29,6 +29,7 @@ CELLS, MOST_SINGLE = 16.0, 0.35  # the same for tables of one column; most of th
 FEW = 5  # columns below which tables of a pair and the target leave nothing out
 INTERACTION_SHARE = 0.02  # of what the survey leaves, to find and measure interactions of many columns
 FOUND = 3  # interactions that are measured
+WHOLE = 0.5  # of what pairs get where there is a target, for tables that are not split by its values
 TRIPLES = 20  # columns up to which tables of three columns by the target are measured, over groups of codes
 TRIPLES_SHARE = 0.15  # of the anchors at epsilon 1; twice as much where there is little noise
 MOST_GROUPS = 4  # of a column's codes in them
@@ -184,7 +185,7 @@ def _anchor_parts(trainer: str, facts: PublicFacts, triples: float) -> dict[str,
         return {"one-way": 1.0} if not facts.has_target else {"one-way": 0.5, "with-target": 0.5}
     if not facts.has_target:
         return {"one-way": 0.08, "pairs": 0.92}
-    parts = {"one-way": 0.05, "with-target": 0.15, "pairs": 0.80}
+    parts = {"one-way": 0.05, "with-target": 0.15, "pairs": 0.80 * (1 - WHOLE), "whole-pairs": 0.80 * WHOLE}
     if not triples:
         return parts
     return {**{name: part * (1 - triples) for name, part in parts.items()}, "triples": triples}

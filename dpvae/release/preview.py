@@ -51,10 +51,10 @@ def worst_pairs(anchors: Anchors, codes: Counts, schema: Schema) -> dict[str, An
     return {"measured": len(found), "worst": found[:WORST]} if found else None
 
 
-def _tables(anchors: Anchors) -> Iterator[tuple[tuple[int, int], Counts, float]]:
+def _tables(anchors: Anchors) -> Iterator[tuple[tuple[int, int], NDArray[Any], float]]:
     """Every released pair of columns: its noisy counts (codes of i, codes of j) and the noise of a cell."""
-    for (i, j), levels in anchors.pairs.items():
-        yield (i, j), levels.sum(0), anchors.sd["pairs"] * math.sqrt(len(levels))
+    for i, j in anchors.pairs:
+        yield (i, j), *anchors.pair(i, j)
     if anchors.target is not None:
         for j, table in anchors.with_target.items():
             yield (j, anchors.target), table, anchors.sd["with-target"]

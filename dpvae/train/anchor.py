@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 
 import numpy as np
@@ -52,7 +52,8 @@ class Anchors:
     """Released noisy counts and the standard deviation of one cell of each kind.
 
     ``one_way[j]`` has shape (codes of j,); ``with_target[j]`` (codes of j, target values); ``pairs[i, j]``
-    (L, codes of i, codes of j). ``sd`` is by name of the release.
+    (L, codes of i, codes of j); ``whole[i, j]`` the same pair whatever the target's value, released for itself. ``sd``
+    is by name of the release.
     """
 
     one_way: tuple[Counts, ...]
@@ -62,11 +63,21 @@ class Anchors:
     target: int | None
     triples: Triples | None = None
     counted: Sequence[Mapping[int, tuple[float, float]]] = ()  # by column: code -> a count released before, and its sd
+    whole: Mapping[tuple[int, int], Counts] = field(default_factory=dict)
 
     @property
     def rows(self) -> float:
         """The released estimate of the number of rows: what the one-way tables sum to, on average."""
         return max(float(np.mean([table.sum() for table in self.one_way])), 1.0)
+
+    def pair(self, i: int, j: int) -> tuple[NDArray[np.float64], float]:
+        """What all releases say of a pair, each by its noise: (codes of i, codes of j), and the sd of a cell."""
+        split = self.pairs[i, j]
+        table, variance = split.sum(0).astype(np.float64), len(split) * self.sd["pairs"] ** 2
+        if not self.whole:
+            return table, math.sqrt(variance)
+        kept = self.sd["whole-pairs"] ** 2 / (variance + self.sd["whole-pairs"] ** 2)
+        return table + (1 - kept) * (self.whole[i, j] - table), math.sqrt(kept * variance)
 
 
 def measure(codes: NDArray[np.integer], cardinalities: Sequence[int], target: int | None, *,
@@ -74,6 +85,7 @@ def measure(codes: NDArray[np.integer], cardinalities: Sequence[int], target: in
     """Count and noise the tables that ``noise`` (release name -> joint noise multiplier) asks for, in that order.
 
     Each release is one Gaussian event; a record is in one cell of every table, so T tables share sensitivity sqrt(T).
+    ``pairs`` are split by a target of few values, ``whole-pairs`` by none.
     Triples are over at most ``groups`` groups of each column, which follow from the tables with the target, released
     before them.
     """
@@ -84,6 +96,8 @@ def measure(codes: NDArray[np.integer], cardinalities: Sequence[int], target: in
     split = (target,) if by_target and target is not None else ()
     levels = [(j, cardinalities[j]) for j in split]
     names["pairs"] = [(*split, i, j) for i, j in combinations(features, 2)]
+    names["whole-pairs"] = list(combinations(features, 2))
+    exact: dict[str, list[Counts]] = {}
     released: dict[str, list[Counts]] = {}
     events: list[Gaussian] = []
     sds: dict[str, float] = {}
@@ -91,18 +105,22 @@ def measure(codes: NDArray[np.integer], cardinalities: Sequence[int], target: in
     for name, multiplier in noise.items():
         if name == "triples":
             held = of_features(dict(zip(features, released["with-target"], strict=True)), sds["with-target"], groups)
-            exact = triple_counts(codes, held, *levels)
+            exact[name] = triple_counts(codes, held, *levels)
+        elif name == "whole-pairs" and by_target:
+            exact[name] = [table.sum(0) for table in exact["pairs"]]  # one pass over the records less
         else:
-            exact = counts(codes, cardinalities, names[name])
-        released[name], event = noisy_counts(exact, noise_multiplier=multiplier, stream=key.stream("anchor", name),
-                                             phase="anchor", what=f"noisy {name} tables")
+            exact[name] = counts(codes, cardinalities, names[name])
+        released[name], event = noisy_counts(
+            exact[name], noise_multiplier=multiplier, stream=key.stream("anchor", name), phase="anchor",
+            what=f"noisy {name} tables")
         events.append(event)
-        sds[name] = cell_sd(multiplier, len(exact))
+        sds[name] = cell_sd(multiplier, len(exact[name]))
     triples = Triples(held, dict(zip(combinations(held, 3), released["triples"], strict=True))) if held else None
     with_target = dict(zip(features, released.get("with-target", []), strict=False))
     pairs = {(columns[-2], columns[-1]): table if by_target else table[None]
              for columns, table in zip(names["pairs"], released.get("pairs", []), strict=False)}
-    return Anchors(tuple(released["one-way"]), with_target, pairs, sds, target, triples), tuple(events)
+    whole = dict(zip(combinations(features, 2), released.get("whole-pairs", []), strict=False))
+    return Anchors(tuple(released["one-way"]), with_target, pairs, sds, target, triples, whole=whole), tuple(events)
 
 
 def counts(codes: NDArray[np.integer], cardinalities: Sequence[int], tables: Sequence[tuple[int, ...]]) -> list[Counts]:
@@ -180,7 +198,9 @@ class _Targets:
         target = anchors.target
         self.target = columns.slice(target) if target is not None else None
         self.with_WL = self._dense_with_target() if anchors.with_target else None
-        self.pairs_LWW = self._dense_pairs() if anchors.pairs else None
+        self.pairs_LWW = self._dense_pairs(anchors.pairs, "pairs") if anchors.pairs else None
+        whole = {pair: table[None] for pair, table in anchors.whole.items()}
+        self.whole_WW = self._dense_pairs(whole, "whole-pairs")[0] if whole else None
         above_WW = self.block_W[:, None] < self.block_W[None, :]
         if anchors.target is not None:
             other_W = self.block_W != anchors.target
@@ -204,11 +224,11 @@ class _Targets:
             dense[self.columns.slice(j)] = self._tensor(table) / self.anchors.sd["with-target"]
         return dense
 
-    def _dense_pairs(self) -> Tensor:
-        levels = len(next(iter(self.anchors.pairs.values())))
+    def _dense_pairs(self, pairs: Mapping[tuple[int, int], Counts], name: str) -> Tensor:
+        levels = len(next(iter(pairs.values())))
         dense = torch.zeros(levels, self.columns.width, self.columns.width, device=self.device)
-        for (i, j), table in self.anchors.pairs.items():
-            dense[:, self.columns.slice(i), self.columns.slice(j)] = self._tensor(table) / self.anchors.sd["pairs"]
+        for (i, j), table in pairs.items():
+            dense[:, self.columns.slice(i), self.columns.slice(j)] = self._tensor(table) / self.anchors.sd[name]
         return dense
 
     def choose(self, generator: torch.Generator) -> Tensor | None:
@@ -253,10 +273,13 @@ class _Targets:
         return chi2, cells
 
     def _pairs(self, p_KW: Tensor, w_K: Tensor, given_KL: Tensor | None, chosen: Tensor | None) -> tuple[Tensor, int]:
-        goals_LWW, kept_WW = self.pairs_LWW, self.kept_WW
+        goals_LWW, kept_WW, whole_WW = self.pairs_LWW, self.kept_WW, self.whole_WW
         assert goals_LWW is not None
         if chosen is not None:
             p_KW, goals_LWW, kept_WW = p_KW[:, chosen], goals_LWW[:, chosen][:, :, chosen], kept_WW[chosen][:, chosen]
+            whole_WW = None if whole_WW is None else whole_WW[chosen][:, chosen]
         rows_K1 = (w_K / self.anchors.sd["pairs"])[:, None]
         rows_KL = rows_K1 * given_KL if len(goals_LWW) > 1 and given_KL is not None else rows_K1
-        return misfit.pairs(p_KW, rows_KL, goals_LWW, kept_WW), int(kept_WW.sum()) * len(goals_LWW)
+        whole = None if whole_WW is None else (whole_WW, self.anchors.sd["pairs"] / self.anchors.sd["whole-pairs"])
+        cells = int(kept_WW.sum()) * (len(goals_LWW) + (whole is not None))
+        return misfit.pairs(p_KW, rows_KL, goals_LWW, kept_WW, whole), cells

@@ -79,14 +79,14 @@ def _misfit(columns: Columns, anchors: Anchors, weight_K1: Tensor, law_KW: Tenso
     """Sums of squares, in units of the noise, by which the pair tables of column j are off, and its table with the
     label; ``known`` (S, codes of j) by the other column, where a table does not follow from the points alone."""
     total = 0.0
-    for columns_, counts in anchors.pairs.items():
+    for columns_ in anchors.pairs:
         if j in columns_:
             other = columns_[0] if columns_[1] == j else columns_[1]
-            table = torch.as_tensor(counts.sum(0), dtype=law_KW.dtype)
+            counts, sd = anchors.pair(*columns_)
+            table = torch.as_tensor(counts, dtype=law_KW.dtype)
             model = known[other] if other in known else (
                 law_KW[:, columns.slice(other)].T @ (weight_K1 * law_KW[:, columns.slice(j)]))
-            total += float((model - (table if columns_[1] == j else table.T)).square().sum()) / len(counts)
-    total /= anchors.sd["pairs"] ** 2
+            total += float((model - (table if columns_[1] == j else table.T)).square().sum()) / sd**2
     if j not in anchors.with_target or anchors.target is None:
         return total, 0.0
     table = torch.as_tensor(anchors.with_target[j], dtype=law_KW.dtype)
@@ -112,10 +112,10 @@ def _ordered(chosen: list[_Found]) -> list[_Found]:
 
 
 def _candidates(columns: Columns, anchors: Anchors, weight_K1: Tensor, p_KW: Tensor) -> Iterator[_Found]:
-    for (i, j), counts in anchors.pairs.items():
-        table = torch.as_tensor(counts.sum(0), dtype=p_KW.dtype)
+    for i, j in anchors.pairs:
+        counts, sd = anchors.pair(i, j)
+        table = torch.as_tensor(counts, dtype=p_KW.dtype)
         model = p_KW[:, columns.slice(i)].T @ (weight_K1 * p_KW[:, columns.slice(j)])
-        sd = anchors.sd["pairs"] * math.sqrt(len(counts))
         if columns.sizes[i] >= columns.sizes[j]:  # a function of fewer codes into more would leave some out
             function = _function(i, j, table, model, sd)
         else:

@@ -26,19 +26,27 @@ from torch import Tensor
 BANDS = 4  # of rows, in which the tables of all pairs are computed: five eighths of the whole square
 
 
-def pairs(p_KW: Tensor, rows_KL: Tensor, goals_LWW: Tensor, kept_WW: Tensor) -> Tensor:
+def pairs(p_KW: Tensor, rows_KL: Tensor, goals_LWW: Tensor, kept_WW: Tensor,
+          whole: tuple[Tensor, float] | None = None) -> Tensor:
     """Sum of squares of ``p^T diag(rows_l) p - goal_l`` over target values l and the cells where ``kept_WW``, which is
-    zero below the diagonal, is one. ``rows_KL``: expected rows of each point, in units of the noise."""
+    zero below the diagonal, is one. ``rows_KL``: expected rows of each point, in units of the noise.
+
+    ``whole``: (goal (W, W), ratio) of tables that are not split by the target: ``ratio`` times the sum over l.
+    """
     with torch.no_grad():
-        chi2, slope_KW, slope_KL = p_KW.new_zeros(()), torch.zeros_like(p_KW), torch.zeros_like(rows_KL)
-        for level, goal_WW in enumerate(goals_LWW):
-            weighted_KW = rows_KL[:, level, None] * p_KW
-            off_WW = torch.zeros_like(goal_WW)
+        slope_KW, slope_KL = torch.zeros_like(p_KW), torch.zeros_like(rows_KL)
+        off_LWW = torch.zeros_like(goals_LWW)
+        for level, rows_K in enumerate(rows_KL.T):
+            weighted_KW = rows_K[:, None] * p_KW
             for top in _bands(p_KW.shape[1]):  # each pair once: nothing to the left of a band
-                right = slice(top.start, None)
-                off_WW[top, right] = p_KW[:, top].T @ weighted_KW[:, right] - goal_WW[top, right]
-            off_WW *= kept_WW
-            chi2 += off_WW.square().sum()
+                off_LWW[level, top, top.start:] = p_KW[:, top].T @ weighted_KW[:, top.start:]
+        whole_WW = None if whole is None else (off_LWW.sum(0).mul_(whole[1]).sub_(whole[0])).mul_(kept_WW)
+        off_LWW.sub_(goals_LWW).mul_(kept_WW)
+        chi2 = off_LWW.square().sum()
+        if whole is not None and whole_WW is not None:
+            chi2 += whole_WW.square().sum()
+            off_LWW += whole[1] * whole_WW
+        for level, off_WW in enumerate(off_LWW):
             pulled_KW = p_KW @ (off_WW + off_WW.T).mul_(2)
             slope_KL[:, level] = (p_KW * pulled_KW).sum(1).div_(2)
             slope_KW += pulled_KW.mul_(rows_KL[:, level, None])

@@ -139,6 +139,20 @@ def test_three_columns_are_counted_by_the_target_where_a_cell_holds_more_than_it
         assert made.rows / (2 * groups**3) > 1.5 * sd
 
 
+@pytest.mark.parametrize("public", [{}, {"columns": 32}, {"rows": 1000}, {"columns": 3}])
+def test_half_of_what_pairs_get_is_for_counting_them_once_more_without_the_target(public: dict[str, Any]) -> None:
+    made, plain = plan(facts(**public), privacy={"delta": 1e-5}), plan(facts(**public, target=False))
+    assert made.shares["anchor/whole-pairs"] == pytest.approx(made.shares["anchor/pairs"])
+    single = made.shares["anchor/with-target"] + made.shares["anchor/one-way"]
+    whole = sum(share for name, share in made.shares.items() if name.startswith("anchor/"))
+    left = whole - single - made.shares.get("anchor/triples", 0.0)
+    assert made.shares["anchor/whole-pairs"] + made.shares["anchor/pairs"] == pytest.approx(left)
+    assert left == pytest.approx(0.8 * (whole - made.shares.get("anchor/triples", 0.0)), rel=0.05 if public else 1e-9)
+    assert made.expected_noise()["anchor/whole-pairs"] == pytest.approx(
+        made.anchor_noise["whole-pairs"] * math.sqrt(math.comb(made.facts.columns - 1, 2)))
+    assert "anchor/whole-pairs" not in plain.shares
+
+
 @pytest.mark.parametrize("groups", [{"trainer": {"anchor_share": 0.9}}, {"trainer": {"name": "joint"}},
                                     {"model": {"layers": 1}}])
 def test_who_asks_for_another_way_gets_it_on_a_wide_table_too(groups: dict[str, Any]) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 from small_runs import SIZES, ScriptedKey, silent, some_codes
 
@@ -19,7 +22,7 @@ from dpvae.privacy.noise import SecretKey
 from dpvae.train import anchor
 from dpvae.train.anchor import Anchors
 
-NOISE = {"one-way": 3.0, "with-target": 4.0, "pairs": 5.0}
+NOISE = {"one-way": 3.0, "with-target": 4.0, "pairs": 5.0, "whole-pairs": 6.0}
 KEY = SecretKey.from_bytes(bytes(range(32)))
 TARGETS = [None, 2, 0]
 
@@ -34,7 +37,7 @@ def crosstab(codes: np.ndarray, columns: tuple[int, ...], sizes: tuple[int, ...]
 
 def measured(codes: np.ndarray, target: int | None, key: object = KEY, *, sizes: tuple[int, ...] = SIZES,
              noise: dict[str, float] = NOISE) -> Anchors:
-    asked = noise if target is not None else {name: nm for name, nm in noise.items() if name != "with-target"}
+    asked = noise if target is not None else {name: noise[name] for name in noise if name in ("one-way", "pairs")}
     return anchor.measure(codes, sizes, target, noise=asked, key=key)[0]  # type: ignore[arg-type]
 
 
@@ -63,6 +66,10 @@ def test_without_noise_the_measured_tables_are_the_crosstabs(target: int | None)
     for (i, j), table in anchors.pairs.items():
         wanted = crosstab(codes, (i, j), SIZES)[None] if target is None else crosstab(codes, (target, i, j), SIZES)
         assert np.array_equal(table, wanted)
+    assert set(anchors.whole) == (set(anchors.pairs) if target is not None else set())
+    for pair in anchors.pairs:
+        assert np.array_equal(anchors.pair(*pair)[0], crosstab(codes, pair, SIZES))
+        assert np.array_equal(anchors.whole.get(pair, anchors.pair(*pair)[0]), crosstab(codes, pair, SIZES))
     assert anchors.rows == 200
 
 
@@ -71,6 +78,7 @@ def test_a_target_with_many_values_does_not_split_the_pairs() -> None:
     codes = np.stack([np.arange(90) % 5, np.arange(90) % 3, np.arange(90) // 30], 1)
     anchors = measured(codes, 0, ScriptedKey(normal=silent), sizes=sizes)
     assert np.array_equal(anchors.pairs[1, 2], crosstab(codes, (1, 2), sizes)[None])
+    assert np.array_equal(anchors.whole[1, 2], crosstab(codes, (1, 2), sizes))
     assert np.array_equal(anchors.with_target[1], crosstab(codes, (1, 0), sizes))
 
 
@@ -83,6 +91,7 @@ def test_the_noise_of_a_cell_has_the_stated_sd(target: int | None) -> None:
         found["one-way"] += [np.ravel(a - b) for a, b in zip(noisy.one_way, exact.one_way, strict=True)]
         found["with-target"] += [np.ravel(noisy.with_target[j] - exact.with_target[j]) for j in exact.with_target]
         found["pairs"] += [np.ravel(noisy.pairs[key] - exact.pairs[key]) for key in exact.pairs]
+        found["whole-pairs"] += [np.ravel(noisy.whole[key] - exact.whole[key]) for key in exact.whole]
     for name, parts in found.items():
         if not parts:
             continue
@@ -104,11 +113,44 @@ def test_one_record_changes_one_cell_of_each_table_by_one() -> None:
     codes = some_codes(60)
     with_one = measured(np.concatenate([codes, [[3, 2, 1]]]), 2, ScriptedKey(normal=silent))
     without = measured(codes, 2, ScriptedKey(normal=silent))
-    for kind in ("one_way", "with_target", "pairs"):
+    for kind in ("one_way", "with_target", "pairs", "whole"):
         a, b = getattr(with_one, kind), getattr(without, kind)
         for key in (range(3) if kind == "one_way" else a):
             difference = a[key] - b[key]
             assert (np.abs(difference).sum(), difference.max()) == (1, 1)
+
+
+def test_what_is_said_of_a_pair_weighs_its_releases_by_their_noise() -> None:
+    split, whole = np.array([[[10, 0]], [[20, 30]]]), np.array([[36, 24]])
+    anchors = Anchors((), {}, {(0, 1): split}, {"pairs": 3.0, "whole-pairs": 6.0}, 2, whole={(0, 1): whole})
+    table, sd = anchors.pair(0, 1)  # variances 2 * 9 and 36: weights 2/3 and 1/3
+    assert table.ravel().tolist() == pytest.approx([(2 * 30 + 36) / 3, (2 * 30 + 24) / 3])
+    assert sd == pytest.approx(math.sqrt(1 / (1 / 18 + 1 / 36)))
+    alone = replace(anchors, whole={})
+    assert alone.pair(0, 1)[0].tolist() == [[30, 30]]
+    assert alone.pair(0, 1)[1] == pytest.approx(math.sqrt(18))
+
+
+@given(st.floats(1e-3, 0.999), st.floats(0.1, 1e3), st.integers(1, anchor.TARGET_VALUES))
+def test_no_share_for_whole_tables_leaves_a_pair_noisier_than_none(share: float, noise: float, levels: int) -> None:
+    """Two releases of a pair at the price of one: 1/sd^2 is as before for a table that is not split."""
+    sd = {"pairs": noise / math.sqrt(1 - share), "whole-pairs": noise / math.sqrt(share)}
+    split, whole = np.zeros((levels, 2, 3), dtype=np.int64), np.zeros((2, 3), dtype=np.int64)
+    found = Anchors((), {}, {(0, 1): split}, sd, None, whole={(0, 1): whole}).pair(0, 1)[1]
+    before = noise * math.sqrt(levels)
+    assert found <= before * (1 + 1e-9)
+    assert found == pytest.approx(before / math.sqrt(1 + share * (levels - 1)))
+    assert (levels > 1) == (found < before * (1 - 1e-9)) or share < 1e-6
+
+
+def test_every_release_draws_from_a_stream_of_its_own() -> None:
+    key = ScriptedKey()
+    measured(some_codes(50), 2, key)
+    cells = Counter[tuple[str | int, ...]]()
+    for draw in key.draws:
+        cells[draw.names] += draw.size
+    assert cells == {("anchor", "one-way"): 10, ("anchor", "with-target"): 21, ("anchor", "pairs"): 36,
+                     ("anchor", "whole-pairs"): 12}
 
 
 # -- the residual ----------------------------------------------------------------------------------------------------
@@ -140,6 +182,9 @@ def by_hand(vae: VAE, anchors: Anchors) -> float:
             given = () if len(table) == 1 else ((target, level),)
             squares += [(expected((i, a), (j, b), *given) - part[a, b]) / anchors.sd["pairs"]
                         for a in range(sizes[i]) for b in range(sizes[j])]
+    for (i, j), table in anchors.whole.items():
+        squares += [(expected((i, a), (j, b)) - table[a, b]) / anchors.sd["whole-pairs"]
+                    for a in range(sizes[i]) for b in range(sizes[j])]
     return float(np.mean(np.square(squares)))
 
 
@@ -196,7 +241,7 @@ def test_the_bias_starts_at_the_noisy_one_way_frequencies() -> None:
 def noiseless(codes: np.ndarray, target: int | None) -> Anchors:
     """Exact tables that claim a noise of a tenth of a count."""
     exact = measured(codes, target, ScriptedKey(normal=silent))
-    return Anchors(exact.one_way, exact.with_target, exact.pairs, dict.fromkeys(exact.sd, 0.1), target)
+    return replace(exact, sd=dict.fromkeys(exact.sd, 0.1))
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -223,9 +268,11 @@ def test_the_same_anchors_and_seed_give_the_same_fit_and_nothing_private_is_read
     assert torch.equal(*weights)
 
 
-def test_wide_tables_are_fitted_on_random_subsets_of_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("target", [None, 0])
+def test_wide_tables_are_fitted_on_random_subsets_of_columns(target: int | None, monkeypatch: pytest.MonkeyPatch
+                                                             ) -> None:
     monkeypatch.setattr(anchor, "WIDTH_AT_ONCE", 7)
-    anchors, vae = noiseless(some_codes(300), None), made(components=40)
+    anchors, vae = noiseless(some_codes(300), target), made(components=40)
     anchor.start_bias(vae, anchors)
     first = by_hand(vae, anchors)
     anchor.fit(vae, anchors, steps=400, learning_rate=0.05, generator=torch.Generator().manual_seed(1))

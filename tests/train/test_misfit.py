@@ -24,9 +24,13 @@ KEPT_WW = (BLOCK_W[:, None] < BLOCK_W).double()
 MIDDLE_GOALS = [drawn(3 * 2, 5 * LEVELS), drawn(1 * 5, 4 * LEVELS)]
 
 
-def by_pairs(p_KW: Tensor, rows_KL: Tensor) -> Tensor:
+def by_pairs(p_KW: Tensor, rows_KL: Tensor, whole: tuple[Tensor, float] | None) -> Tensor:
     models = [(p_KW.T * rows_KL[:, level]) @ p_KW for level in range(rows_KL.shape[1])]
-    return sum(((model - goal).square() * KEPT_WW).sum() for model, goal in zip(models, GOALS_LWW, strict=False))
+    goals = list(GOALS_LWW[:len(models)])
+    if whole is not None:
+        goals.append(whole[0])
+        models.append(whole[1] * torch.stack(models).sum(0))
+    return sum(((model - goal).square() * KEPT_WW).sum() for model, goal in zip(models, goals, strict=True))
 
 
 def by_triples(q_GK: Tensor, rows_LK: Tensor) -> Tensor:
@@ -38,10 +42,12 @@ def by_triples(q_GK: Tensor, rows_LK: Tensor) -> Tensor:
     return total
 
 
+@pytest.mark.parametrize("whole", [None, (drawn(W, W), 0.7)], ids=["split alone", "and whole"])
 @pytest.mark.parametrize("levels", [1, LEVELS])
-def test_distance_and_slope_over_pairs_are_those_of_the_plain_formula(levels: int) -> None:
+def test_distance_and_slope_over_pairs_are_those_of_the_plain_formula(
+        levels: int, whole: tuple[Tensor, float] | None) -> None:
     rows_KL = drawn(K, levels).requires_grad_()
-    same(misfit.pairs(P_KW, rows_KL, GOALS_LWW[:levels], KEPT_WW), by_pairs(P_KW, rows_KL), P_KW, rows_KL)
+    same(misfit.pairs(P_KW, rows_KL, GOALS_LWW[:levels], KEPT_WW, whole), by_pairs(P_KW, rows_KL, whole), P_KW, rows_KL)
 
 
 @pytest.mark.parametrize("levels", [1, LEVELS])
