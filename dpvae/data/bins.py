@@ -23,7 +23,7 @@ from statistics import NormalDist
 import numpy as np
 
 from dpvae.data.dtypes import float_range, int_range
-from dpvae.data.schema import Column
+from dpvae.data.schema import CLOCK, Column
 
 CODES = 32  # of a numeric column: heaps and bins together
 LEAVES = 4096
@@ -199,7 +199,7 @@ def leaves(column: Column, edges: np.ndarray | None, mass: np.ndarray | None) ->
 
 
 def _magnitudes(column: Column, lower: float, upper: float) -> np.ndarray:
-    if column.kind == "datetime":
+    if column.kind in CLOCK:
         return np.linspace(lower, upper, LEAVES // 2 + 2)
     sides = int(lower < 0) + int(upper > 0)
     largest = float(max(abs(lower), abs(upper)))

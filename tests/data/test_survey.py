@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from dpvae.data import bins as binning
 from dpvae.data import lake
 from dpvae.data import survey as module
+from dpvae.data.cells import typed
 from dpvae.data.declare import declare
 from dpvae.data.schema import OTHER, Schema
 from dpvae.data.survey import STEPS, Survey, survey, survey_events, survey_steps
@@ -200,6 +202,27 @@ def test_a_csv_is_surveyed_into_the_types_it_was_written_from(tmp_path):
     back = lake.to_arrow(codec.decode(codec.encode(table), np.random.default_rng(0)))
     assert [str(t) for t in back.schema.types] == ["string", "int64", "int64", "double", "double", "string", "string",
                                                    "bool"]
+
+
+def test_words_and_times_of_day_are_surveyed_as_their_source_writes_them(tmp_path):
+    g = np.random.default_rng(1)
+    minutes = g.integers(0, 180, 3000)
+    frame = pd.DataFrame({"woken": [f"{6 + m // 60:02}:{m % 60:02}" for m in minutes],
+                          "paid": np.where(g.random(3000) < 0.3, "Yes", "No"), "ok": g.random(3000) < 0.5})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    table = lake.read(tmp_path / "t.csv")
+    declared = declare({"columns": {"woken": {}, "paid": {"kind": "boolean"}, "ok": {}}}).bind(table.header)
+    assert "kinds" in survey_steps(replace(declared, columns=declared.columns[1:2]), rows_known=True), "it is paid for"
+    schema = run(tmp_path / "t.csv", schema=declared).schema
+    assert [c.kind for c in schema.columns] == ["time", "boolean", "boolean"]
+    assert (schema.column("woken").lower, schema.column("woken").upper) == (6 * 3600, 9 * 3600 - 60)
+    assert [schema.column(name).spelling for name in ("paid", "ok")] == [("No", "Yes"), ("False", "True")]
+    codec = TableCodec(schema)
+    back = codec.decode(codec.encode(table), np.random.default_rng(0))
+    assert set(back["paid"].values) == {"Yes", "No"}
+    assert pd.Series(back["woken"].values).between("06:00", "08:59").all()
+    base = lake.to_arrow({column.name: typed(column, back[column.name]) for column in schema.columns})
+    assert [str(kind) for kind in base.schema.types] == ["time64[us]", "bool", "bool"]
 
 
 def test_rare_values_are_folded_into_other():
