@@ -99,6 +99,15 @@ def magnitudes(column: Column, edges: Array, tables: Sequence[Array], sd: float,
     return max(rows, 1.0) * _without_tails(weight / weight.sum() @ np.array(shapes)), False
 
 
+def usual(column: Column, edges: Array) -> Array:
+    """How common values are that lie in each scale cell, up to a factor, (cells,): those of 2^6 more than smaller and
+    larger ones. Cells get narrower by the octave, so evenly over them would mean that most values are next to zero."""
+    if column.kind == "datetime":
+        return np.ones(len(edges) - 1)
+    largest = np.maximum(abs(edges[1:]), abs(edges[:-1]))
+    return np.asarray(np.exp(-PER_OCTAVE * abs(np.log2(np.maximum(largest, 1e-300)) - USUAL_OCTAVE)))
+
+
 def _without_tails(share: Array) -> Array:
     below = np.cumsum(share)
     kept = np.where((below > TAIL) & (below - share < 1 - TAIL), share, 0.0)

@@ -182,8 +182,8 @@ def test_a_test_database_loads_into_postgresql(clinic: Path, cluster: Cluster) -
     psycopg = pytest.importorskip("psycopg")
     with psycopg.connect(cluster.new_database()) as base:
         base.execute((clinic / "clinic.sql").read_text().replace("BEGIN;", "").replace("COMMIT;", ""))
-        found = base.execute("SELECT pg_typeof(min(seen))::text, pg_typeof(min(opens))::text, pg_typeof(sum(price))::text,"
-                             " bool_or(paid), min(seen) >= '2020-01-01' FROM clinic").fetchall()
+        found = base.execute("SELECT pg_typeof(min(seen))::text, pg_typeof(min(opens))::text, pg_typeof(sum(price))::"
+                             "text, bool_or(paid), min(seen) >= '2020-01-01' FROM clinic").fetchall()
     assert found == [("date", "time without time zone", "numeric", True, True)]
 
 
