@@ -21,6 +21,7 @@ from typing import Any
 
 from dpvae.audit.published import verify_table
 from dpvae.data import lake
+from dpvae.data.cells import typed
 from dpvae.data.lake import sql
 from dpvae.data.lake.register import Held, Home, alone, home
 from dpvae.errors import ReleaseError
@@ -28,6 +29,7 @@ from dpvae.release import marks
 from dpvae.release.audited import read_audit
 from dpvae.release.bundle import ENVELOPE, files, write_release
 from dpvae.release.certificate import Certificate
+from dpvae.release.sample import load_public
 from dpvae.release.shards import Shards, table_writer
 from dpvae.report.source import Source, read_run
 
@@ -78,7 +80,11 @@ def into_database(run: Path, to: str, *, rows: int, seed: int, engine: str = "lo
         writer = table_writer(run / "public", rows, seed=seed, engine=engine, workers=workers)
         folder = write_release(run, writer, rows=rows, to=Path(scratch) / "release", seed=seed)
         notes = {each: (folder / each).read_text() for each in NOTES}
-        sql.write(to, lake.source(folder).batches(ROWS_AT_ONCE), table=name, notes=notes)
+        schema = load_public(run / "public")[1]
+        blocks = (lake.to_table(batch) for batch in lake.source(folder).batches(ROWS_AT_ONCE))
+        typed_ = (lake.to_batch(dict(zip(schema.names, map(typed, schema.columns, block.cells), strict=True)))
+                  for block in blocks)
+        sql.write(to, typed_, table=name, notes=notes)
 
 
 def release_name(source: Source, rows: int, seed: int) -> str:

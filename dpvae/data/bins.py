@@ -23,7 +23,7 @@ from statistics import NormalDist
 import numpy as np
 
 from dpvae.data.dtypes import float_range, int_range
-from dpvae.data.schema import Column
+from dpvae.data.schema import CLOCK, Column
 
 CODES = 32  # of a numeric column: heaps and bins together
 LEAVES = 4096
@@ -53,21 +53,23 @@ def coarsened(cells: np.ndarray) -> list[np.ndarray]:
     return [np.add.reduceat(cells, np.arange(0, len(cells), size)) for size in blocks]
 
 
-def denoise(noisy: Sequence[np.ndarray], sd: float, total: float, reach: int | None = None) -> np.ndarray:
+def denoise(noisy: Sequence[np.ndarray], sd: float, total: float, reach: int | None = None,
+            usual: np.ndarray | None = None) -> np.ndarray:
     """The histogram behind the tables that :func:`coarsened` made and noise of ``sd`` per cell came upon.
 
     Non-negative, shape of ``noisy[0]``, summing to ``total``, which is known better than any sum of cells. Little
-    evidence is enough beside cells that stand out; where ``reach`` is given, only in blocks of at most so many.
+    evidence is enough beside cells that stand out; where ``reach`` is given, only in blocks of at most so many. What
+    the counts do not tell apart in a block is dealt out in proportion to ``usual``; evenly where that is not given.
     """
     cells = len(noisy[0])
     sums, noise = _tree(noisy, sd)
     alive = _alive(sums, noise, reach or len(sums[-1]))
     alive[cells:] = 0.0
-    counts = _halves(alive)
+    counts = _halves(alive if usual is None else np.concatenate([alive[:cells] * usual, alive[cells:]]))
     mass = np.array([total])
     for level in range(1, len(sums)):
         (left, right), (few, many) = sums[level].reshape(-1, 2).T, counts[level].reshape(-1, 2).T
-        even = mass * (few - many) / np.maximum(few + many, 1)
+        even = mass * (few - many) / np.maximum(few + many, 1e-300)
         seen = left - right
         gap = np.where(np.abs(seen - even) > _SPLIT * noise[level] * math.sqrt(2), seen, even)
         first = np.clip((mass + gap) / 2, 0, mass)
@@ -199,12 +201,24 @@ def leaves(column: Column, edges: np.ndarray | None, mass: np.ndarray | None) ->
 
 
 def _magnitudes(column: Column, lower: float, upper: float) -> np.ndarray:
-    if column.kind == "datetime":
+    if column.kind in CLOCK:
         return np.linspace(lower, upper, LEAVES // 2 + 2)
     sides = int(lower < 0) + int(upper > 0)
     largest = float(max(abs(lower), abs(upper)))
     sizes = largest * 2.0 ** np.linspace(-16, 0, LEAVES // 2 // max(sides, 1))
     return np.concatenate([-sizes, [0.0], sizes])
+
+
+def expected(grid: np.ndarray, edges: np.ndarray, mass: np.ndarray) -> np.ndarray:
+    """What falls into each leaf of ``grid``, as far as the mass of the scale cells between ``edges`` tells; a little
+    everywhere.
+
+    >>> expected(np.array([0.0, 1.0, 4.0]), np.array([0.0, 2.0, 4.0]), np.array([6.0, 1.0])).round(3).tolist()
+    [3.004, 4.004]
+    """
+    total = float(mass.sum())
+    inside = np.diff(np.interp(grid, edges, np.concatenate([[0.0], np.cumsum(mass)])))
+    return np.asarray(inside + 1e-3 * max(total, 1.0) / len(inside))
 
 
 def _deal(edges: np.ndarray, mass: np.ndarray) -> np.ndarray:

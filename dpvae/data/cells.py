@@ -14,21 +14,21 @@ array([86400.,    nan])
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
 
 from dpvae.data.dtypes import TICKS, float_range, int_range, is_text
 from dpvae.data.lake import CSV, Cells
-from dpvae.data.schema import EPOCH, FULL, Category, Column
+from dpvae.data.schema import CLOCK, EPOCH, FULL, SPELLINGS, Category, Column
 
-TRUE = ("true", "t", "yes", "y", "1")
-FALSE = ("false", "f", "no", "n", "0")
+USUAL = {word.lower(): value for words in SPELLINGS for value, word in enumerate(words)}
 
 
 def ticks_per_second(dtype: str) -> float:
-    """Of a timestamp or date column; dates tick once a day."""
-    found = re.search(r"timestamp\[(\w+)", dtype)
+    """Of a timestamp, time or date column; dates tick once a day."""
+    found = re.search(r"(?:timestamp|time32|time64)\[(\w+)", dtype)
     return TICKS[found[1]] if found else 1 / 86400
 
 
@@ -38,7 +38,7 @@ def ticks_per_second(dtype: str) -> float:
 def to_axis(column: Column, cells: Cells) -> np.ndarray:
     """float64, shape (rows,): nan where a cell is missing or unreadable, inf where it holds inf."""
     values = cells.values
-    if column.kind == "datetime":
+    if column.kind in CLOCK:
         axis = _times(column, cells) if is_text(cells.dtype) else values / ticks_per_second(cells.dtype)
     else:
         axis = _numbers(values, cells.missing) if is_text(cells.dtype) else values.astype(np.float64)
@@ -60,16 +60,23 @@ def _number(text: str) -> float:
 
 
 def _times(column: Column, cells: Cells) -> np.ndarray:
-    format = column.format or "%Y-%m-%d"
+    format = format_of(column)
 
     def seconds(text: str) -> float:
         try:
             when = datetime.strptime(text, format)
         except ValueError:
             return np.nan
+        if column.kind == "time":
+            return (when - when.replace(hour=0, minute=0, second=0, microsecond=0)).total_seconds()
         return ((when if when.tzinfo else when.replace(tzinfo=UTC)) - EPOCH).total_seconds()
 
     return _look_up(cells.values, seconds)
+
+
+def format_of(column: Column) -> str:
+    """How a date or a time is written in text."""
+    return column.format or ("%H:%M:%S" if column.kind == "time" else "%Y-%m-%d")
 
 
 def _look_up(values: np.ndarray, function: object) -> np.ndarray:
@@ -83,11 +90,13 @@ def to_keys(column: Column, cells: Cells) -> list[Category | None]:
     """One category per row; ``None`` where a cell is missing, or no value of the column's kind."""
     values: list[Category | None] = cells.values.tolist()
     if column.kind == "boolean" and cells.dtype != "bool":
-        spelled = dict.fromkeys(TRUE, True) | dict.fromkeys(FALSE, False)
-        values = [spelled.get(str(v).lower()) for v in values]
+        declared = "spelling" in column.declared and column.spelling
+        words = {word.lower(): value for value, word in enumerate(declared)} if declared else USUAL
+        known = {v: words.get(str(v).lower()) for v in set(values)}
+        values = [None if known[v] is None else bool(known[v]) for v in values]
     elif cells.dtype == CSV and column.categories and not isinstance(column.categories[0], str):
-        known: dict[Category | None, Category] = {v: _number(str(v)) for v in set(values)}
-        values = [known[v] if known[v] == known[v] else v for v in values]
+        numbers = {v: _number(str(v)) for v in set(values)}
+        values = [numbers[v] if numbers[v] == numbers[v] else v for v in values]
     if cells.missing.any():
         values = [None if gone else v for v, gone in zip(values, cells.missing.tolist(), strict=True)]
     return values
@@ -101,7 +110,8 @@ def from_axis(column: Column, axis: np.ndarray, missing: np.ndarray) -> Cells:
     axis = np.where(missing, 0.0, axis)
     if column.step:
         axis = np.floor(axis / column.step + 0.5) * column.step
-    if column.kind == "datetime":
+    if column.kind in CLOCK:
+        axis = np.clip(axis, 0.0, column.midnight) if column.kind == "time" else axis
         return Cells(_from_seconds(column, axis), missing, column.dtype)
     if column.kind == "integer":
         whole = np.clip(axis, *int_range(column.dtype)).astype(np.int64)
@@ -131,8 +141,10 @@ def _from_seconds(column: Column, seconds: np.ndarray) -> np.ndarray:
         if column.step >= 1:
             return seconds.astype(np.int64) * int(ticks)
         micro = np.rint(seconds * min(ticks, 10**6)).astype(np.int64)  # as fine as float64 seconds are
+        if column.kind == "time":
+            micro = np.minimum(micro, 86400 * int(min(ticks, 10**6)) - 1)
         return micro * (int(ticks) // min(int(ticks), 10**6))
-    format = column.format or "%Y-%m-%d"
+    format = format_of(column)
     known = {s: (EPOCH + timedelta(seconds=s)).strftime(format) for s in set(seconds.tolist())}
     return np.array([known[s] for s in seconds.tolist()], dtype=object)
 
@@ -140,11 +152,8 @@ def _from_seconds(column: Column, seconds: np.ndarray) -> np.ndarray:
 def from_categories(column: Column, values: list[Category], missing: np.ndarray) -> Cells:
     """Cells of the column's own type from one category per row (anything where ``missing``)."""
     dtype = column.dtype
-    if column.kind == "boolean" and (dtype in (CSV, "bool") or not is_text(dtype)):
-        kind: type = np.int64 if "int" in dtype else bool
-        return Cells(np.array([bool(v) for v in values], dtype=bool).astype(kind), missing, dtype)
     if column.kind == "boolean":
-        return Cells(np.array([str(v).lower() for v in values], dtype=object), missing, dtype)
+        return _booleans(column, np.array([bool(v) for v in values], dtype=bool), missing)
     if is_text(dtype):
         whole = dtype == CSV and bool(column.categories) and not column.other
         if whole and all(isinstance(c, int) for c in column.categories or ()):
@@ -156,3 +165,59 @@ def from_categories(column: Column, values: list[Category], missing: np.ndarray)
         return Cells(np.array([bool(v) for v in values], dtype=bool), missing, dtype)
     kind = np.int64 if "int" in dtype and not dtype.startswith("dictionary<values=double") else np.float64
     return Cells(np.array([v or 0 for v in values], dtype=kind), missing, dtype)
+
+
+def _booleans(column: Column, values: np.ndarray, missing: np.ndarray) -> Cells:
+    """As whoever reads the source's text would have them: true and false are booleans, 0 and 1 numbers, yes a word."""
+    spelling, dtype = column.spelling or SPELLINGS[0], column.dtype
+    if "int" in dtype or (dtype == CSV and spelling == ("0", "1")):
+        return Cells(values.astype(np.int64), missing, dtype)
+    plain = Cells(values, missing, dtype)
+    return plain if not is_text(dtype) or (dtype == CSV and _is_bool(spelling)) else spelled(column, plain)
+
+
+def _is_bool(spelling: tuple[str, str]) -> bool:
+    return tuple(word.lower() for word in spelling) == SPELLINGS[0]
+
+
+def spelled(column: Column, cells: Cells) -> Cells:
+    """Booleans of a text column as the words that they are in its source; any other cells as they are.
+
+    >>> paid = Column("paid", "boolean", "csv", spelling=("False", "True"))
+    >>> spelled(paid, Cells(np.array([True, False]), np.zeros(2, dtype=bool), "csv")).values.tolist()
+    ['True', 'False']
+    """
+    if column.kind != "boolean" or cells.values.dtype != bool or not is_text(column.dtype):
+        return cells
+    words = np.array(column.spelling or SPELLINGS[0], dtype=object)
+    return cells._replace(values=words[cells.values.astype(int)])
+
+
+def typed(column: Column, cells: Cells) -> Cells:
+    """What a column keeps as text in the type that its kind stands for, as a database has it; others as they are.
+
+    >>> day = Column("day", "datetime", "csv", unit="D", format="%d/%m/%Y")
+    >>> typed(day, Cells(np.array(["02/01/1970"], dtype=object), np.zeros(1, dtype=bool), "csv"))
+    Cells(values=array([1]), missing=array([False]), dtype='date32[day]')
+    """
+    if not is_text(column.dtype) or column.kind in (None, "categorical", "ordinal"):
+        return cells
+    if column.kind == "boolean":
+        keys = to_keys(column, cells)
+        return Cells(np.array([bool(key) for key in keys], dtype=bool), cells.missing, "bool")
+    axis = to_axis(column, cells)
+    return from_axis(replace(column, dtype=_stands_for(column)), np.nan_to_num(axis), np.isnan(axis))
+
+
+def _stands_for(column: Column) -> str:
+    """The Arrow type of a numeric column that is kept as text."""
+    if column.kind in CLOCK:
+        zone = ", tz=UTC" if "%z" in format_of(column) else ""
+        finer = "time64[us]" if column.kind == "time" else f"timestamp[us{zone}]"
+        return "date32[day]" if column.unit == "D" else finer
+    if column.kind == "integer":
+        return "int64"
+    decimals = FULL if column.decimals is None else column.decimals
+    largest = max(abs(column.on_grid(end or 0.0)) for end in (column.lower, column.upper))
+    digits = len(str(int(largest))) + decimals
+    return f"decimal128({digits}, {decimals})" if decimals < FULL and digits <= 38 else "double"

@@ -13,7 +13,7 @@ import math
 from datetime import timedelta
 from typing import Any
 
-from dpvae.data.schema import EPOCH, Column, Schema
+from dpvae.data.schema import CLOCK, EPOCH, Column, Schema
 
 
 def declaration(schema: Schema) -> dict[str, Any]:
@@ -38,14 +38,19 @@ def _facts(column: Column) -> dict[str, Any]:
         if edges and low is not None and high is not None:  # whatever the rounding
             low, high = min(low, edges[0]), max(high, edges[-1])
         facts |= {"min": low, "max": high, "heaps": column.heaps, "edges": edges or None,
-                  "format": column.format, "unit": column.unit if column.kind == "datetime" else None,
+                  "format": column.format, "unit": column.unit if column.kind in CLOCK else None,
                   "decimals": column.decimals if column.kind == "continuous" else None}
-    if column.kind == "datetime":
-        facts |= {key: _dates(facts[key]) for key in ("min", "max", "heaps", "edges")}
+    if column.kind in CLOCK:
+        facts |= {key: _dates(facts[key], column.kind == "time") for key in ("min", "max", "heaps", "edges")}
+    if column.kind == "boolean" and column.spelling is not None:
+        facts["spelling"] = list(column.spelling)
     return {key: value for key, value in facts.items() if value is not None}
 
 
-def _dates(value: Any) -> Any:
+def _dates(value: Any, of_day: bool) -> Any:
     if isinstance(value, list | tuple):
-        return [_dates(v) for v in value]
-    return None if value is None else (EPOCH + timedelta(seconds=value)).isoformat()
+        return [_dates(v, of_day) for v in value]
+    if value is None:
+        return None
+    when = EPOCH + timedelta(seconds=value)
+    return when.time().isoformat() if of_day else when.isoformat()

@@ -6,6 +6,8 @@
       workclass: {kind: categorical, categories: [Private, State-gov, "?"]}
       capital_gain: {kind: integer, min: 0, max: 99999, heaps: [0]}
       joined: {kind: datetime, min: 2011-01-01, max: 2020-01-01, format: "%Y-%m-%d", missing: true}
+      woken: {kind: time, min: 05:00, max: 12:00, format: "%H:%M"}
+      smoker: {kind: boolean, spelling: [no, yes]}    # false, then true
       notes_code: {}                     # nothing is public: everything about it is measured
 
 Rules between columns stand under ``constraints``: see :mod:`dpvae.data.constraints`.
@@ -25,7 +27,7 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, time
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +35,14 @@ import yaml
 
 from dpvae.checks import did_you_mean
 from dpvae.data import constraints
-from dpvae.data.schema import EPOCH, KINDS, NUMERIC, STEPS, Column, Schema
+from dpvae.data.schema import CLOCK, EPOCH, KINDS, NUMERIC, STEPS, Column, Schema
 from dpvae.errors import SchemaError
 
 _KEYS = {  # key -> kinds it may stand with
     "kind": KINDS, "missing": KINDS,
     "categories": ("categorical", "ordinal"), "other": ("categorical", "ordinal"),
     "min": NUMERIC, "max": NUMERIC, "heaps": NUMERIC, "edges": NUMERIC,
-    "decimals": ("continuous",), "format": ("datetime",), "unit": ("datetime",),
+    "decimals": ("continuous",), "format": CLOCK, "unit": CLOCK, "spelling": ("boolean",),
 }
 _PARTS = ("columns", "target", "constraints")
 _FIELD = {"min": "lower", "max": "upper", "missing": "nullable"}
@@ -136,7 +138,10 @@ def _fact(name: str, key: str, kind: str | None, value: Any) -> Any:
     if key == "decimals":
         return _expect(where, value, type(value) is int and 0 <= value <= 17, "a whole number from 0 to 17")
     if key == "unit":
-        return _expect(where, value, value in STEPS, f"one of {', '.join(STEPS)}")
+        units = tuple(unit for unit in STEPS if kind == "datetime" or unit != "D")
+        return _expect(where, value, value in units, f"one of {', '.join(units)}")
+    if key == "spelling":
+        return _spelling(where, value)
     if key == "format":
         return _expect(where, value, isinstance(value, str) and "%" in value, "a strftime format such as %Y-%m-%d")
     if key == "categories":
@@ -165,8 +170,21 @@ def _categories(where: str, value: Any) -> tuple[Any, ...]:
     return tuple(value) if same else tuple(spelled)
 
 
+def _spelling(where: str, value: Any) -> tuple[str, str]:
+    """The words for false and for true."""
+    words = value if isinstance(value, (list, tuple)) else ()
+    if any(isinstance(word, bool) for word in words):
+        raise SchemaError(f'{where}: quote the words as the table spells them, such as ["False", "True"]')
+    two = len(words) == 2 and all(isinstance(word, (str, int)) for word in words)
+    _expect(where, value, two and str(words[0]).lower() != str(words[1]).lower(),
+            "the words for false and for true, such as [no, yes]")
+    return str(words[0]).strip(), str(words[1]).strip()
+
+
 def _point(where: str, kind: str | None, value: Any) -> float:
     """A declared value on the column's axis."""
+    if kind == "time":
+        return _time(where, value)
     if kind != "datetime":
         ok = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
         ok = ok and (kind != "integer" or float(value).is_integer())
@@ -178,6 +196,14 @@ def _point(where: str, kind: str | None, value: Any) -> float:
     except (TypeError, ValueError):
         raise SchemaError(f"{where}={value!r}: expected a date such as 2011-01-31 or 2011-01-31T12:00") from None
     return ((when if when.tzinfo else when.replace(tzinfo=UTC)) - EPOCH).total_seconds()
+
+
+def _time(where: str, value: Any) -> float:
+    try:
+        when = value if isinstance(value, time) else time.fromisoformat(value)
+    except (TypeError, ValueError):
+        raise SchemaError(f"{where}={value!r}: expected a time of day such as 08:30 or 08:30:15") from None
+    return when.hour * 3600.0 + when.minute * 60 + when.second + when.microsecond / 1e6
 
 
 def _check_range(name: str, known: dict[str, Any]) -> None:

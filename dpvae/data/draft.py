@@ -33,6 +33,7 @@ HINTS = {  # kind -> what a person can add to it
     "integer": "whole numbers; add bounds that hold for anybody: min: 0, max: 120",
     "continuous": "numbers; add bounds that hold for anybody: min: 0, max: 1000",
     "datetime": "add bounds that hold for anybody: min: 2020-01-01, max: 2030-01-01",
+    "time": "times of day; add the hours that hold for anybody: min: 08:00, max: 18:00",
     "text": "text. If the values are public, say them: {kind: categorical, categories: [...]}",
     "csv": "open",
 }
@@ -43,7 +44,8 @@ HOW = (  # a column of each kind, described
     "#   {kind: continuous, min: 0, max: 1000}",
     "#   {kind: categorical, categories: [DE, FR, IT]}",
     '#   {kind: datetime, min: 2020-01-01, max: 2030-01-01, format: "%Y-%m-%d"}',
-    "#   {kind: boolean}",
+    '#   {kind: time, min: 08:00, max: 18:00, format: "%H:%M"}',
+    "#   {kind: boolean, spelling: [no, yes]}",
 )
 
 
@@ -122,7 +124,7 @@ def kind_of(dtype: str) -> str:
     if dtype == lake.CSV:
         return "csv"
     for kind, names in (("boolean", ("bool",)), ("integer", ("int", "uint")), ("datetime", ("timestamp", "date")),
-                        ("continuous", ("float", "double", "half", "decimal"))):
+                        ("time", ("time",)), ("continuous", ("float", "double", "half", "decimal"))):
         if dtype.startswith(names):
             return kind
     return "text"

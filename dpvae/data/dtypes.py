@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-TICKS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}  # of a timestamp, per second
+TICKS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}  # of a timestamp or a time, per second
 
 
 def is_text(dtype: str) -> bool:
@@ -55,6 +55,8 @@ def natural_kind(dtype: str) -> str | None:
         return "continuous"
     if value.startswith(("date", "timestamp")):
         return "datetime"
+    if value.startswith("time"):
+        return "time"
     return "categorical" if value == "null" else None
 
 

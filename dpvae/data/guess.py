@@ -36,7 +36,8 @@ SIDES: tuple[Range, ...] = (  # in units of the largest value
 LOW = 64  # times smaller than the largest value: from there on a column of mostly small values is even over the scale
 YEARS = tuple((first, first + span) for span in (1, 5, 20, 80) for first in range(1900, 2050, min(span, 10)))
 USUAL_YEAR, PER_YEAR = 2015, 0.05
-CLASSES = {"integer": 1.2, "text": 1.4, "boolean": 3.0, "%Y-%m-%d": 3.0}  # nats against a class of cells
+CLASSES = {"integer": 1.2, "text": 1.4, "false or true": 3.0, "False or True": 3.0, "%Y-%m-%d": 3.0}  # nats against
+# a class of cells
 DECIMALS, OTHER_CLASS = 2.5, 5.0  # against a number with that many decimals; against any other class
 EMPTY = 6.0  # against a column without cells
 FEWER = 0.2  # of the numbers of a column, that need one decimal less than the others
@@ -96,6 +97,15 @@ def magnitudes(column: Column, edges: Array, tables: Sequence[Array], sd: float,
         return max(rows, 1.0) * shapes[best], True
     weight = np.exp(weight - weight[best])
     return max(rows, 1.0) * _without_tails(weight / weight.sum() @ np.array(shapes)), False
+
+
+def usual(column: Column, edges: Array) -> Array:
+    """How common values are that lie in each scale cell, up to a factor, (cells,): those of 2^6 more than smaller and
+    larger ones. Cells get narrower by the octave, so evenly over them would mean that most values are next to zero."""
+    if column.kind == "datetime":
+        return np.ones(len(edges) - 1)
+    largest = np.maximum(abs(edges[1:]), abs(edges[:-1]))
+    return np.asarray(np.exp(-PER_OCTAVE * abs(np.log2(np.maximum(largest, 1e-300)) - USUAL_OCTAVE)))
 
 
 def _without_tails(share: Array) -> Array:

@@ -1,7 +1,7 @@
 """What kind of thing a cell looks like: one cell, one class, so that classes can be counted with noise.
 
->>> [classify(text) for text in ("17", "007", "3.140", "2019-06-23", "31/12/2019", "true", "n/a")]
-['integer', 'text', 'decimals 2', '%Y-%m-%d', '%d/%m/%Y', 'boolean', 'text']
+>>> [classify(text) for text in ("17", "007", "3.140", "2019-06-23", "31/12/2019", "18:30", "True", "n/a")]
+['integer', 'text', 'decimals 2', '%Y-%m-%d', '%d/%m/%Y', '%H:%M', 'False or True', 'text']
 """
 
 from __future__ import annotations
@@ -17,19 +17,23 @@ import numpy as np
 from dpvae.data import guess
 from dpvae.data.dtypes import is_text, unit_of
 from dpvae.data.lake import CSV, Cells, Rows
-from dpvae.data.schema import FULL, Column, Schema
+from dpvae.data.schema import CLOCK, FULL, SPELLINGS, Column, Schema
 from dpvae.errors import DataError
 
 DECIMALS = (*(f"decimals {d}" for d in range(7)), f"decimals {FULL}")  # the last: more than six
 FORMATS = ("%Y-%m-%d", "%Y/%m/%d", "%d.%m.%Y", "%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M",
            "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S.%f", "%Y-%m-%dT%H:%M:%S.%f", "%d/%m/%Y", "%m/%d/%Y", "slashes")
 CHANCE = 0.01  # that noise alone passes for cells of a class, anywhere in a survey
+TIMES = ("%H:%M", "%H:%M:%S", "%H:%M:%S.%f")
 UNITS = ("D", "m", "s", "us")
-TEXT = ("text", "integer", "boolean", *DECIMALS, *FORMATS)
+BOOLEANS = {f"{no} or {yes}": (no, yes) for no, yes in SPELLINGS}
+PLAIN = tuple(name for name, (no, _) in BOOLEANS.items() if no.lower() == "false")  # boolean whatever is declared
+TEXT = ("text", "integer", *PLAIN, *DECIMALS, *FORMATS, *TIMES)
 _NUMBER = re.compile(r"[-+]?(0|[1-9][0-9]{0,17})(?:\.([0-9]*))?|[-+]?\.([0-9]+)")
 _SHAPES = tuple((format, re.compile(re.sub(
     "%(.)", lambda m: {"Y": r"[0-9]{4}", "f": r"[0-9]{1,6}"}.get(m[1], r"[0-9]{2}"), re.escape(format))))
-    for format in FORMATS[:-3])
+    for format in (*FORMATS[:-3], *TIMES))
+_WORDS = {word: name for name, words in BOOLEANS.items() for word in words}
 _SLASHES = re.compile(r"([0-9]{1,2})/([0-9]{1,2})/[0-9]{4}")
 
 
@@ -42,8 +46,8 @@ def classify(text: str) -> str:
         return DECIMALS[min(len(fraction.rstrip("0")), 7)]
     if re.fullmatch(r"[-+]?[0-9]*\.?[0-9]+[eE][-+]?[0-9]+", text):
         return DECIMALS[-1]
-    if text.lower() in ("true", "false"):
-        return "boolean"
+    if text in _WORDS and _WORDS[text] in PLAIN:
+        return _WORDS[text]
     if found := _SLASHES.fullmatch(text):
         first, second = int(found[1]), int(found[2])
         if max(first, second) > 31 or min(first, second) > 12 or not min(first, second):
@@ -65,14 +69,16 @@ def _is_date(text: str, format: str) -> bool:
 
 def asks(column: Column) -> bool:
     """Whether the kinds step has something to measure here."""
-    return bool({"kind", "decimals", "unit", "format"} & set(column.open))
+    return bool({"kind", "decimals", "unit", "format", "spelling"} & set(column.open))
 
 
 def classes(column: Column) -> tuple[str, ...]:
     """The cells of the column's histogram: a function of its type and declared kind alone."""
+    if column.kind == "boolean":
+        return tuple(BOOLEANS)
     if is_text(column.dtype):
         return TEXT
-    return UNITS if column.kind == "datetime" else DECIMALS
+    return {"datetime": UNITS, "time": UNITS[1:]}.get(column.kind or "", DECIMALS)
 
 
 def count(column: Column, cells: Cells) -> np.ndarray:
@@ -83,10 +89,12 @@ def count(column: Column, cells: Cells) -> np.ndarray:
         texts = Counter(values.tolist())
         counts = Counter[str]()
         for text, times in texts.items():
-            counts[classify(text)] += times
+            counts[_WORDS.get(text, "") if column.kind == "boolean" else classify(text)] += times
         return np.array([counts[name] for name in names], dtype=np.int64)
-    grain = _unit_index(values, cells.dtype) if column.kind == "datetime" else _decimals_index(values, cells.dtype)
-    return np.bincount(grain, minlength=len(names))
+    if column.kind not in CLOCK:
+        return np.bincount(_decimals_index(values, cells.dtype), minlength=len(names))
+    coarser = len(UNITS) - len(names)  # of a time of day, the grain is a minute at most
+    return np.bincount(np.maximum(_unit_index(values, cells.dtype) - coarser, 0), minlength=len(names))
 
 
 def _decimals_index(values: np.ndarray, dtype: str) -> np.ndarray:
@@ -123,6 +131,9 @@ def decide(column: Column, noisy: Mapping[str, float], sd: float, counts: int = 
     if any(seen.values()):
         return _answers(column, seen)
     likely, bare = guess.kind(column, noisy, sd, rows)
+    if column.kind == "boolean":
+        return _answers(column, seen | ({likely: 1.0} if likely else {})) | (
+            {"guessed": ("spelling",)} if bare or likely is None else {})
     if likely is None:
         return _answers(column, seen)
     return _answers(column, seen | {likely: 1.0}) | ({"guessed": ("kind",)} if bare else {})
@@ -130,14 +141,21 @@ def decide(column: Column, noisy: Mapping[str, float], sd: float, counts: int = 
 
 def _answers(column: Column, seen: dict[str, float]) -> dict[str, object]:
     total = sum(seen.values())
+    if column.kind == "boolean":
+        return {"spelling": _spelling(seen)}
     if not is_text(column.dtype):
-        if column.kind == "datetime":
-            return {"unit": _finest(seen, UNITS, total)}
+        if column.kind in CLOCK:
+            return {"unit": _finest(seen, classes(column), total)}
         return {"decimals": int(_finest(seen, DECIMALS, total).split()[1])}
     kind = column.kind or _kind(column, seen, total)
     answers: dict[str, object] = {"kind": kind}
     if kind == "continuous" and column.decimals is None:
         answers["decimals"] = int(_finest(seen, DECIMALS, total).split()[1])
+    if kind == "boolean":
+        answers["spelling"] = _spelling(seen)
+    if kind == "time" and column.format is None:
+        format = max(TIMES, key=lambda name: seen[name])
+        answers |= {"format": format, "unit": unit_of(format)}
     if kind == "datetime" and column.format is None:
         seen["%d/%m/%Y" if seen["%d/%m/%Y"] >= seen["%m/%d/%Y"] else "%m/%d/%Y"] += seen["slashes"]
         format = max(FORMATS[:-1], key=lambda name: seen[name])
@@ -149,13 +167,19 @@ def _kind(column: Column, seen: Mapping[str, float], total: float) -> str:
     most = 0.9 * total
     if total and sum(seen[name] for name in FORMATS) >= most:
         return "datetime"
+    if total and sum(seen[name] for name in TIMES) >= most:
+        return "time"
     if total and column.dtype == CSV:  # digits in a text column of a typed file are codes, as zip codes are
         decimals = sum(seen[name] for name in DECIMALS)
         if seen["integer"] + decimals >= most:
             return "continuous" if decimals else "integer"
-        if seen["boolean"] >= most:
+        if sum(seen[name] for name in PLAIN) >= most:
             return "boolean"
     return "categorical"
+
+
+def _spelling(seen: Mapping[str, float]) -> tuple[str, str]:
+    return BOOLEANS[max((name for name in BOOLEANS if name in seen), key=lambda name: seen[name])]
 
 
 def _finest(seen: Mapping[str, float], names: tuple[str, ...], total: float) -> str:

@@ -9,7 +9,7 @@ value that many rows share: 0 capital gain, 40 hours), then one per bin. After t
 values (``rare`` holds those that were published all the same) and of what the survey's threshold hid, and last the
 code of a missing cell.
 
-Datetimes are measured in seconds since 1970 on the same axis as numbers.
+Datetimes are measured in seconds since 1970 on the same axis as numbers, times of day in seconds since midnight.
 
 >>> column = Column("hours", kind="integer", dtype="int64", nullable=False, lower=1, upper=99, heaps=(40.0,),
 ...                 edges=(0.5, 34.5, 99.5))
@@ -37,14 +37,18 @@ from dpvae.data.dtypes import is_text, natural_kind, unit_of
 from dpvae.errors import ConfigError, SchemaError
 
 DISCRETE = ("categorical", "ordinal", "boolean")
-NUMERIC = ("integer", "continuous", "datetime")
+CLOCK = ("datetime", "time")  # measured in seconds
+NUMERIC = ("integer", "continuous", *CLOCK)
 KINDS = (*DISCRETE, *NUMERIC)
 OTHER = "(other)"  # how a folded rare value is written out
 MOST_NAMED = 12  # columns, in a message
-STEPS = {"D": 86400.0, "m": 60.0, "s": 1.0, "us": 0.0}  # a datetime's unit -> seconds; 0: too fine for a grid
+DAY = 86400.0  # seconds
+STEPS = {"D": DAY, "m": 60.0, "s": 1.0, "us": 0.0}  # a datetime's unit -> seconds; 0: too fine for a grid
 FULL = 9  # decimals from here on mean: not rounded at all
 Category = str | int | float | bool
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+SPELLINGS = (("false", "true"), ("False", "True"), ("FALSE", "TRUE"), ("no", "yes"), ("No", "Yes"), ("NO", "YES"),
+             ("n", "y"), ("N", "Y"), ("f", "t"), ("F", "T"), ("0", "1"))  # usual ones of a boolean in text
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,9 @@ class Column:
     lower: float | None = None
     upper: float | None = None
     decimals: int | None = None  # of a continuous column; FULL or more: never rounded
-    unit: str | None = None  # of a datetime: D, m, s or us
-    format: str | None = None  # of a datetime kept as text
+    spelling: tuple[str, str] | None = None  # of a boolean kept as text: the words for false and for true
+    unit: str | None = None  # of a datetime: D, m, s or us; of a time: m, s or us
+    format: str | None = None  # of a datetime or a time kept as text
     edges: tuple[float, ...] | None = None  # m + 1 edges of m bins; between grid points where there is a grid
     heaps: tuple[float, ...] | None = None
     other: bool | None = None
@@ -78,6 +83,9 @@ class Column:
             object.__setattr__(self, "categories", (False, True))
         if self.kind == "boolean" or (self.kind in DISCRETE and "categories" in self.declared and self.other is None):
             object.__setattr__(self, "other", False)
+        if self.kind == "time" and self.unit is not None:  # a day is as long as any other, and that is public
+            object.__setattr__(self, "lower", 0.0 if self.lower is None else self.lower)
+            object.__setattr__(self, "upper", self.midnight if self.upper is None else self.upper)
         if self.lower is not None and self.upper is not None and not self.lower <= self.upper:
             raise SchemaError(f"{self.name}.min={self.lower:g}: expected at most max={self.upper:g}; swap them")
 
@@ -89,11 +97,16 @@ class Column:
     @property
     def step(self) -> float:
         """Distance of neighbouring values on the column's grid; 0 where there is none."""
-        if self.kind == "datetime":
+        if self.kind in CLOCK:
             return STEPS[self.unit or "us"]
         if self.kind == "continuous":
             return 0.0 if self.decimals is None or self.decimals >= FULL else 10.0**-self.decimals
         return 1.0
+
+    @property
+    def midnight(self) -> float:
+        """The last time of a day that a column of times can hold, in seconds."""
+        return DAY - (self.step or 1e-6)
 
     def on_grid(self, value: float) -> float:
         """The nearest value that the column can hold, spelled the one way it is spelled.
@@ -115,8 +128,11 @@ class Column:
         if self.is_numeric:
             asked = ["lower", "upper", "heaps", "edges"]
             asked += ["decimals"] if self.kind == "continuous" else []
-            asked += ["unit"] if self.kind == "datetime" else []
-            asked += ["format"] if self.kind == "datetime" and is_text(self.dtype) else []
+            asked = ["heaps", "edges"] if self.kind == "time" else asked
+            asked += ["unit"] if self.kind in CLOCK else []
+            asked += ["format"] if self.kind in CLOCK and is_text(self.dtype) else []
+        elif self.kind == "boolean" and is_text(self.dtype):
+            asked += ["spelling"]
         return tuple(name for name in (*asked, "nullable") if getattr(self, name) is None)
 
     @property
@@ -137,7 +153,7 @@ class Column:
     @property
     def labels(self) -> tuple[str, ...]:
         """One short text per code, for reports."""
-        names = [str(c) for c in self.categories or ()]
+        names = list(self.spelling or map(str, self.categories or ()))
         if self.is_numeric:
             edges = self.edges or ()
             names = [self.text(h) for h in self.heaps or ()]
@@ -149,6 +165,8 @@ class Column:
         if self.kind == "datetime":
             when = EPOCH + timedelta(seconds=value)
             return when.strftime("%Y-%m-%d" if self.unit == "D" else "%Y-%m-%d %H:%M:%S")
+        if self.kind == "time":
+            return (EPOCH + timedelta(seconds=value)).strftime("%H:%M" if self.unit == "m" else "%H:%M:%S")
         return f"{value:.0f}" if self.step >= 1 else f"{value:.{min(self.decimals or 0, 6)}f}"
 
     def _range(self, low: float, high: float) -> str:
@@ -300,6 +318,7 @@ _ALLOWED = {  # kind of the type -> kinds a person may declare
     "continuous": ("continuous", "integer", "categorical", "ordinal"),
     "boolean": ("boolean",),
     "datetime": ("datetime",),
+    "time": ("time",),
     "categorical": ("categorical", "ordinal", "boolean"),
 }
 
@@ -314,8 +333,10 @@ def _settle(column: Column, dtype: str) -> Column:
     known: dict[str, Any] = {"dtype": dtype, "kind": kind}
     if dtype == "null" and column.categories is None:
         known |= {"categories": (), "other": False, "nullable": True}
-    if kind == "datetime" and column.unit is None:
+    if kind in CLOCK and column.unit is None:
         known["unit"] = unit_of(column.format) if column.format else "D" if dtype.startswith("date") else None
+    if column.spelling and not is_text(dtype):
+        raise SchemaError(f"{column.name}.spelling: the table holds {dtype}; expected none, since only text is spelled")
     if dtype.startswith("decimal") and kind == "continuous" and column.decimals is None:
         known["decimals"] = min(int(dtype.rstrip(")").split(", ")[1]), FULL)
     if kind in ("categorical", "ordinal") and column.categories:

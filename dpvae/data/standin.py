@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from dpvae.data.dtypes import is_text
 from dpvae.data.lake import CSV, Table
-from dpvae.data.schema import Column, Schema
+from dpvae.data.schema import DAY, SPELLINGS, Column, Schema
 from dpvae.data.table import TableCodec
 from dpvae.rng import stream
 
@@ -28,6 +28,7 @@ GROUPS = 8  # hidden, and what makes columns depend on one another
 STRENGTH = 1.2  # of a group's own taste, in logits, beside the taste that all share
 BINS = 24
 LETTERS = tuple("abcdefgh")
+FORMATS = {"datetime": "%Y-%m-%d", "time": "%H:%M"}
 FROM, TO = 1577836800.0, 1735603200.0  # 2020-01-01 to 2024-12-31, in seconds
 
 
@@ -45,18 +46,19 @@ def made_up(schema: Schema, rows: int, *, seed: int) -> Table:
 def answered(column: Column, index: int) -> Column:
     """``column`` with every open question answered by something plausible."""
     kind = column.kind or _kind(column.dtype, index)
-    known = dataclasses.replace(column, kind=kind, nullable=False, other=False, heaps=(), within=None, rare=None)
+    known = dataclasses.replace(column, kind=kind, nullable=False, other=False, heaps=(), within=None, rare=None,
+                                spelling=column.spelling or (SPELLINGS[0] if kind == "boolean" else None))
     if not known.is_numeric:
         return dataclasses.replace(known, categories=column.categories or (
             (False, True) if kind == "boolean" else LETTERS))
-    low, high = (FROM, TO) if kind == "datetime" else (0.0, 100.0)
+    low, high = {"datetime": (FROM, TO), "time": (0.0, DAY - 60)}.get(kind, (0.0, 100.0))
     below = column.upper - 1 if column.upper is not None else low
     lower = column.lower if column.lower is not None else min(low, below)
     upper = column.upper if column.upper is not None else max(high, lower + 1)
     known = dataclasses.replace(
         known, lower=lower, upper=upper, decimals=column.decimals if column.decimals is not None else
-        2 if kind == "continuous" else None, unit=column.unit or ("D" if kind == "datetime" else None),
-        format=column.format or ("%Y-%m-%d" if kind == "datetime" and is_text(column.dtype) else None))
+        2 if kind == "continuous" else None, unit=column.unit or {"datetime": "D", "time": "m"}.get(kind),
+        format=column.format or (FORMATS.get(kind) if is_text(column.dtype) else None))
     half = known.step / 2
     bins = int(max(1, min(BINS, (upper - lower) / known.step + 1))) if known.step else BINS
     edges = np.linspace(lower - half, upper + half, bins + 1)
@@ -68,7 +70,7 @@ def _kind(dtype: str, index: int) -> str:
     if dtype == CSV:
         return ("categorical", "continuous", "integer")[index % 3]
     for start, kind in (("bool", "boolean"), ("int", "integer"), ("uint", "integer"), ("timestamp", "datetime"),
-                        ("date", "datetime"), ("float", "continuous"), ("double", "continuous")):
+                        ("date", "datetime"), ("time", "time"), ("float", "continuous"), ("double", "continuous")):
         if dtype.startswith(start):
             return kind
     return "categorical"

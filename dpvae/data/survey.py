@@ -308,7 +308,8 @@ class _Survey:
         released = iter(noisy)
         for j, edges, several in zip(asked, cells, tables, strict=True):
             noisy_j = [next(released) for _ in several]
-            mass = binning.denoise(noisy_j, sd, self._present(j), reach=binning.PER_OCTAVE)
+            mass = binning.denoise(noisy_j, sd, self._present(j), reach=binning.PER_OCTAVE,
+                                   usual=guess.usual(self.columns[j], edges))
             if self._present(j) < FAINT * sd:
                 likely, bare = guess.magnitudes(self.columns[j], edges, noisy_j, sd, self._present(j))
                 clear = binning.stands_out(noisy_j, sd)
@@ -352,7 +353,8 @@ class _Survey:
         if column.step and leaves <= LEVELS:
             self._levels(j, heaps, noisy[0], sd)
             return
-        mass = binning.denoise([noisy[0][:leaves], *noisy[1:]], sd, max(total, doubt / 4))
+        usual = binning.expected(grid, *self.scale[j]) if j in self.scale else None
+        mass = binning.denoise([noisy[0][:leaves], *noisy[1:]], sd, max(total, doubt / 4), usual=usual)
         free = {name for name in ("lower", "upper") if name not in column.declared}
         if heaps and free and total <= doubt:
             self._answer(j, heaps=heaps, edges=(), lower=min(heaps), upper=max(heaps))

@@ -32,7 +32,7 @@ from dpvae.data.distinct import Distinct
 from dpvae.data.dtypes import is_text
 from dpvae.data.kinds import refuse_free_text
 from dpvae.data.lake import Cells, Rows, Table
-from dpvae.data.schema import OTHER, Category, Column, Schema
+from dpvae.data.schema import CLOCK, OTHER, Category, Column, Schema
 from dpvae.errors import DataError, SchemaError
 
 
@@ -106,7 +106,7 @@ def _keys(column: Column, cells: Cells, outside: str) -> list[Category | None]:
 def _refuse(column: Column, cells: Cells, bad: np.ndarray, wanted: str) -> None:
     first = int(np.flatnonzero(bad)[0])
     value = cells.values[first]
-    if column.kind == "datetime" and not is_text(cells.dtype):
+    if column.kind in CLOCK and not is_text(cells.dtype):
         value = column.text(float(to_axis(column, Cells(cells.values[first:first + 1], np.zeros(1, bool),
                                                         cells.dtype))[0]))
     elif isinstance(value, np.generic):

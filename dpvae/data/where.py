@@ -235,7 +235,7 @@ def _as_cell(name: str, dtype: str, value: Value) -> Value:
         if not isinstance(value, str) and kind != "csv":
             raise wrong
         return value.strip() if isinstance(value, str) and kind == "csv" else value
-    if kind.startswith(("date", "timestamp")):
+    if kind.startswith(("date", "time")):
         return _ticks(kind, value, wrong)
     if isinstance(value, str):
         raise wrong
@@ -250,6 +250,8 @@ def _as_cell(name: str, dtype: str, value: Value) -> Value:
 def _wanted(kind: str) -> str:
     if kind.startswith(("int", "uint")):
         return "a whole number of that type"
+    if kind.startswith(("time32", "time64")):
+        return "'23:59' or '23:59:59', no finer than the column"
     if kind.startswith(("date", "timestamp")):
         return "'2020-12-31'" + (" or '2020-12-31 23:59:59', no finer than the column" if kind[0] == "t" else "")
     return "true or false" if kind == "bool" else "a text in single quotes" if is_text(kind) else "a number"
@@ -260,7 +262,8 @@ def _ticks(kind: str, value: Value, wrong: DataError) -> int:
     try:
         if kind.startswith("date"):
             return (date.fromisoformat(str(value)) - date(1970, 1, 1)).days
-        when = datetime.fromisoformat(str(value))
+        of_day = not kind.startswith("timestamp")
+        when = datetime.fromisoformat(f"1970-01-01T{value}" if of_day else str(value))
     except ValueError:
         raise wrong from None
     since = (when if when.tzinfo else when.replace(tzinfo=UTC)) - datetime(1970, 1, 1, tzinfo=UTC)

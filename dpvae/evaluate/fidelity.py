@@ -155,11 +155,11 @@ def _largest(values: Mapping[K, float]) -> list[tuple[K, float]]:
 
 
 def as_numbers(cells: Cells) -> NDArray[np.float64]:
-    """(rows,): nan where a cell is missing or is no number; datetimes in seconds since 1970."""
+    """(rows,): nan where a cell is missing or is no number; datetimes in seconds since 1970, times since midnight."""
     if is_text(cells.dtype) and cells.values.dtype == object:
         known = {text: _number(text) for text in set(cells.values.tolist())}
         values = np.fromiter((known[text] for text in cells.values.tolist()), np.float64, len(cells.values))
-    elif cells.dtype.startswith(("timestamp", "date")):
+    elif cells.dtype.startswith(("time", "date")):
         values = cells.values / ticks_per_second(cells.dtype)
     else:
         values = cells.values.astype(np.float64)

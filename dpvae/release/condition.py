@@ -20,7 +20,7 @@ import torch
 
 from dpvae import checks
 from dpvae.data import lake
-from dpvae.data.cells import from_axis, to_axis
+from dpvae.data.cells import from_axis, to_axis, to_keys
 from dpvae.data.lake import Cells, Table
 from dpvae.data.schema import Column, Schema
 from dpvae.data.table import TableCodec
@@ -130,11 +130,13 @@ def code_of(column: Column, value: Any) -> tuple[int, float | None]:
             raise DataError(f"given {column.name}=None: expected a value; the model knows no missing cells there")
         return column.cardinality - 1, None
     if not column.is_numeric:
-        known = list(column.categories or ())
-        spelled = {str(category): category for category in known}
+        known, names = list(column.categories or ()), column.labels
+        if column.kind == "boolean":
+            value = value if isinstance(value, bool) else to_keys(column, cells)[0]
+        spelled = dict(zip(names, known, strict=False))
         if value not in known and str(value) not in spelled:
-            raise DataError(f"given {column.name}={value!r}: expected one of {', '.join(map(str, known))}"
-                            f"{checks.did_you_mean(str(value), map(str, known))}")
+            raise DataError(f"given {column.name}={cells.values[0]!r}: expected one of "
+                            f"{', '.join(names[:len(known)])}{checks.did_you_mean(str(value), names[:len(known)])}")
         return known.index(value if value in known else spelled[str(value)]), None
     axis = float(to_axis(column, cells)[0])
     low, high = column.lower, column.upper

@@ -139,7 +139,8 @@ def _spelled(columns: list[Column], rows: Rows) -> list[tuple[str | None, ...]]:
     spelled = []
     for column in columns:
         cells = rows[column.name]
-        keys = cells.values.tolist() if column.is_numeric else to_keys(column, cells)
+        names = dict(zip(column.categories or (), column.labels, strict=False))
+        keys = cells.values.tolist() if column.is_numeric else [names.get(key, key) for key in to_keys(column, cells)]
         spelled.append([None if gone or key is None else str(key)
                         for key, gone in zip(keys, cells.missing.tolist(), strict=True)])
     return list(zip(*spelled, strict=True))
@@ -220,7 +221,7 @@ def _nearest(columns: list[Column], allowed: list[list[str | None]], rows: Rows,
             axis = to_axis(column, cells)
             out[column.name] = from_axis(column, np.nan_to_num(axis), missing)
         else:
-            known = {str(category): category for category in column.categories or ()}
+            known = dict(zip(column.labels, column.categories or (), strict=False))
             out[column.name] = from_categories(column, [known.get(str(text), str(text)) for text in texts], missing)
     return out
 

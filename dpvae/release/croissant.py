@@ -71,7 +71,7 @@ def _type(column: Mapping[str, Any]) -> str:
         return {"integer": "sc:Integer", "continuous": "sc:Float", "boolean": "sc:Boolean"}.get(kind, "sc:Text")
     for prefix, name in (("int", "sc:Integer"), ("uint", "sc:Integer"), ("double", "sc:Float"), ("float", "sc:Float"),
                          ("halffloat", "sc:Float"), ("decimal", "sc:Float"), ("bool", "sc:Boolean"),
-                         ("date", "sc:Date"), ("timestamp", "sc:DateTime")):
+                         ("date", "sc:Date"), ("timestamp", "sc:DateTime"), ("time", "sc:Time")):
         if dtype.startswith(prefix):
             return name
     return "sc:Text"

@@ -1,5 +1,6 @@
 """Synthetic rows as files: Parquet, CSV, or the SQL that makes a test database. Nothing private is involved.
 
+CSV spells what its source spelled; SQL has the types that a column's kind stands for, in whatever text it was kept.
 Rows come in blocks, so any number of them fits; a file appears when it is whole. An ``id`` column numbers the rows:
 with the same run and seed, row 17 is the same row in a table of a hundred and of a million, so others may refer to it.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from decimal import Decimal
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,7 +18,10 @@ import numpy as np
 
 from dpvae.checks import one_of
 from dpvae.data import lake
+from dpvae.data.cells import spelled, typed
 from dpvae.data.lake import Append, Cells
+from dpvae.data.lake.sql import type_name
+from dpvae.data.schema import Schema
 from dpvae.errors import DataError
 from dpvae.files import whole
 
@@ -50,14 +55,19 @@ def numbered(blocks: Iterable[dict[str, Cells]], name: str | None) -> Iterator[d
 
 
 def write(blocks: Iterable[dict[str, Cells]], to: str | os.PathLike[str], *, format: str, table: str,
-          key: str | None = None) -> int:
-    """Write all blocks to one file and return the number of rows; ``table`` and its primary ``key`` are for SQL."""
+          key: str | None = None, schema: Schema | None = None) -> int:
+    """Write all blocks to one file and return the number of rows; ``table`` and its primary ``key`` are for SQL.
+
+    ``schema`` says of the columns in it how their source spells them (CSV), and what their text stands for (SQL).
+    """
     rows = 0
+    written = {"csv": spelled, "sql": typed}.get(format, lambda column, cells: cells)
+    known = {column.name: column for column in schema.columns} if schema is not None else {}
     Path(to).absolute().parent.mkdir(parents=True, exist_ok=True)
     opened = _sql(Path(to), table, key) if format == "sql" else lake.appending(to, format)
     with opened as append:
         for block in blocks:
-            append(block)
+            append({name: written(known[name], cells) if name in known else cells for name, cells in block.items()})
             rows += len(next(iter(block.values())).values)
     return rows
 
@@ -80,7 +90,8 @@ def _sql(target: Path, table: str, key: str | None) -> Iterator[Append]:
 
 
 def _create(block: dict[str, Cells], table: str, key: str | None) -> str:
-    lines = [f"  {_name(name)} {_type(cells)}{' PRIMARY KEY' if name == key else ''}" for name, cells in block.items()]
+    lines = [f"  {_name(field.name)} {type_name(field.type)}{' PRIMARY KEY' if field.name == key else ''}"
+             for field in lake.to_arrow(block).schema]
     return f"CREATE TABLE {_name(table)} (\n" + ",\n".join(lines) + "\n);\n"
 
 
@@ -95,16 +106,6 @@ def _name(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def _type(cells: Cells) -> str:
-    if cells.dtype.startswith("date"):
-        return "DATE"
-    if cells.dtype.startswith("timestamp"):
-        return "TIMESTAMP WITH TIME ZONE" if "tz=" in cells.dtype else "TIMESTAMP"
-    if cells.dtype.startswith("decimal"):
-        return "NUMERIC"
-    return {"b": "BOOLEAN", "i": "BIGINT", "u": "BIGINT", "f": "DOUBLE PRECISION"}.get(cells.values.dtype.kind, "TEXT")
-
-
 def _literal(value: Any) -> str:
     if value is None:
         return "NULL"
@@ -112,4 +113,6 @@ def _literal(value: Any) -> str:
         return "TRUE" if value else "FALSE"
     if isinstance(value, int | float):
         return repr(value)
+    if isinstance(value, Decimal):
+        return f"{value:f}"
     return "'" + str(value).replace("'", "''") + "'"

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpvae.data.cells import from_axis, to_axis
+from dpvae.data.cells import from_axis, spelled, to_axis
 from dpvae.data.dtypes import is_text
 from dpvae.data.lake import Cells, Table
 from dpvae.data.schema import Column, Schema
@@ -81,8 +81,9 @@ class Imputer:
                       dict(zip(table.names, table.cells, strict=True)),
                       {name: observed[:, j] for j, name in enumerate(table.names)})
         return Table(table.names, tuple(
-            _put(old, ~observed[:, j], rows[name], ~observed[:, j]) if rows[name] is not old else old
-            for j, (name, old) in enumerate(zip(table.names, table.cells, strict=True))))
+            _put(old, ~observed[:, j], spelled(column, rows[column.name]), ~observed[:, j])
+            if rows[column.name] is not old else old
+            for j, (column, old) in enumerate(zip(columns, table.cells, strict=True))))
 
     @torch.no_grad()
     def _refined(self, x_BD: Tensor, seen_BD: Tensor, generator: torch.Generator) -> Tensor:
@@ -113,7 +114,7 @@ class Imputer:
             if cells.dtype == "null":
                 filled.append(drawn)
                 continue
-            filled.append(_put(cells, holes, drawn))
+            filled.append(_put(cells, holes, spelled(column, drawn)))
         return Table(table.names, tuple(filled))
 
 
@@ -178,6 +179,6 @@ def _typed(column: Column, cells: Cells) -> Column:
     """``column`` as one that is written in the type of ``cells``: drawn cells go where those stand."""
     if cells.dtype == "null":  # nothing seen: no type either
         return column
-    if is_text(cells.dtype) or column.kind == "boolean":
+    if is_text(cells.dtype):
         return column if is_text(column.dtype) else dataclasses.replace(column, dtype=cells.dtype)
     return dataclasses.replace(column, dtype=cells.dtype)

@@ -117,7 +117,8 @@ def sample(config: SampleConfig) -> str:
                           label=config.label)
         blocks = sampler.blocks(config.rows if config.rows is not None else 1000)
         line = f"; {sampler.evidence}" if sampler.evidence is not None else ""
-    rows = export.write(export.numbered(blocks, config.id), config.to, format=format, table=name, key=config.id)
+    rows = export.write(export.numbered(blocks, config.id), config.to, format=format, table=name, key=config.id,
+                        schema=schema)
     return f"drew {rows:,} synthetic rows: {config.to}{line}; nothing was spent"
 
 
@@ -164,7 +165,8 @@ def impute(config: ImputeConfig) -> str:
                 filled = dict(zip(full.names, full.cells, strict=True))
                 yield {name: filled.get(name, cells) for name, cells in zip(table.names, table.cells, strict=True)}
 
-        rows = export.write(completed(), to / f"draw-{draw + 1}{ending}", format=ending[1:], table="rows")
+        rows = export.write(completed(), to / f"draw-{draw + 1}{ending}", format=ending[1:], table="rows",
+                            schema=schema)
     return (f"filled {holes:,} missing cells of {rows:,} rows, {config.draws} times: {to}/draw-*{ending}\n"
             "Each copy is one draw of what the missing cells may have been: use all of them. The observed cells are "
             "yours, unchanged, and as private as before.")

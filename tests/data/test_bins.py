@@ -175,3 +175,10 @@ def test_two_values_held_by_many_make_no_column_of_repeated_values_three_do():
     assert not bins.repeats(np.arange(101), mass, sd=2000.0)  # less than four times the noise
     mass[[19, 51, 69]] = 2000.0
     assert not bins.repeats(np.arange(101), mass, sd=1.0)  # less than four times the neighbour: a slope
+
+
+def test_what_a_block_does_not_tell_apart_is_dealt_out_as_is_usual():
+    counts = [np.array([30.0, -28.0, 31.0, 27.0])]  # 60 in all, and halves that do not differ beyond the noise
+    assert bins.denoise(counts, sd=25.0, total=60.0).tolist() == [15.0] * 4
+    dealt = bins.denoise(counts, sd=25.0, total=60.0, usual=np.array([1.0, 1.0, 2.0, 8.0]))
+    assert dealt.tolist() == pytest.approx([5.0, 5.0, 10.0, 40.0])

@@ -88,4 +88,4 @@ def test_each_way_to_describe_a_column_that_a_draft_shows_can_be_read(tmp_path: 
     path = tmp_path / "s.yaml"
     path.write_text("columns:\n" + "".join(f"  c{i}: {text}\n" for i, text in enumerate(shown)))
     assert [column.kind for column in Schema.from_yaml(path).columns] == [
-        "integer", "continuous", "categorical", "datetime", "boolean"]
+        "integer", "continuous", "categorical", "datetime", "time", "boolean"]

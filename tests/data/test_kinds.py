@@ -15,7 +15,9 @@ from dpvae.errors import DataError
     ("-0.123456", "decimals 6"), ("0.12345678", "decimals 9"), ("1e5", "decimals 9"), ("nan", "text"), ("inf", "text"),
     ("2020-02-29", "%Y-%m-%d"), ("2021-02-29", "text"), ("2020-02-29 10:30", "%Y-%m-%d %H:%M"),
     ("2020-02-29T10:30:59", "%Y-%m-%dT%H:%M:%S"), ("31/01/2020", "%d/%m/%Y"), ("01/31/2020", "%m/%d/%Y"),
-    ("01/02/2020", "slashes"), ("13/13/2020", "text"), ("31.01.2020", "%d.%m.%Y"), ("TRUE", "boolean"), ("yes", "text"),
+    ("01/02/2020", "slashes"), ("13/13/2020", "text"), ("31.01.2020", "%d.%m.%Y"), ("yes", "text"),
+    ("TRUE", "FALSE or TRUE"), ("True", "False or True"), ("tRUE", "text"),
+    ("23:59", "%H:%M"), ("24:00", "text"), ("9:30", "text"), ("09:30:00", "%H:%M:%S"), ("09:30:00.25", "%H:%M:%S.%f"),
 ])
 def test_every_cell_has_one_class(text, expected):
     assert kinds.classify(text) == expected
@@ -32,7 +34,10 @@ def decide(texts: list[str], dtype: str = "csv") -> dict[str, object]:
     (["1", "22", "-3"], {"kind": "integer"}),
     (["1", "2.50", "3.125"], {"kind": "continuous", "decimals": 3}),
     (["1.0", "2.0"], {"kind": "continuous", "decimals": 0}),
-    (["true", "False"], {"kind": "boolean"}),
+    (["true", "false"], {"kind": "boolean", "spelling": ("false", "true")}),
+    (["False", "True", "True"], {"kind": "boolean", "spelling": ("False", "True")}),
+    (["08:30", "17:05"], {"kind": "time", "format": "%H:%M", "unit": "m"}),
+    (["08:30:00", "17:05:59"], {"kind": "time", "format": "%H:%M:%S", "unit": "s"}),
     (["a", "1"], {"kind": "categorical"}),
     (["2020-01-01", "2019-12-31"], {"kind": "datetime", "format": "%Y-%m-%d", "unit": "D"}),
     (["01/02/2020"] * 5 + ["13/02/2020"], {"kind": "datetime", "format": "%d/%m/%Y", "unit": "D"}),
@@ -41,6 +46,26 @@ def decide(texts: list[str], dtype: str = "csv") -> dict[str, object]:
 ])
 def test_the_kind_of_a_csv_column_follows_from_its_counts(texts, expected):
     assert decide(texts) == expected
+
+
+@pytest.mark.parametrize(("texts", "expected"), [
+    (["Yes", "No", "No"], ("No", "Yes")), (["Y"], ("N", "Y")), (["0", "1"], ("0", "1")), (["f"], ("f", "t")),
+    (["NO", "NO", "yes"], ("NO", "YES")), (["True"] * 3 + ["oui"], ("False", "True")),
+])
+def test_the_spelling_of_a_declared_boolean_is_one_of_a_public_list_by_its_counts(texts, expected):
+    column = Column("x", "boolean", "csv", declared=("kind",))
+    assert column.open == ("spelling", "nullable")
+    assert kinds.asks(column)
+    cells = lake.Cells(np.array(texts, dtype=object), np.zeros(len(texts), bool), "csv")
+    counts = dict(zip(kinds.classes(column), kinds.count(column, cells).tolist(), strict=True))
+    assert sum(counts.values()) <= len(texts), "each cell is of one class at most"
+    assert kinds.decide(column, counts, sd=0.01, rows=len(texts)) == {"spelling": expected}
+
+
+def test_a_spelling_that_the_noise_hides_is_named_as_guessed():
+    column = Column("x", "boolean", "csv")
+    found = kinds.decide(column, dict.fromkeys(kinds.classes(column), 1.0), sd=50.0, rows=300)
+    assert found == {"spelling": ("false", "true"), "guessed": ("spelling",)}
 
 
 def test_noise_in_200_columns_does_not_make_a_number_a_text():

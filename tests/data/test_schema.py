@@ -106,6 +106,13 @@ def test_names_and_types_alone_leave_everything_open():
     ({"kind": "categorical", "categories": ["x", "x"]}, "'x' appears twice"),
     ({"kind": "datetime", "min": "soon"}, "a.min='soon': expected a date"),
     ({"kind": "datetime", "format": "YYYY"}, "strftime"),
+    ({"kind": "time", "min": "25:00"}, "a.min='25:00': expected a time of day such as 08:30"),
+    ({"kind": "time", "min": "18:00", "max": "08:00"}, "a.min=64800: expected at most max=28800"),
+    ({"kind": "time", "unit": "D"}, "a.unit='D': expected one of m, s, us"),
+    ({"kind": "boolean", "spelling": ["yes"]}, r"a.spelling=\['yes'\]: expected the words for false and for true"),
+    ({"kind": "boolean", "spelling": ["yes", "YES"]}, "expected the words for false and for true"),
+    ({"kind": "boolean", "spelling": [False, True]}, "a.spelling: quote the words as the table spells them"),
+    ({"kind": "integer", "spelling": ["no", "yes"]}, "a.spelling: does not go with kind=integer"),
     ({"min": 3}, "a.min: needs a kind"),
     ({"kind": "integer", "missing": "maybe"}, "true, false or measure"),
     (3, "a=3: expected a mapping"),
@@ -136,6 +143,8 @@ def test_a_schema_and_a_table_must_describe_each_other():
         schema.bind((("age", "int64"), ("sex", "string"), ("ag", "int64")))
     with pytest.raises(SchemaError, match=r"age\.kind=integer: the table holds bool"):
         schema.bind((("age", "bool"), ("sex", "string")))
+    with pytest.raises(SchemaError, match=r"ok\.spelling: the table holds bool; expected none"):
+        declare({"columns": {"ok": {"kind": "boolean", "spelling": ["no", "yes"]}}}).bind((("ok", "bool"),))
     with pytest.raises(SchemaError, match="'F' cannot be a value of type int64"):
         schema.bind((("age", "int64"), ("sex", "int64")))
     with pytest.raises(SchemaError, match="target='sexx': no such column; did you mean 'sex'"):

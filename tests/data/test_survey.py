@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from dpvae.data import bins as binning
 from dpvae.data import lake
 from dpvae.data import survey as module
+from dpvae.data.cells import typed
 from dpvae.data.declare import declare
 from dpvae.data.schema import OTHER, Schema
 from dpvae.data.survey import STEPS, Survey, survey, survey_events, survey_steps
@@ -202,6 +204,42 @@ def test_a_csv_is_surveyed_into_the_types_it_was_written_from(tmp_path):
                                                    "bool"]
 
 
+def test_numbers_that_the_noise_hides_are_not_all_next_to_zero():
+    """Evenly over scale cells, of which most octaves are tiny, a tenth of these cells came back as 1e-9."""
+    tiny = []
+    for seed in range(3):
+        g = np.random.default_rng(seed)
+        scales = (1.0, 3.0, 10.0, 30.0, 100.0) * 2
+        frame = pd.DataFrame({f"x{i}": g.normal(5, scale, 500) for i, scale in enumerate(scales)})
+        found = run(frame, noise=USUAL | {"bounds": 10.0, "bins": 14.0, "values": 10.0}, rows=500,
+                    key=SecretKey.from_seed(seed)).schema
+        codec = TableCodec(found)
+        back = lake.to_arrow(codec.decode(codec.encode(lake.read(frame), "clip"), np.random.default_rng(0))).to_pandas()
+        tiny.append((back.abs() < 1e-3).to_numpy().mean())
+    assert np.mean(tiny) < 0.01
+
+
+def test_words_and_times_of_day_are_surveyed_as_their_source_writes_them(tmp_path):
+    g = np.random.default_rng(1)
+    minutes = g.integers(0, 180, 3000)
+    frame = pd.DataFrame({"woken": [f"{6 + m // 60:02}:{m % 60:02}" for m in minutes],
+                          "paid": np.where(g.random(3000) < 0.3, "Yes", "No"), "ok": g.random(3000) < 0.5})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    table = lake.read(tmp_path / "t.csv")
+    declared = declare({"columns": {"woken": {}, "paid": {"kind": "boolean"}, "ok": {}}}).bind(table.header)
+    assert "kinds" in survey_steps(replace(declared, columns=declared.columns[1:2]), rows_known=True), "it is paid for"
+    schema = run(tmp_path / "t.csv", schema=declared).schema
+    assert [c.kind for c in schema.columns] == ["time", "boolean", "boolean"]
+    assert (schema.column("woken").lower, schema.column("woken").upper) == (6 * 3600, 9 * 3600 - 60)
+    assert [schema.column(name).spelling for name in ("paid", "ok")] == [("No", "Yes"), ("False", "True")]
+    codec = TableCodec(schema)
+    back = codec.decode(codec.encode(table), np.random.default_rng(0))
+    assert set(back["paid"].values) == {"Yes", "No"}
+    assert pd.Series(back["woken"].values).between("06:00", "08:59").all()
+    base = lake.to_arrow({column.name: typed(column, back[column.name]) for column in schema.columns})
+    assert [str(kind) for kind in base.schema.types] == ["time64[us]", "bool", "bool"]
+
+
 def test_rare_values_are_folded_into_other():
     frame = pd.DataFrame({"c": ["a"] * 900 + ["b"] * 900 + [f"rare{i}" for i in range(90)] * 3})
     result = run(frame, noise=dict.fromkeys(STEPS, 3.0))
@@ -371,7 +409,7 @@ def test_the_sensitivity_test_catches_a_broken_survey(monkeypatch, mutant):
         monkeypatch.setattr(binning, "count", lambda edges, axis: real(edges, axis)[:len(axis)])
     try:
         caught = max(moves_of_one_record(monkeypatch, QUIET)) > 1
-    except AssertionError:
+    except (AssertionError, ValueError):  # or the survey itself has found that its tables have another size
         caught = True
     assert caught
 

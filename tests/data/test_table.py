@@ -1,16 +1,22 @@
 from __future__ import annotations
 
+import datetime as dt
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpvae.data import lake
+from dpvae.data import bins, lake
+from dpvae.data.cells import from_axis, to_axis
 from dpvae.data.declare import declare
 from dpvae.data.schema import OTHER, Column, Schema
 from dpvae.data.table import TableCodec, validate
 from dpvae.errors import DataError, SchemaError
+from dpvae.release import export
 
 
 def codec_of(**facts) -> TableCodec:
@@ -218,13 +224,72 @@ def test_declared_csv_columns_are_written_in_their_natural_type(tmp_path):
     table = lake.read(path)
     schema = declare({"columns": {"n": {"kind": "integer", "edges": [0, 9], "heaps": []},
                                   "c": {"categories": ["x", "y"]}, "k": {"categories": [0, 1]},
-                                  "b": {"kind": "boolean"}}}).bind(table.header)
+                                  "b": {"kind": "boolean", "spelling": ["false", "true"]}}}).bind(table.header)
     codec = TableCodec(schema)
     back = lake.to_arrow(codec.decode(codec.encode(table), np.random.default_rng(0)))
     assert [str(t) for t in back.schema.types] == ["int64", "string", "int64", "bool"]
     assert back["c"].to_pylist() == ["x", "y"]
     assert back["k"].to_pylist() == [0, 1]
     assert back["b"].to_pylist() == [True, False]
+
+
+@pytest.mark.parametrize(("words", "natural", "cells"), [
+    (("no", "yes"), "string", ["no", "yes", "no"]), (("0", "1"), "int64", [0, 1, 0]),
+    (("False", "True"), "bool", [False, True, False]), (("nein", "ja"), "string", ["nein", "ja", "nein"])])
+def test_booleans_come_back_in_the_words_of_their_source(words, natural, cells, tmp_path):
+    source = "b\n" + "\n".join(words[i] for i in (0, 1, 0)) + "\n"
+    (tmp_path / "t.csv").write_text(source)
+    table = lake.read(tmp_path / "t.csv")
+    schema = declare({"columns": {"b": {"kind": "boolean", "spelling": list(words)}}}).bind(table.header)
+    codec = TableCodec(schema)
+    codes = codec.encode(table)
+    assert codes.ravel().tolist() == [0, 1, 0]
+    assert schema.columns[0].labels == words
+    back = codec.decode(codes, np.random.default_rng(0))
+    assert str(lake.to_arrow(back)["b"].type) == natural
+    assert lake.to_arrow(back)["b"].to_pylist() == cells
+    export.write([back], tmp_path / "back.csv", format="csv", table="t", schema=schema)
+    assert (tmp_path / "back.csv").read_text().replace('"', "") == source
+
+
+def test_a_declared_spelling_admits_no_other_words(tmp_path):
+    (tmp_path / "t.csv").write_text("b\nja\nnein\nyes\n")
+    table = lake.read(tmp_path / "t.csv")
+    schema = declare({"columns": {"b": {"kind": "boolean", "spelling": ["nein", "ja"]}}}).bind(table.header)
+    with pytest.raises(DataError, match="'yes' in row 3"):
+        validate(table, schema)
+
+
+@pytest.mark.parametrize("kind", ["time32[s]", "time32[ms]", "time64[us]", "time64[ns]"])
+def test_times_of_day_keep_their_type_and_stay_within_the_day(kind):
+    times = [dt.time(0, 0), dt.time(8, 30), dt.time(23, 59)] * 5
+    table = lake.read(pa.table({"t": pa.array(times, lake.arrow_type(kind))}))
+    column = Schema.undeclared(table.header).columns[0]
+    assert (column.kind, column.open) == ("time", ("heaps", "edges", "unit", "nullable"))
+    finest = [] if kind == "time32[s]" else [("us", 86400 - 1e-6)]
+    for unit, last in (("m", 86340.0), ("s", 86399.0), *finest):
+        known = replace(column, unit=unit, heaps=(0.0,), nullable=False)
+        assert (known.lower, known.upper) == (0.0, last)
+        edges = bins.leaves(known, None, None)[[0, 9, -1]]
+        codec = TableCodec(Schema((replace(known, edges=tuple(map(float, edges))),)))
+        codes = np.repeat([0, 1, 2], 400)[:, None]
+        drawn = lake.to_arrow(codec.decode(codes, np.random.default_rng(0)))["t"]
+        assert str(drawn.type) == kind
+        back = lake.read(pa.table({"t": drawn}))
+        assert (codec.encode(back) == codes).all()
+        if unit == "m":
+            assert all(t.second == 0 for t in drawn.to_pylist())
+
+
+def test_times_in_text_are_read_and_written_in_their_format():
+    cells = lake.Cells(np.array(["08:30", "23:59", "noon"], dtype=object), np.zeros(3, bool), "csv")
+    schema = declare({"columns": {"t": {"kind": "time", "format": "%H:%M", "max": "23:59"}}})
+    column = schema.bind([("t", "csv")]).columns[0]
+    axis = to_axis(column, cells)
+    assert axis[:2].tolist() == [30600.0, 86340.0]
+    assert np.isnan(axis[2])
+    assert from_axis(column, axis[:2] + 25.0, np.zeros(2, bool)).values.tolist() == ["08:30", "23:59"]
+    assert column.text(30600.0) == "08:30"
 
 
 def test_codes_that_no_column_has_are_refused():
@@ -246,7 +311,7 @@ TEXTS = st.lists(st.sampled_from(["a", "b", " a", "q", "", "12", "7.0", "many", 
 @given(TEXTS, st.sampled_from(["csv", "string"]), st.sampled_from([
     {"kind": "categorical", "categories": ("a", "b"), "nullable": True, "other": True},
     {"kind": "categorical", "categories": ("a", "b"), "nullable": False, "other": False},
-    {"kind": "boolean", "nullable": True}, {**AGE, "dtype": ""}]))
+    {"kind": "boolean", "nullable": True, "spelling": ("no", "yes")}, {**AGE, "dtype": ""}]))
 def test_the_code_of_a_cell_does_not_depend_on_the_cells_beside_it(values, dtype, facts):
     codec = codec_of(**{**facts, "dtype": dtype})
     cells = lake.Cells(np.array(values, dtype=object), np.array([v == "" for v in values]), dtype)

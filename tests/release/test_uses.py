@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from servers import Cluster
 
 from dpvae import cli
 from dpvae.privacy.ledger import Ledger
@@ -119,6 +120,71 @@ def test_a_test_database_loads(here: Path) -> None:
     found = base.execute('SELECT count(*), count(DISTINCT person), count(age) FROM "people"').fetchone()
     assert found == (450, 450, 450)
     assert base.execute('SELECT DISTINCT typeof(age) FROM "people"').fetchall() == [("integer",)]
+
+
+CLINIC = r"""columns:
+  seen: {kind: datetime, min: 2020-01-01, max: 2020-12-31, format: "%d.%m.%Y"}
+  left: {kind: datetime, min: 2020-01-01, max: 2021-01-01, format: "%Y-%m-%d %H:%M"}
+  opens: {kind: time, min: 07:00, max: 12:00, format: "%H:%M"}
+  paid: {kind: boolean, spelling: [no, yes]}
+  new: {kind: boolean, spelling: ["False", "True"]}
+  price: {kind: continuous, min: 0, max: 999.99, decimals: 2}
+  visits: {kind: integer, min: 0, max: 9}
+  note: {kind: categorical, categories: ["it's", "a \"b\"", "c\nd"], missing: true}
+"""
+
+
+@pytest.fixture(scope="module")
+def clinic(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, rng = tmp_path_factory.mktemp("clinic"), np.random.default_rng(3)
+    day = pd.Timestamp("2020-01-01") + pd.to_timedelta(rng.integers(0, 366, ROWS), "D")
+    pd.DataFrame({"seen": day.strftime("%d.%m.%Y"), "left": day.strftime("%Y-%m-%d 17:30"),
+                  "opens": [f"{7 + i % 6:02}:00" for i in range(ROWS)], "paid": np.where(day.month < 6, "yes", "no"),
+                  "new": day.month > 9, "price": rng.uniform(0, 900, ROWS).round(2), "visits": rng.integers(0, 9, ROWS),
+                  "note": rng.choice(["it's", 'a "b"', "c\nd", ""], ROWS)}).to_csv(folder / "clinic.csv", index=False)
+    (folder / "clinic.yaml").write_text(CLINIC)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert cli.main(["train", "data=clinic.csv", "data.schema=clinic.yaml", f"data.rows={ROWS}", "run.name=c",
+                         *TINY]) == 0
+        assert typed("sample run=c rows=300 to=clinic.sql id=row") == 0
+    return folder
+
+
+def test_released_rows_are_spelled_as_the_source_is(clinic: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(clinic)
+    assert typed("sample run=c rows=300 to=rows.csv given.paid=yes") == 0
+    rows = pd.read_csv("rows.csv", dtype=str)
+    assert set(rows["paid"]) == {"yes"}
+    assert set(rows["new"]) == {"True", "False"}
+    assert rows["seen"].str.fullmatch(r"\d\d\.\d\d\.2020").all()
+    assert rows["opens"].between("07:00", "12:00").all()
+    pd.read_csv("clinic.csv", dtype=str).assign(paid=None, new=None, opens=None).to_csv("holes.csv", index=False)
+    assert typed("impute run=c data=holes.csv draws=1 to=filled") == 0
+    filled = pd.read_csv("filled/draw-1.csv", dtype=str)
+    assert [set(filled[name]) for name in ("paid", "new")] == [{"no", "yes"}, {"False", "True"}]
+
+
+SQL_TYPES = {"row": "BIGINT", "seen": "DATE", "left": "TIMESTAMP WITHOUT TIME ZONE", "opens": "TIME WITHOUT TIME ZONE",
+             "paid": "BOOLEAN", "new": "BOOLEAN", "price": "NUMERIC(5, 2)", "visits": "BIGINT", "note": "TEXT"}
+
+
+def test_a_test_database_has_the_types_that_kinds_stand_for(clinic: Path) -> None:
+    base = sqlite3.connect(":memory:")
+    base.executescript((clinic / "clinic.sql").read_text())
+    assert {name: kind for _, name, kind, *_ in base.execute("PRAGMA table_info(clinic)")} == SQL_TYPES
+    assert base.execute("SELECT count(*), count(DISTINCT paid), max(paid) FROM clinic").fetchone() == (300, 2, 1)
+    assert base.execute("SELECT count(*) FROM clinic WHERE seen BETWEEN '2020-01-01' AND '2020-12-31'").fetchone() == (
+        300,)
+
+
+def test_a_test_database_loads_into_postgresql(clinic: Path, cluster: Cluster) -> None:
+    psycopg = pytest.importorskip("psycopg")
+    with psycopg.connect(cluster.new_database()) as base:
+        base.execute((clinic / "clinic.sql").read_text().replace("BEGIN;", "").replace("COMMIT;", ""))
+        found = base.execute("SELECT pg_typeof(min(seen))::text, pg_typeof(min(opens))::text, pg_typeof(sum(price))::"
+                             "text, bool_or(paid), min(seen) >= '2020-01-01' FROM clinic").fetchall()
+    assert found == [("date", "time without time zone", "numeric", True, True)]
 
 
 def test_another_balance_is_what_was_asked_for(here: Path) -> None:

@@ -30,8 +30,8 @@ DAY_MS = 86_400_000
 class Cells(NamedTuple):
     """One column: ``values`` and ``missing`` are arrays of shape (rows,); a missing cell's value means nothing.
 
-    Numbers are int64 or float64, text is an object array of ``str``, datetimes are int64 ticks in the unit of
-    ``dtype`` (days for both date types), booleans are bool.
+    Numbers are int64 or float64, text is an object array of ``str``, datetimes and times of day are int64 ticks in the
+    unit of ``dtype`` (days for both date types), booleans are bool.
     """
 
     values: np.ndarray
@@ -110,10 +110,10 @@ def check_type(name: str, kind: pa.DataType) -> None:
     """Refuse nested and binary columns, with the remedy."""
     value = kind.value_type if pa.types.is_dictionary(kind) else kind
     t = pa.types
-    if not any(test(value) for test in (t.is_integer, t.is_floating, t.is_decimal, t.is_boolean, t.is_date,
+    if not any(test(value) for test in (t.is_integer, t.is_floating, t.is_decimal, t.is_boolean, t.is_date, t.is_time,
                                         t.is_timestamp, t.is_string, t.is_large_string, t.is_string_view, t.is_null)):
-        raise DataError(f"column={name!r}: type {kind} is not supported; expected numbers, text, booleans or dates: "
-                        "unnest or drop it")
+        raise DataError(f"column={name!r}: type {kind} is not supported; expected numbers, text, booleans, dates or "
+                        "times of day: unnest it, or leave it out with data.columns=")
 
 
 def first_line(error: BaseException) -> str:
@@ -181,11 +181,11 @@ def distinct(cells: Cells) -> tuple[Cells, np.ndarray]:
 
 
 def _ticks(name: str, array: pa.Array) -> np.ndarray:
-    """Integers, dates and timestamps as int64."""
+    """Integers, dates, timestamps and times of day as int64."""
     t = pa.types
     if t.is_date64(array.type):
         return np.asarray(array.cast(pa.int64()).fill_null(0)) // DAY_MS
-    if t.is_date32(array.type):
+    if t.is_date32(array.type) or t.is_time32(array.type):
         array = array.cast(pa.int32())
     try:
         return np.asarray(array.cast(pa.int64()).fill_null(0))
@@ -243,7 +243,7 @@ def _to_arrow(values: np.ndarray, missing: np.ndarray, dtype: str) -> pa.Array:
         return pa.nulls(len(values))
     if pa.types.is_date64(kind):
         return pa.array(values * DAY_MS, pa.int64(), mask=missing).cast(kind)
-    if pa.types.is_date32(kind):
+    if pa.types.is_date32(kind) or pa.types.is_time32(kind):
         return pa.array(values, pa.int64(), mask=missing).cast(pa.int32()).cast(kind)
     if pa.types.is_decimal(kind):
         return pa.array(np.round(values, kind.scale), pa.float64(), mask=missing).cast(kind)

@@ -40,6 +40,9 @@ def moment(value: Any, kind: pa.DataType) -> Any:
     """A cell's whole number as the date or the time that it stands for; other values as they are."""
     if pa.types.is_date(kind):
         return dt.date(1970, 1, 1) + dt.timedelta(days=value)
+    if pa.types.is_time(kind):
+        micros = value * 10**6 // TICKS[kind.unit]
+        return (dt.datetime(1970, 1, 1) + dt.timedelta(microseconds=micros)).time()
     if pa.types.is_timestamp(kind):
         micros = value * 10**6 // TICKS[kind.unit]
         return dt.datetime(1970, 1, 1, tzinfo=dt.UTC if kind.tz else None) + dt.timedelta(microseconds=micros)
@@ -92,6 +95,8 @@ def quoted(name: str) -> str:
 def _literal(value: Any, kind: pa.DataType) -> str:
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, dt.time):
+        return f"CAST('{value}' AS TIME)"
     if isinstance(value, (dt.date, dt.datetime)):
         zone = " WITH TIME ZONE" if isinstance(value, dt.datetime) and value.tzinfo else ""
         return f"CAST('{value}' AS {'TIMESTAMP' + zone if isinstance(value, dt.datetime) else 'DATE'})"

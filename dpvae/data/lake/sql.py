@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 
 from dpvae.data import place
 from dpvae.data.lake.arrow import first_line
@@ -114,6 +115,15 @@ def _with_driver(url: str) -> str:
     return url.replace("postgresql://", "postgresql+psycopg://", 1)
 
 
+def type_name(kind: pa.DataType) -> str:
+    """The name of an Arrow type in SQL, as PostgreSQL has it and SQLite takes it.
+
+    >>> [type_name(kind) for kind in (pa.bool_(), pa.float64(), pa.timestamp("us", "UTC"), pa.time64("us"))]
+    ['BOOLEAN', 'DOUBLE PRECISION', 'TIMESTAMP WITH TIME ZONE', 'TIME WITHOUT TIME ZONE']
+    """
+    return str(sql_type(kind).compile(dialect=postgresql.dialect()))
+
+
 def sql_type(kind: pa.DataType) -> Any:
     """The SQLAlchemy type of an Arrow type.
 
@@ -127,7 +137,8 @@ def sql_type(kind: pa.DataType) -> Any:
         return sa.Numeric(kind.precision, kind.scale)
     if t.is_timestamp(kind):
         return sa.DateTime(timezone=kind.tz is not None)
-    for test, made in ((t.is_boolean, sa.Boolean), (t.is_date, sa.Date), (t.is_float32, sa.REAL),
+    for test, made in ((t.is_boolean, sa.Boolean), (t.is_date, sa.Date), (t.is_time, sa.Time),
+                       (t.is_float32, sa.REAL),
                        (t.is_floating, sa.Double), (t.is_int8, sa.SmallInteger), (t.is_uint8, sa.SmallInteger),
                        (t.is_int16, sa.SmallInteger), (t.is_uint16, sa.Integer), (t.is_int32, sa.Integer),
                        (t.is_integer, sa.BigInteger)):

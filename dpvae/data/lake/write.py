@@ -86,6 +86,8 @@ def _storable(name: str, kind: pa.DataType) -> pa.DataType:
         return pa.date32()
     if t.is_timestamp(kind):
         return pa.timestamp("us", "UTC" if kind.tz else None)
+    if t.is_time(kind):
+        return pa.time64("us")
     if t.is_decimal(kind) and kind.precision > 38:
         raise DataError(f"column={name!r}: {kind} has more digits than a lake table keeps (38); narrow it")
     return pa.decimal128(kind.precision, kind.scale) if t.is_decimal(kind) else kind
