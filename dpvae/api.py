@@ -266,9 +266,10 @@ def fulfil(config: TrainConfig, task: Task, run: RunFolder, ledger: Ledger, *, p
 def ask(config: TrainConfig, task: Task, run: RunFolder) -> Ask:
     """What ``run`` wants booked, with the cap that ``config`` may set."""
     limit, planned = config.ledger, task.plan
-    cap = None if limit.cap_epsilon is None else Cap(limit.cap_epsilon, limit.cap_delta or planned.delta)
+    unit = config.data.protects
+    cap = None if limit.cap_epsilon is None else Cap(limit.cap_epsilon, limit.cap_delta or planned.delta, unit)
     return Ask(_dataset(config), run.record["ledger_run"], planned.events(), planned.delta, planned.neighbouring,
-               noise=run.key().tag(b"noise"), cap=cap,
+               noise=run.key().tag(b"noise"), cap=cap, unit=unit,
                content=content_tag(ledger_place(config), task.fingerprint(), config.run.root))
 
 

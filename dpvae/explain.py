@@ -17,6 +17,7 @@ from dpvae.errors import DPVAEError
 MISTAKE, BUG = 2, 70
 LONGEST = 80  # characters of a file's name that are shown
 _NO_MEMORY = ("can't allocate memory", "out of memory")  # how torch tells it
+_LABELS = ("data.label", "data.labels")  # knobs of images as well as of texts
 _REMEDIES = {
     errno.ENOSPC: "; free some space and run the same command again",
     errno.EDQUOT: "; free some space and run the same command again",
@@ -59,7 +60,8 @@ def _hydra(error: BaseException) -> str:
     if override := getattr(error, "override", None):
         return f"{override}: a value that cannot be read; expected a number, a word or a quoted text"
     if other := re.match(r"Could not override '(data\.\w+)'", text):
-        return f"{other[1]}: expected together with data=text or data=images, whose knob it is"
+        kinds = "data=text or data=images" if other[1] in _LABELS else "data=text"
+        return f"{other[1]}: expected together with {kinds}, whose knob it is"
     if text.startswith("Missing mandatory value") and (key := getattr(error, "full_key", None)):
         return f"{key}: expected a value; say {key}=..."
     return text.splitlines()[0]

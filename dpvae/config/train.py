@@ -67,6 +67,9 @@ class DataConfig:
         if self.kind != "table" and (self.columns is not None or self.where is not None):
             raise ConfigError(f"data.{'where' if self.columns is None else 'columns'}: expected data.kind=table; "
                               f"{self.kind} are read whole")
+        if self.unit is not None and (self.kind != "text" or self.unit in RECORDS.values()):
+            raise ConfigError(f"data.unit={self.unit!r}: expected a column of texts (data=text) that names a person; "
+                              "of tables and images one record is the unit: make one row or image per person first")
         if self.path and self.builtin:
             raise ConfigError(f"data.path={self.path!r} and data.builtin={self.builtin!r}: expected one of the two")
 

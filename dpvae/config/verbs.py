@@ -155,6 +155,7 @@ class ScoreConfig:
     epsilon: float | None = None  # what threshold=private may spend
     delta: float | None = None  # of that; None: the rule of privacy/plan.py
     ledger_url: str | None = None  # where it is booked; None: sqlite in the runs folder
+    ledger_dataset: str | None = None  # under which name; None: the one the rows are known by, or else the file's
     seed: int = 0
     root: str = "runs"
     engine: str = "local"

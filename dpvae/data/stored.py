@@ -17,18 +17,21 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dpvae import memory
 from dpvae.data import lake
 from dpvae.data.dtypes import is_text
 from dpvae.data.lake import Cells, Table
 from dpvae.data.table import TableCodec
 from dpvae.errors import DataError
 
+IN_MEMORY, SHARE = 4e9, 1 / 3  # bytes, and of those that are free: a larger table is kept on disk
 PIECE = 2**20  # cells, of eight bytes each; a few pieces are held at once
 NOTES = "pieces.jsonl"
 TEXT = 8.0  # bytes that a cell of text takes in memory, for each in its file: eight of a pointer, fifty of a short text
@@ -263,3 +266,37 @@ def bytes_in_memory(source: Any) -> float:
     rows = lake.row_count(source)
     return lake.text_bytes(source) * TEXT if rows is None else rows * len(lake.header(source)) * 9.0
 
+
+def fits(source: Any) -> bool:
+    """Whether reading ``source`` whole takes little of the memory that is free."""
+    return bytes_in_memory(source) < min(IN_MEMORY, SHARE * memory.free())
+
+
+@contextmanager
+def held(source: Any, root: Path) -> Iterator[Table | Stored]:
+    """The rows of ``source``, in memory where they fit and otherwise in a folder below ``root`` for the while."""
+    if fits(source):
+        yield lake.read(source)
+        return
+    rows = Stored.of(source, place_of(source, root))
+    try:
+        yield rows
+    finally:
+        rows.remove()
+
+
+def fingerprint(table: Table | Stored) -> bytes:
+    """A digest of the cells, their types and their order, column by column: the same in memory and on disk."""
+    digest = hashlib.sha256()
+    for j, (name, dtype) in enumerate(table.header):
+        digest.update(f"{name}\0{dtype}\0{table.rows}\0".encode())
+        for cells in table.pieces(j):
+            digest.update(np.packbits(cells.missing).tobytes())
+        between = b""
+        for cells in table.pieces(j):
+            if cells.values.dtype == object:
+                digest.update(between + "\0".join(map(str, cells.values)).encode("utf-8", "surrogatepass"))
+                between = b"\0"
+            else:
+                digest.update(np.ascontiguousarray(cells.values).tobytes())
+    return digest.digest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dpvae import memory
 from dpvae.config import DataConfig, TrainConfig
 from dpvae.data import builtin, lake
 from dpvae.data.grid import equal_bins
 from dpvae.data.lake import Table
 from dpvae.data.schema import Schema
-from dpvae.data.stored import CodeShards, Stored, bytes_in_memory, place_of
+from dpvae.data.stored import CodeShards, Stored, fingerprint, fits, place_of
 from dpvae.data.survey import Survey, survey, survey_steps
 from dpvae.data.table import TableCodec, validate
 from dpvae.data.where import parse
@@ -37,7 +35,6 @@ if TYPE_CHECKING:
     from dpvae.train.run import RunFolder
 
 UNIQUE, FAR = "Ushuaia", 987_654_321  # values of an unusual row
-IN_MEMORY, SHARE = 4e9, 1 / 3  # bytes, and of those that are free: a larger table is kept on disk
 SHARED = True  # releases may be drawn by several workers
 IN_PARTS = True  # and may be lake tables
 
@@ -136,9 +133,9 @@ class TableTask:
     def fingerprint(self) -> bytes:
         """A digest of every cell; it leaves only under the run's secret key."""
         if not isinstance(self.table, Stored):
-            return _fingerprint(self.table)
+            return fingerprint(self.table)
         if "fingerprint" not in self.table.kept:  # asked several times, and each time the whole disk would be read
-            self.table.kept["fingerprint"] = _fingerprint(self.table)
+            self.table.kept["fingerprint"] = fingerprint(self.table)
         return bytes(self.table.kept["fingerprint"])
 
     def spend(self, run: RunFolder, progress: Progress, processes: Processes | None = None) -> TableResult:
@@ -274,7 +271,7 @@ def _rows(config: TrainConfig, source: Any) -> Table | Stored:
     """The rows, in memory where they fit and on disk where they do not: the same run either way."""
     where = config.performance.stored
     named = isinstance(source, str | Path | lake.Versioned) or (isinstance(source, lake.Selected) and source.place)
-    if where == "never" or not named or (where == "auto" and _fits(source)):
+    if where == "never" or not named or (where == "auto" and fits(source)):
         if where == "always":
             raise ConfigError("performance.stored=always: expected a file or a lake table; this one is in memory")
         return lake.read(source)
@@ -282,26 +279,6 @@ def _rows(config: TrainConfig, source: Any) -> Table | Stored:
         raise ConfigError("trainer=density: holds all rows in memory; expected performance.stored=never, or another "
                           "trainer")
     return Stored.of(source, place_of(source, Path(config.run.root)))
-
-
-def _fits(source: Any) -> bool:
-    return bytes_in_memory(source) < min(IN_MEMORY, SHARE * memory.free())
-
-
-def _fingerprint(table: Table | Stored) -> bytes:
-    digest = hashlib.sha256()
-    for j, (name, dtype) in enumerate(table.header):
-        digest.update(f"{name}\0{dtype}\0{table.rows}\0".encode())
-        for cells in table.pieces(j):
-            digest.update(np.packbits(cells.missing).tobytes())
-        between = b""
-        for cells in table.pieces(j):
-            if cells.values.dtype == object:
-                digest.update(between + "\0".join(map(str, cells.values)).encode("utf-8", "surrogatepass"))
-                between = b"\0"
-            else:
-                digest.update(np.ascontiguousarray(cells.values).tobytes())
-    return digest.digest()
 
 
 def source_of(data: DataConfig) -> Any:

@@ -32,7 +32,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from dpvae import checks
-from dpvae.config import NEIGHBOURS
+from dpvae.config import NEIGHBOURS, RECORDS
 from dpvae.errors import BudgetError, ConfigError, LedgerError
 from dpvae.privacy.accountant import Epsilon, price
 from dpvae.privacy.chain import GENESIS, Chain, Row
@@ -61,7 +61,7 @@ class Cap:
         """Whether it differs from the cap that holds; :class:`BudgetError` where it is higher and has no reason."""
         if old is None:
             return True
-        raised = self.epsilon > old["epsilon"] or self.delta > old["delta"] or self.unit != old["unit"]
+        raised = self.epsilon > old["epsilon"] or self.delta > old["delta"] or not _alike(self.unit, old["unit"])
         if raised and not (self.reason and self.reason.strip()):
             raise BudgetError(
                 f"epsilon={self.epsilon:g}, delta={self.delta:g}, unit={self.unit}: dataset {dataset!r} is capped at "
@@ -85,15 +85,16 @@ class Ask:
     noise: str = ""
     content: str = ""
     cap: Cap | None = None
+    unit: str = "row"
 
     def payload(self) -> dict[str, Any]:
         """The row that would be written; refuses what no accountant can price."""
         checks.fraction(delta=self.delta)
-        _named(dataset=self.dataset, run=self.run)
+        _named(dataset=self.dataset, run=self.run, unit=self.unit)
         merge(self.events, self.neighbouring)
         optional = {"content": self.content} if self.content else {}
         return {"events": [to_dict(event) for event in self.events], "delta": float(self.delta),
-                "neighbouring": self.neighbouring, "noise": self.noise, **optional}
+                "neighbouring": self.neighbouring, "noise": self.noise, "unit": self.unit, **optional}
 
 
 @dataclass(frozen=True)
@@ -132,15 +133,18 @@ class Ledger:
 
     def reserve(
         self, dataset: str, run: str, events: Sequence[Event], *, delta: float, neighbouring: str = "add_remove",
-        noise: str = "", content: str = "",
+        noise: str = "", content: str = "", unit: str = "row",
     ) -> Reservation:
         """Books ``events`` before their noise is drawn; :class:`BudgetError` if the data set's cap forbids it.
 
         ``noise`` says which secret noise will be used (``key.tag(b"noise")``). A run that is known already gets its
         reservation back only if events *and* noise are the same: the same plan with fresh noise is a second spend.
         ``content`` is a keyed digest of the rows: rows known under one name are not booked under another.
+        ``unit`` is whom the events' price protects: a data set is counted by one, since what is spent on a row says
+        nothing of a person with several. :class:`LedgerError` for another.
         """
-        return self.reserve_all([Ask(dataset, run, tuple(events), delta, neighbouring, noise, content)])[0]
+        asked = Ask(dataset, run, tuple(events), delta, neighbouring, noise, content, unit=unit)
+        return self.reserve_all([asked])[0]
 
     def reserve_all(self, asks: Sequence[Ask], *, sweep: str = "") -> list[Reservation]:
         """:meth:`reserve` for several runs, all or none of them, in one transaction; ``sweep`` is noted in each row."""
@@ -150,6 +154,7 @@ class Ledger:
         def write(connection: sa.Connection) -> list[Reservation]:
             rows = self._chain.read(connection)
             for ask in asks:
+                _one_unit(rows, ask.dataset, ask.unit)
                 self._limit(connection, rows, ask.dataset, ask.cap)
             known = [_known(rows, ask) for ask in asks]
             fresh = [ask for ask, row in zip(asks, known, strict=True) if row is None]
@@ -191,8 +196,11 @@ class Ledger:
         try:
             return _spent(rows, dataset, (), delta)
         except ConfigError:
-            cap = _cap(rows, dataset)
-            return Epsilon(0.0, math.inf, math.inf, delta, cap["unit"] if cap else "row")
+            return Epsilon(0.0, math.inf, math.inf, delta, _unit(rows, dataset) or "row")
+
+    def known_as(self, content: str) -> str | None:
+        """The name under which these rows are booked; ``None`` for rows that are new."""
+        return _names(self._chain.rows()).get(content)
 
     def rows(self, run: str | None = None) -> list[Row]:
         """The rows of ``run``, or all; the chain was checked on the way."""
@@ -212,6 +220,8 @@ class Ledger:
 
     def _limit(self, connection: sa.Connection, rows: list[Row], dataset: str, cap: Cap | None) -> None:
         if cap is not None and cap.changes(_cap(rows, dataset), dataset):
+            if standing := _standing(rows, dataset):
+                _one_unit(standing, dataset, cap.unit)
             rows.append(self._chain.append(connection, rows, dataset, "", "cap", asdict(cap)))
 
     def _close(self, reservation: Reservation, kind: str, payload: dict[str, Any]) -> None:
@@ -265,9 +275,32 @@ def _known(rows: Sequence[Row], ask: Ask) -> Row | None:
     return next((row for row in _standing(rows, ask.dataset) if row.run == ask.run), None)
 
 
+def _unit(rows: Sequence[Row], dataset: str) -> str | None:
+    """Whom the spends on ``dataset`` are counted for; ``None`` where nobody has said."""
+    cap, standing = _cap(rows, dataset), _standing(rows, dataset)
+    return str(cap["unit"]) if cap else str(standing[0].content.get("unit", "row")) if standing else None
+
+
+def _alike(unit: str, other: str) -> bool:
+    """A row, an image and a text are one record; what a column names is a unit of its own."""
+    return unit == other or {unit, other} <= set(RECORDS.values())
+
+
+def _one_unit(rows: Sequence[Row], dataset: str, unit: str) -> None:
+    """Refuse a spend, or a cap, in another unit than those before: they do not add up."""
+    known = _unit(rows, dataset)
+    if known is not None and not _alike(known, unit):
+        raise LedgerError(f"unit={unit}: dataset {dataset!r} is counted by {known}, and what is spent on one says "
+                          f"nothing of the other; expected unit={known}, by which every run on it is to be trained")
+
+
+def _names(rows: Sequence[Row]) -> dict[str, str]:
+    return {row.content["content"]: row.dataset for row in rows if row.kind == "reserve" and "content" in row.content}
+
+
 def _one_name(rows: Sequence[Row], asks: Iterable[Ask]) -> None:
     """The same rows under a second name would be a second budget for the same people."""
-    names = {row.content["content"]: row.dataset for row in rows if row.kind == "reserve" and "content" in row.content}
+    names = _names(rows)
     for ask in asks:
         if ask.content and names.setdefault(ask.content, ask.dataset) != ask.dataset:
             raise LedgerError(f"ledger.dataset={ask.dataset!r}: these rows are booked as {names[ask.content]!r} "
@@ -292,9 +325,8 @@ def _spent(
     standing = _standing(rows, dataset)
     relations = {NEIGHBOURS[0], *neighbouring, *(row.content["neighbouring"] for row in standing)}
     strictest = max(relations, key=NEIGHBOURS.index)  # replace_one costs more, for the same events
-    cap = _cap(rows, dataset)
     events = [event for row in standing for event in _events(row)]
-    return price([*events, *more], delta=delta, neighbouring=strictest, unit=cap["unit"] if cap else "row")
+    return price([*events, *more], delta=delta, neighbouring=strictest, unit=_unit(rows, dataset) or "row")
 
 
 def _afford(rows: Sequence[Row], asks: Sequence[Ask]) -> None:

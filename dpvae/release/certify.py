@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dpvae.config import RECORDS
 from dpvae.errors import ReleaseError
 from dpvae.privacy import events as facts_of_access
 from dpvae.privacy.accountant import CrossCheck
@@ -91,7 +92,11 @@ def _scope(facts: Facts, events: Sequence[Event], schema: Mapping[str, Any]) -> 
 
 
 def _per_unit(unit: str, schema: Mapping[str, Any]) -> str:
-    most = schema.get("per_unit")
+    """How many records of one unit take part; refuses a unit that nothing bounded."""
+    bounded, most = schema.get("unit"), schema.get("per_unit")
+    if unit != bounded and (bounded is not None or unit not in RECORDS.values()):
+        raise ReleaseError(f"unit={unit}: expected {bounded or 'one record'}, whose share in what was measured was "
+                           "bounded; nothing may be certified for another unit")
     if isinstance(most, int) and not isinstance(most, bool):
         return f"{most}: records of one {unit} beyond that take no part"
     where = schema.get("where")

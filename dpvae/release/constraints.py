@@ -139,7 +139,7 @@ def _spelled(columns: list[Column], rows: Rows) -> list[tuple[str | None, ...]]:
     spelled = []
     for column in columns:
         cells = rows[column.name]
-        names = dict(zip(column.categories or (), column.labels, strict=False))
+        names: dict[object, str] = dict(zip(column.categories or (), column.labels, strict=False))
         keys = cells.values.tolist() if column.is_numeric else [names.get(key, key) for key in to_keys(column, cells)]
         spelled.append([None if gone or key is None else str(key)
                         for key, gone in zip(keys, cells.missing.tolist(), strict=True)])

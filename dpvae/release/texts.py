@@ -213,20 +213,20 @@ def score(config: ScoreConfig, public: Path, to: Path) -> str:
     label = model.label if model.label in names else None
     held = reader.read(config.table, model.text if model.text in names else None, label)
     scores = -_log_prob(model, held, SAMPLES[config.score], seed=config.seed)
-    size = np.array([max(len(text.encode()), 1) for text in held.texts])
+    size = _sizes(held.texts)
     nothing = np.zeros(len(scores), dtype=bool)
     columns = {"row": Cells(np.arange(len(scores)), nothing, "int64"), "score": Cells(scores, nothing, "double"),
                "per_byte": Cells(scores / size, nothing, "double")}
     line = ""
     if config.threshold is not None:
-        limits, line = _limits(model, public, scores, size, config, labelled=label is not None)
+        limits, line = _limits(model, public, held, scores, config, labelled=label is not None)
         columns["anomaly"] = Cells(scores > limits, nothing, "bool")
     rows = export.write([columns], to, format=export.format_of(str(to), None), table="scores")
     return (f"scored {rows:,} texts in nats (higher is stranger): {to}\n{line}"
             "A score is about its text and as private as that text: the file is for you, not for publication.")
 
 
-def _limits(model: TextModel, public: Path, scores: np.ndarray, sizes: np.ndarray, config: ScoreConfig, *,
+def _limits(model: TextModel, public: Path, scored: Texts, scores: np.ndarray, config: ScoreConfig, *,
             labelled: bool) -> tuple[np.ndarray, str]:
     """For each text the nats above which it is an alarm, and what that rests on. What a text costs grows with its
     length, and how far it strays with the root of that: the line is the model's own, and free; how far from it an alarm
@@ -235,7 +235,7 @@ def _limits(model: TextModel, public: Path, scores: np.ndarray, sizes: np.ndarra
     told = tuple(model.labels[label] for label in labels) if labelled else None
     held = Texts(tuple(texts), told, np.arange(len(texts)))
     own = -_log_prob(model, held, SAMPLES[config.score], seed=config.seed)
-    size = np.array([max(len(text.encode()), 1) for text in texts])
+    size, sizes = _sizes(texts), _sizes(scored.texts)
     slope, start = np.polyfit(size, own, 1) if len(np.unique(size)) > 1 else (0.0, own.mean())
     near, nearer = ((start + slope * s - nats) / np.sqrt(s) for s, nats in ((size, own), (sizes, scores)))
     if config.threshold == "synthetic":
@@ -244,11 +244,16 @@ def _limits(model: TextModel, public: Path, scores: np.ndarray, sizes: np.ndarra
         if "unit" in model.schema:
             raise ConfigError(f"threshold=private: a {model.schema['unit']} holds several texts, and their scores are "
                               "counted one by one; expected threshold=synthetic")
-        far, cost = threshold.booked_threshold(config, public.parent, near, lambda: nearer)
+        far, cost = threshold.booked_threshold(config, public.parent, near, scored.fingerprint(), lambda: nearer)
         who = "the texts, more or less, lie"
     limits = np.asarray(start + slope * sizes - far * np.sqrt(sizes))
     return limits, (f"threshold {np.median(limits):.3f} at the median length: {config.false_alarm:.2%} of {who} above "
                     f"that of theirs; {cost}\n")
+
+
+def _sizes(texts: Sequence[str]) -> np.ndarray:
+    """Bytes of each text, at least one."""
+    return np.array([max(len(text.encode()), 1) for text in texts])
 
 
 def _log_prob(model: TextModel, held: Texts, samples: int, *, seed: int) -> np.ndarray:

@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from dpvae.config import ScoreConfig
+from dpvae.data import builtin, place
 from dpvae.errors import ConfigError
 from dpvae.privacy.accountant import calibrate
 from dpvae.privacy.events import Event, Gaussian
-from dpvae.privacy.ledger import Ledger
+from dpvae.privacy.ledger import Ledger, content_tag
 from dpvae.privacy.mechanisms import noisy_counts
 from dpvae.privacy.noise import SecretKey, SecretStream
 from dpvae.privacy.plan import default_delta
@@ -51,19 +52,32 @@ def noisy_threshold(scores: np.ndarray, edges: np.ndarray, false_alarm: float, *
     return float(edges[max(int(np.searchsorted(below, false_alarm * total, side="right")) - 1, 0)])
 
 
-def booked_threshold(config: ScoreConfig, run: Path, synthetic: np.ndarray, private: Callable[[], np.ndarray]
-                     ) -> tuple[float, str]:
-    """The threshold for ``private()`` scores, on the grid of the model's own, and what was booked for it on the run's
-    data; :class:`ConfigError` where nobody said how much it may cost."""
+def booked_threshold(config: ScoreConfig, run: Path, synthetic: np.ndarray, fingerprint: bytes,
+                     private: Callable[[], np.ndarray]) -> tuple[float, str]:
+    """The threshold for ``private()`` scores, on the grid of the model's own, and what was booked for it; the rows'
+    ``fingerprint`` is that of training.
+
+    The rows pay, and not those that the run was trained on: booked on the data set that they are known as, or whose
+    name they have. :class:`ConfigError` where nobody said how much it may cost, or, of others than the run's, delta.
+    """
     if config.epsilon is None:
         raise ConfigError("threshold=private: costs budget; say how much, such as epsilon=0.1")
-    claim, scores = read_run(run).claim, private()
+    claim, where = read_run(run).claim, config.ledger_url or str(Path(config.root) / "ledger.db")
+    ledger, content = Ledger.open(where), content_tag(where, fingerprint, config.root)
+    name = config.ledger_dataset or ledger.known_as(content) or _dataset(str(config.table))
+    if config.delta is None and name != claim.dataset:
+        raise ConfigError(f"delta=null: these rows are booked as {name!r}, and the run was trained on "
+                          f"{claim.dataset!r}; say delta, far below one in their number, such as delta=1e-6")
     delta = config.delta if config.delta is not None else default_delta(int(claim.n_ref))
-    ledger = Ledger.open(config.ledger_url or Path(config.root) / "ledger.db")
-    key, asked = SecretKey.generate(), events(config.epsilon, delta, claim.neighbouring)
-    booked = ledger.reserve(claim.dataset, f"{run.name}-threshold-{uuid.uuid4().hex[:12]}", asked, delta=delta,
-                            neighbouring=claim.neighbouring, noise=key.tag(b"noise"))
+    key, asked, scores = SecretKey.generate(), events(config.epsilon, delta, claim.neighbouring), private()
+    booked = ledger.reserve(name, f"{run.name}-threshold-{uuid.uuid4().hex[:12]}", asked, delta=delta,
+                            neighbouring=claim.neighbouring, noise=key.tag(b"noise"), content=content, unit=claim.unit)
     limit = noisy_threshold(scores, grid(synthetic), config.false_alarm, booked=booked.events,
                             stream=key.stream("threshold"))
     ledger.commit(booked)
-    return limit, f"measured with noise; epsilon {config.epsilon:g} booked on {claim.dataset}"
+    return limit, f"measured with noise; epsilon {config.epsilon:g} booked on {name}"
+
+
+def _dataset(table: str) -> str:
+    """The name that ``dpvae train`` books a table under."""
+    return table if table in builtin.names() else place.dataset(table)

@@ -17,6 +17,7 @@ from dpvae.config import ImputeConfig, SampleConfig, ScoreConfig
 from dpvae.data import builtin, lake, place
 from dpvae.data.lake import Cells, Table
 from dpvae.data.schema import Schema
+from dpvae.data.stored import fingerprint, held
 from dpvae.errors import ConfigError, DataError, ReleaseError
 from dpvae.files import read_json
 from dpvae.release import export, image_uses, texts, threshold
@@ -88,8 +89,10 @@ def _limit(config: ScoreConfig, judge: Ensemble, run: RunFolder, source: Any) ->
                 "spent\n"), limit
     member = judge.members[0]
     own = readable(member.schema, sample_cells(member.vae, member.schema, 20_000, seed=seed_of(config.seed, "grid")))
+    with held(source, Path(config.root)) as rows:
+        tag = fingerprint(rows)
     limit, booked = threshold.booked_threshold(
-        config, run.path, judge.score(own, config.score), lambda: np.concatenate([
+        config, run.path, judge.score(own, config.score), tag, lambda: np.concatenate([
             judge.score(select(table, judge.schema), config.score) for table in lake.batches(source, ROWS_AT_ONCE)]))
     return f"threshold {-limit:.3f}: about {config.false_alarm:.2%} of the table's rows lie above it, {booked}\n", limit
 

@@ -141,6 +141,37 @@ def test_lowering_a_cap_is_free_and_raising_one_needs_a_reason(ledger: Ledger) -
     assert ledger.spent("adult", 1e-5).unit == "row"
 
 
+@pytest.mark.parametrize(("first", "second"), [("row", "customer"), ("customer", "text"), ("customer", "user")])
+def test_a_data_set_is_counted_by_one_unit(ledger: Ledger, first: str, second: str) -> None:
+    ledger.reserve("queries", "one", HALF, delta=1e-5, unit=first)
+    with pytest.raises(LedgerError, match=f"counted by {first}.*expected unit={first}"):
+        ledger.reserve("queries", "two", HALF, delta=1e-5, unit=second)
+    with pytest.raises(LedgerError, match=f"counted by {first}"):
+        ledger.cap("queries", 3.0, 1e-5, second)
+    assert len(ledger.rows()) == 1
+    assert ledger.spent("queries", 1e-5).unit == first
+
+
+def test_a_cap_for_persons_takes_no_run_that_counts_rows(ledger: Ledger) -> None:
+    ledger.cap("orders", 3.0, 1e-5, "customer")
+    with pytest.raises(LedgerError, match="counted by customer"):
+        ledger.reserve("orders", "one", HALF, delta=1e-5)
+    ledger.reserve("orders", "one", HALF, delta=1e-5, unit="customer")
+    assert ledger.spent("orders", 1e-5).unit == "customer"
+
+
+def test_a_record_is_one_unit_whatever_it_is_called(ledger: Ledger) -> None:
+    ledger.cap("digits", 3.0, 1e-5)
+    ledger.reserve("digits", "one", HALF, delta=1e-5, unit="image")
+    ledger.cap("digits", 2.0, 1e-5, "image")
+    assert ledger.spent("digits", 1e-5).upper == price(HALF, delta=1e-5).upper
+
+
+def test_rows_are_known_by_the_name_they_were_booked_under(ledger: Ledger) -> None:
+    ledger.reserve("adult", "one", HALF, delta=1e-5, content="digest")
+    assert (ledger.known_as("digest"), ledger.known_as("another")) == ("adult", None)
+
+
 @pytest.mark.parametrize("bad", [0, -1, float("nan"), float("inf"), None, "3"])
 def test_a_cap_that_is_no_number_is_refused(ledger: Ledger, bad: object) -> None:
     for arguments in ((bad, 1e-5), (1.0, bad)):

@@ -79,6 +79,31 @@ def test_a_threshold_from_private_rows_is_booked(here: Path) -> None:
     assert pd.read_csv("s.csv")["anomaly"].mean() < 0.2
 
 
+def test_a_threshold_is_paid_by_the_rows_that_it_is_learnt_from(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    people = pd.read_csv("people.csv")
+    people.iloc[:-1].to_csv("others.csv", index=False)
+    asked = "score run=one data=others.csv to=o.csv threshold=private epsilon=0.5 contributions=0"
+    before = len(Ledger.open("runs/ledger.db").rows())
+    assert typed(asked) == 2
+    assert "booked as 'others', and the run was trained on 'people'; say delta" in capsys.readouterr().err
+    assert len(Ledger.open("runs/ledger.db").rows()) == before
+    Ledger.open("runs/ledger.db").cap("others", 0.6, 1e-5)
+    assert typed(f"{asked} delta=1e-6") == 0
+    assert [row.dataset for row in Ledger.open("runs/ledger.db").rows()[before:]] == ["others"] * 3
+    assert typed(f"{asked} delta=1e-6") == 2  # their cap, and not that of the run's rows
+    assert "cap 0.6" in capsys.readouterr().err
+
+
+def test_rows_pay_under_the_name_they_are_known_by(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("copy.csv").write_bytes(Path("people.csv").read_bytes())
+    asked = "score run=one data=copy.csv to=c.csv threshold=private epsilon=0.5 contributions=0"
+    before = len(Ledger.open("runs/ledger.db").rows())
+    assert typed(asked) == 0
+    assert {row.dataset for row in Ledger.open("runs/ledger.db").rows()[before:]} == {"people"}
+    assert typed(f"{asked} ledger_dataset=fresh delta=1e-6") == 2
+    assert "booked as 'people' already" in capsys.readouterr().err
+
+
 def test_a_threshold_from_private_rows_without_a_budget_is_refused(here: Path) -> None:
     before = len(Ledger.open("runs/ledger.db").rows())
     assert typed("score run=one data=people.csv to=none.csv threshold=private") == 2
