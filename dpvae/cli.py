@@ -1,8 +1,8 @@
 """The command line: ``dpvae VERB key=value ...``. The only module that knows Hydra exists.
 
-The verb is taken off, what was typed is rewritten by :mod:`dpvae.arguments`, Hydra composes ``conf/VERB.yaml`` (with
-its flags: ``-m``, ``--help``, ``--cfg``), and a frozen dataclass reaches the verb. Nothing heavy is imported before a
-verb needs it. One line on stderr says what went wrong; the exit codes are
+The verb is taken off, what was typed is rewritten by :mod:`dpvae.command.arguments`, Hydra composes ``conf/VERB.yaml``
+(with its flags: ``-m``, ``--help``, ``--cfg``), and a frozen dataclass reaches the verb. Nothing heavy is imported
+before a verb needs it. One line on stderr says what went wrong; the exit codes are
 
     0 done | 1 a release or an audit that does not hold | 2 a mistake in the input, the budget or the machine
     70 a mistake in dpvae (DPVAE_DEBUG=1 shows where) | 130 stopped by Ctrl-C | 141 nobody reads the output any more
@@ -28,13 +28,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import dpvae
-from dpvae import arguments as typed
-from dpvae import memory, verbs
+from dpvae import memory
 from dpvae.checks import did_you_mean
+from dpvae.command import arguments as typed
+from dpvae.command import verbs
+from dpvae.command.explain import MISTAKE, explain
+from dpvae.command.verbs import VERBS, Answer, Verb, usage
 from dpvae.config import ImputeConfig, LakeConfig, LedgerVerbConfig, SampleConfig, ScoreConfig, TrainConfig, build
 from dpvae.errors import ConfigError
-from dpvae.explain import MISTAKE, explain
-from dpvae.verbs import VERBS, Answer, Verb, usage
 
 INTERRUPTED, NO_READER = 130, 141
 Run = Callable[[Any], Answer]
@@ -263,7 +264,9 @@ def _compose(word: str, arguments: Sequence[str]) -> int:
     if {"-sc", "--shell-completion"} & set(flags):
         return _hand_over(word, words, flags, run)
     if {"--help", "-h"} & set(flags) and not words:
-        print(importlib.import_module("dpvae.manual").page(word, verb, conf_dir(), groups_of(verb)))
+        from dpvae.command.manual import page
+
+        print(page(word, verb, conf_dir(), groups_of(verb)))
         return 0
     words, output = typed.output_of(words, verb.config)
     sweep = bool({"-m", "--multirun"} & set(flags)) or "hydra.mode=MULTIRUN" in words
@@ -286,7 +289,9 @@ def _complete(arguments: Sequence[str]) -> int:
     """Tab completion: the script that a shell reads is Hydra's; what it then asks for is answered here."""
     if "query=bash" not in arguments:
         return _compose("train", arguments)
-    print(" ".join(importlib.import_module("dpvae.complete").candidates(os.environ.get("COMP_LINE", ""), conf_dir())))
+    from dpvae.command.complete import candidates
+
+    print(" ".join(candidates(os.environ.get("COMP_LINE", ""), conf_dir())))
     return 0
 
 

@@ -19,7 +19,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from dpvae import verbs  # noqa: E402
+from dpvae.command import verbs  # noqa: E402
 
 ROOMS = {  # a page -> the modules and packages of dpvae that it describes, and what they are about
     "foundations": (("errors", "checks", "config", "rng"), "errors, checks, configuration, random streams"),
@@ -28,7 +28,7 @@ ROOMS = {  # a page -> the modules and packages of dpvae that it describes, and 
     "models": (("models",), "networks, priors, likelihoods; knows neither privacy nor files"),
     "train": (("train",), "noisy statistics, DP-SGD, the free encoder, checkpoints"),
     "evaluate": (("evaluate",), "how good a synthetic table is, for those who hold the real one"),
-    "release": (("release", "publish"), "rows, scores, certificates, signatures, folders"),
+    "release": (("release", "public", "publish"), "rows, scores, certificates, signatures, folders"),
     "audit": (("audit",), "whether the claim is true"),
     "report": (("report",), "pages, charts, progress"),
     "modalities": (("modalities",), "what tables, images and texts have to offer to the verbs"),
@@ -63,7 +63,7 @@ def on_files(files: Any, config: Any) -> Any:
 def knobs() -> str:
     """Every verb with every knob: its default, its type, and the words beside it in dpvae/config/."""
     words = _comments()
-    lines = ["# Verbs and knobs", "", "Made from `dpvae/verbs.py` and `dpvae/config/`. Every verb also takes "
+    lines = ["# Verbs and knobs", "", "Made from `dpvae/command/verbs.py` and `dpvae/config/`. Every verb also takes "
              "`output=text|json|quiet`.", ""]
     for person, asks in verbs.PEOPLE.items():
         lines += [f"## {person[0].upper()}{person[1:]}: {asks}", ""]

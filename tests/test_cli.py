@@ -18,8 +18,9 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dpvae import arguments, cli
-from dpvae.complete import candidates
+from dpvae import cli
+from dpvae.command import arguments
+from dpvae.command.complete import candidates
 from dpvae.config import ReleaseConfig, TrainConfig, VerifyConfig
 from dpvae.errors import BudgetError
 

@@ -22,7 +22,7 @@ from small_runs import ScriptedKey, silent, small_config, small_trainer, some_co
 from torch import nn
 
 import dpvae
-from dpvae.arguments import rewrite
+from dpvae.command.arguments import rewrite
 from dpvae.config import TrainConfig, build
 from dpvae.errors import AccountingError, BudgetError, ConfigError, DPVAEError, LedgerError
 from dpvae.privacy import pld, prv, rdp

@@ -132,7 +132,7 @@ def test_a_run_resumed_with_another_microbatch_shows_no_other_number(tmp_path: P
             assert metric["noisy_elbo"] == pytest.approx(kept[shown.index(metric)]["noisy_elbo"], abs=1e-6)
 
 
-SEAMS = {"before the survey": (api, "_spend"), "before publishing": (api, "_publish"),
+SEAMS = {"before the survey": (api, "_spend"), "before publishing": (api, "write_public"),
          "before the commit": (Ledger, "commit"), "before the run is marked": (RunFolder, "finish"),
          "before the report": (api, "report_run")}
 

@@ -150,8 +150,7 @@ def _divided(patch: Patch, by: Callable[[Any, int], float]) -> None:
 @named("noise for every part of an accumulated batch is averaged over the parts")
 def accumulation_divides_the_noise(patch: Patch) -> None:
     def parts(steps: Any) -> int:
-        expected: int = round(len(steps.codes) * steps.plan.sampling_rate / steps.microbatch)
-        return max(1, expected)
+        return max(1, int(len(steps.codes) * steps.plan.sampling_rate / steps.microbatch + 0.5))
 
     _divided(patch, lambda steps, number: parts(steps) + 1)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from dpvae.verbs import Verb
+from dpvae.command.verbs import Verb
 
 WIDE = 34  # letters of a knob and its default, before the words
 _TYPED = re.compile(r"^\w+: (\S+) # typed (\w+)=: ")

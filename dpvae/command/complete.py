@@ -16,10 +16,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from dpvae.arguments import keys_of
+from dpvae.command.arguments import keys_of
+from dpvae.command.verbs import VERBS, Verb, groups_of
 from dpvae.config import ImputeConfig, ScoreConfig
 from dpvae.errors import ConfigError
-from dpvae.verbs import VERBS, Verb, groups_of
 
 MOST = 200  # files or runs that are offered
 _IMPOSSIBLE = "\0"  # what no knob takes: a refusal lists what it does take

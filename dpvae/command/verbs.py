@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dpvae.arguments import keys_of
+from dpvae.command.arguments import keys_of
 from dpvae.config import (
     AuditConfig,
     CompareConfig,
