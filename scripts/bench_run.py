@@ -54,8 +54,9 @@ def judged(run: Path, judge: list[str]) -> dict[str, float]:
     done = subprocess.run([sys.executable, program, "--real-train", train, "--real-test", test, "--synth", str(rows),
                            "--target", "income", "--no-dcr"], check=True, capture_output=True, text=True)
     said = json.loads(done.stdout)
-    return {"gb_auc": said["tstr"]["gb"]["roc_auc"], "lr_auc": said["tstr"]["lr"]["roc_auc"],
-            "two_way_distance": said["fidelity"]["tvd_2way"]}
+    found = {"gb_auc": said["tstr"]["gb"]["roc_auc"], "lr_auc": said["tstr"]["lr"]["roc_auc"],
+             "two_way_distance": said["fidelity"]["tvd_2way"]}
+    return {name: round(value, 4) for name, value in found.items()}
 
 
 def difference(one: Path, other: Path) -> float:
