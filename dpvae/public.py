@@ -27,8 +27,8 @@ NOISE = {
     "dpsgd": "rounded Gaussian added to sums rounded to the same grid (a power of two, at most 2**-24 of the noise), "
              "scaled to the clip norm and what rounding adds to it; AES-256-CTR, one stream per step",
 }
-PADDING = ("batches are filled up to a public size with rows of weight zero; what does not fit goes into further "
-           "parts, and no record is dropped")
+PADDING = ("a batch may be taken in parts, and a part filled up to a public size with rows of weight zero; no record "
+           "is dropped")
 REPLAY = ("a step replayed after a crash draws the identical mask and noise from a key sealed in private/, which is "
           "destroyed when the run ends: the same release, not a second one")
 

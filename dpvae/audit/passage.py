@@ -15,6 +15,7 @@ import contextlib
 import io
 import json
 import logging
+import math
 import re
 import sys
 import warnings
@@ -84,6 +85,7 @@ def passage(train: Train, config: TrainConfig, table: Any, secrets: Secrets, *, 
             stack.enter_context(mock.patch.object(dpsgd, "check_independence"))
         placed = stack.enter_context(scratch(config, NAME))
         root = Path(placed.run.root)
+        stack.enter_context(mock.patch.object(dpsgd, "WORTH_COMPILING", math.inf))  # a compiler would be a call
         done.elsewhere = stack.enter_context(elsewhere(root))
         heard = stack.enter_context(_heard(done.progress))
         stack.enter_context(standing_still())

@@ -168,7 +168,7 @@ class PerformanceConfig:
 
     device: str = "auto"
     clipping: str = "auto"  # fast: book-keeping; ghost, hooks: Opacus'; auto: fast
-    compile: bool = False  # the static part of a DP-SGD step as one compiled program (clipping=fast or auto)
+    compile: bool = False  # a DP-SGD step up to its clipped sum as one compiled program (clipping=fast or auto)
     precision: str = "float32"  # of forward and backward pass; norms, sums and weights stay single
     microbatch: int | None = None  # records per forward pass inside one DP-SGD step; None: what memory holds
     threads: int | None = None

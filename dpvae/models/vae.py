@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dpvae import checks
@@ -105,11 +106,12 @@ class VAE(nn.Module):
         return Elbo(rate=kl_to_standard_normal(mean_BZ, log_std_BZ), distortion=-log_KB.mean(0))
 
     def _joint(self, codes_BD: Tensor) -> Tensor:
-        """log w_k + log p(x | z_k), (B, K): one matrix product."""
+        """log w_k + log p(x | z_k), (B, K): D rows of log p are added up for each record."""
         codebook = self.codebook
         assert codebook is not None
         log_KW = self.likelihood.log_probs(self.decode(codebook.points))
-        return codebook.log_weights + self.likelihood.one_hot(codes_BD) @ log_KW.T
+        places_BD = self.likelihood.flat(codes_BD.long())
+        return codebook.log_weights + F.embedding_bag(places_BD, log_KW.T.contiguous(), mode="sum")
 
     def _exact_elbo(self, codes_BD: Tensor) -> Elbo:
         joint_BK = self._joint(codes_BD)

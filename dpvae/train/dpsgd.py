@@ -106,7 +106,8 @@ class PrivateSteps:
             keep_pages(True)
         self._compiled = self._program() if compile and len(codes) else None
         drawn = plan.steps * sum(p.numel() for p in self.weights)
-        native = native_noise(asked=compile) if compile or drawn >= WORTH_COMPILING else None
+        worth_it = drawn >= WORTH_COMPILING and processes is None  # a machine without a compiler would drift away
+        native = native_noise(asked=compile) if compile or worth_it else None
         self._box_muller = box_muller if native is None else native.box_muller
         self.optimizer.native = native if self.device.type == "cpu" else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +126,45 @@ def test_the_compiled_step_on_padded_batches_releases_what_the_plain_step_does(
         bad: bool, caplog: pytest.LogCaptureFixture) -> None:
     torch.testing.assert_close(released(compile=True, bad=bad), released(compile=False, bad=bad), atol=1e-5, rtol=0)
     assert "cannot compile" not in caplog.text
+
+
+def counting(module: nn.Module, codes_BD: Tensor, latents: Tensor) -> Tensor:
+    """A loss that asks Python for the number of records, so that its trace knows only one."""
+    return loss(module, codes_BD, latents) * torch.ones(len(codes_BD))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("asks", "padded"), [(loss, False), (counting, True)])
+def test_a_program_takes_any_number_of_rows_unless_the_model_asks_python_how_many_it_has(
+        asks: Callable[..., Tensor], padded: bool) -> None:
+    plan = SgdPlan(noise_multiplier=1.0, sampling_rate=0.5, steps=1, clip_norm=0.1, latent_samples=2)
+    private = PrivateSteps(small_vae("decoder_only").decoder, torch.as_tensor(CODES).long(), asks, plan=plan, rows=20,
+                           key=KEY, learning_rate=0.01, microbatch=None, compile=True, latents=(2,))
+    program = private._compiled
+    assert program is not None
+    assert (program.padded, len(program._programs)) == (padded, 1)
+    for rows in (0, 1, 2, 7, 20):
+        chunk = (private.codes[:rows], torch.zeros(rows, 2), torch.ones(rows))
+        plain, finite = program.part(*chunk)
+        quick, _ = program(*chunk)
+        assert (finite.shape, quick.shape) == ((rows,), plain.shape)
+        torch.testing.assert_close(quick, plain, atol=1e-6, rtol=0)
+    assert (len(program._programs) > 1) == padded
+    private.close()
+
+
+def test_the_noise_of_a_long_run_is_compiled_unasked_and_quietly(caplog: pytest.LogCaptureFixture) -> None:
+    def by(steps: int) -> bool:
+        plan = SgdPlan(noise_multiplier=1.0, sampling_rate=0.5, steps=steps, clip_norm=0.1, latent_samples=2)
+        private = PrivateSteps(nn.Linear(10, 10), torch.ones(4, 10), squared, plan=plan, rows=4, key=KEY,
+                               learning_rate=0.01, microbatch=None)
+        private.close()
+        return private.optimizer.native is not None
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled, "NativeNoise", lambda: 1 / 0)
+        assert not by(1_000_000)
+    assert (by(1_000_000), by(100), caplog.text) == (True, False, "")
 
 
 SOURCE, NATIVE = SecretKey.from_seed(5), NativeNoise()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from small_runs import TRAINERS, small_vae, some_codes
+from small_runs import TRAINERS, small_trainer, small_vae, some_codes
 from torch import Tensor, nn
 
 from dpvae.models.vae import VAE
@@ -87,3 +89,12 @@ def test_only_the_decoder_learns_from_private_rows(name: str) -> None:
     losses(name, vae, CODES).sum().backward()
     touched = {key for key, parameter in vae.named_parameters() if parameter.grad is not None}
     assert touched == {key for key, _ in vae.named_parameters() if key.startswith("decoder.")}
+
+
+def test_what_a_codebooks_records_are_worth_is_log_p_and_their_own_to_the_last_bit(tmp_path: Path) -> None:
+    trainer = small_trainer("anchored", CODES.numpy(), tmp_path)
+    worth = np.concatenate(list(trainer._elbos(0)))
+    bound = trainer.vae.elbo(CODES, torch.zeros(0)).value.detach().double().numpy()
+    np.testing.assert_allclose(worth, bound, rtol=1e-5)
+    alone = [small_trainer("anchored", CODES[i:i + 1].numpy(), tmp_path, vae=trainer.vae)._elbos(0) for i in range(12)]
+    assert [float(next(one)[0]) for one in alone] == worth.tolist()

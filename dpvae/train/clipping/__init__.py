@@ -10,7 +10,8 @@ backward pass that only records (A, G) is enough. Opacus' hooks compute the same
 ``performance.clipping=hooks``, and the tests hold the two together to 1e-5.
 
 ``terms`` knows norms and sums of recorded gradients, ``rules`` what a layer's gradient is made of, ``recorder`` puts
-both on a module; ``recurrent`` and ``attention`` are layers whose parameters are used inside, ``fallback`` is Opacus'
-own sampler for any other. ``ghost`` is Opacus' two passes, ``sharded`` the same with a model in pieces; ``engine`` is
-the door for users of Opacus.
+both on a module, ``optimizer`` clips, adds the noise and steps; ``compiled`` is a step up to its sum as one program.
+``recurrent`` and ``attention`` are layers whose parameters are used inside, ``fallback`` is Opacus' own sampler for any
+other. ``ghost`` is Opacus' two passes, ``sharded`` the same with a model in pieces; ``engine`` is the door for users of
+Opacus.
 """

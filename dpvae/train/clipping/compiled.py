@@ -114,7 +114,8 @@ def _cpu_program(part: Part, like: Chunk) -> tuple[Callable[[int], bool], Part]:
     def built(**options: Any) -> Part:  # without Dynamo's guards: whom a program takes is asked below
         with torch.enable_grad(), fakes, enable_python_dispatcher():
             graph = make_fx(part)(*symbolic)
-        fast: Part = torch.no_grad()(torch._inductor.compile(graph, list(symbolic), options=options))
+        with torch._functorch.config.patch(enable_autograd_cache=False):  # it cannot name such a graph, and says so
+            fast: Part = torch.no_grad()(torch._inductor.compile(graph, list(symbolic), options=options))
         fast(*like)
         return fast
 
