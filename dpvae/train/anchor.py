@@ -85,7 +85,7 @@ def measure(codes: NDArray[np.integer], cardinalities: Sequence[int], target: in
     """Count and noise the tables that ``noise`` (release name -> joint noise multiplier) asks for, in that order.
 
     Each release is one Gaussian event; a record is in one cell of every table, so T tables share sensitivity sqrt(T).
-    ``pairs`` are split by a target of few values, ``whole-pairs`` by none.
+    ``pairs`` are split by a target of few values; ``whole-pairs``, which follow them, are not.
     Triples are over at most ``groups`` groups of each column, which follow from the tables with the target, released
     before them.
     """
@@ -96,7 +96,6 @@ def measure(codes: NDArray[np.integer], cardinalities: Sequence[int], target: in
     split = (target,) if by_target and target is not None else ()
     levels = [(j, cardinalities[j]) for j in split]
     names["pairs"] = [(*split, i, j) for i, j in combinations(features, 2)]
-    names["whole-pairs"] = list(combinations(features, 2))
     exact: dict[str, list[Counts]] = {}
     released: dict[str, list[Counts]] = {}
     events: list[Gaussian] = []
@@ -106,8 +105,8 @@ def measure(codes: NDArray[np.integer], cardinalities: Sequence[int], target: in
         if name == "triples":
             held = of_features(dict(zip(features, released["with-target"], strict=True)), sds["with-target"], groups)
             exact[name] = triple_counts(codes, held, *levels)
-        elif name == "whole-pairs" and by_target:
-            exact[name] = [table.sum(0) for table in exact["pairs"]]  # one pass over the records less
+        elif name == "whole-pairs":  # no second pass over the records
+            exact[name] = [table.sum(0) if by_target else table for table in exact["pairs"]]
         else:
             exact[name] = counts(codes, cardinalities, names[name])
         released[name], event = noisy_counts(
