@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dpvae.data import answers, lake
 from dpvae.data import bins as binning
-from dpvae.data import lake
 from dpvae.data import survey as module
 from dpvae.data.cells import typed
 from dpvae.data.declare import declare
@@ -306,7 +306,7 @@ def test_counts_of_the_survey_are_handed_on_by_code_with_the_noise_they_carry():
 
 
 def test_values_beyond_the_codes_share_one_and_come_back_by_their_counts(monkeypatch):
-    monkeypatch.setattr(module, "MOST_CATEGORIES", 2)
+    monkeypatch.setattr(answers, "MOST_CATEGORIES", 2)
     sizes = {"a": 4000, "b": 3000, "c": 900, "d": 300}
     known = [name for name, size in sizes.items() for _ in range(size)]
     frame = pd.DataFrame({"c": known + [f"u{i}" for i in range(600)]})
