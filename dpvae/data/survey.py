@@ -180,7 +180,7 @@ class _Survey:
         """Once more, for few columns, with less noise and lower thresholds; the least where most is hidden. A target
         of few values is one of them: a rare event is what its table is about."""
         self.label = self._label()
-        asked = [j for j in self.published if self.columns[j].other and j != self.label]
+        asked = [j for j in self.published if self._hides(j) and j != self.label]
         asked += [] if self.label is None else [self.label]
         shares = _shares([max(self.hidden[j], LEAST_HIDDEN * self.total) for j in asked], self.label is not None)
         for j, (counts, sd) in self._frequent("rare", asked, shares).items():
@@ -192,6 +192,12 @@ class _Survey:
                 self.candidates[j] = {float(v): c for v, c in {**known, **counts, **kept}.items()}
             else:
                 self._categories(j, {**known, **counts, **kept}, sd)
+
+    def _hides(self, j: int) -> bool:
+        """Whether the first look may have missed values of a column: what is left of it is more than noise, or it is
+        many rows and likely no noise (the second look is paid for either way)."""
+        sd = self.measured["values"]["sd"][self.columns[j].name] * math.sqrt(len(self.published[j]) + 1)
+        return bool(self.columns[j].other) or self.hidden[j] > max(sd, LABEL_HIDDEN * self.total)
 
     def _frequent(self, step: str, asked: list[int], shares: list[float] | None = None
                   ) -> dict[int, tuple[Mapping[Any, int], float]]:
@@ -301,6 +307,8 @@ class _Survey:
                 mass = (mass + likely) / 2 if clear else likely  # what stands out may be one side of a column alone
                 if bare and not clear:
                     self._guessed(j, "range")
+            if self.columns[j].kind != "datetime":
+                mass = binning.on_one_side(edges, mass, sd)
             held = binning.trim(mass)
             self.scale[j] = edges[held.start:held.stop + 1], mass[held]
             lower, upper = binning.bounds(self.columns[j], edges, mass)

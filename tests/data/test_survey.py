@@ -275,6 +275,15 @@ def test_the_second_look_sees_most_where_most_is_hidden():
     assert module._shares([8000.0, 1000.0]) == pytest.approx([0.8, 0.2])
 
 
+def test_a_value_that_a_tenth_of_few_rows_hold_is_looked_for_again():
+    """400 of 4,000 rows are below the first look's threshold, and less than three sds of what the others leave."""
+    frame = pd.DataFrame({"c": ["a"] * 1200 + ["b"] * 1000 + ["d"] * 800 + ["e"] * 600 + ["f"] * 400})
+    found = [set(run(frame, noise={**dict.fromkeys(STEPS, 3.0), "values": 100.0, "rare": 45.0}, rows=4000,
+                     key=SecretKey.from_seed(seed)).schema.column("c").categories) for seed in range(10)]
+    assert sum("f" in values for values in found) >= 7
+    assert set.union(*found) == set("abdef")
+
+
 def test_a_second_look_with_more_noise_than_the_first_changes_no_count(monkeypatch):
     told = []
     real = module._Survey._categories
