@@ -25,7 +25,7 @@ from dpvae.privacy.chain import UnknownOutcome
 from dpvae.privacy.ledger import Ask, Cap, Ledger, Reservation, content_tag
 from dpvae.privacy.plan import Plan
 from dpvae.public import write_public
-from dpvae.report.progress import Progress
+from dpvae.report.progress import Progress, warn
 from dpvae.report.run import report_run
 from dpvae.report.source import read_run
 from dpvae.report.track import ready, track
@@ -106,6 +106,7 @@ def train(config: TrainConfig, table: Any = None) -> Run:
         if not config.privacy.noise:
             fulfil(config, task, run, _unbooked(config, run), processes=processes, say=say)
         else:
+            warn(config.report.progress, task.plan.warning)
             ledger, reservation = reserve(config, lambda: ask(config, task, run), run)
             fulfil(config, task, run, ledger, processes=processes, say=say)
             ledger.commit(reservation)

@@ -24,6 +24,7 @@ from dpvae.data import lake
 from dpvae.data.cells import typed
 from dpvae.data.lake import sql
 from dpvae.data.lake.register import Held, Home, alone, home
+from dpvae.data.schema import Schema
 from dpvae.errors import ReleaseError
 from dpvae.release import marks
 from dpvae.release.audited import read_audit
@@ -81,10 +82,13 @@ def into_database(run: Path, to: str, *, rows: int, seed: int, engine: str = "lo
         folder = write_release(run, writer, rows=rows, to=Path(scratch) / "release", seed=seed)
         notes = {each: (folder / each).read_text() for each in NOTES}
         schema = load_public(run / "public")[1]
-        blocks = (lake.to_table(batch) for batch in lake.source(folder).batches(ROWS_AT_ONCE))
-        typed_ = (lake.to_batch(dict(zip(schema.names, map(typed, schema.columns, block.cells), strict=True)))
-                  for block in blocks)
-        sql.write(to, typed_, table=name, notes=notes)
+        sql.write(to, (_typed(schema, batch) for batch in lake.source(folder).batches(ROWS_AT_ONCE)), table=name,
+                  notes=notes)
+
+
+def _typed(schema: Schema, batch: Any) -> Any:
+    """A batch of released rows with what is kept as text in the types that kinds stand for."""
+    return lake.to_batch(dict(zip(schema.names, map(typed, schema.columns, lake.to_table(batch).cells), strict=True)))
 
 
 def release_name(source: Source, rows: int, seed: int) -> str:

@@ -36,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.dont_write_bytecode = True  # scripts/ holds scripts, nothing else
 from table_floors import SHARES  # noqa: E402
 from table_peers import PEERS  # noqa: E402
-from table_report import FIGURES, write  # noqa: E402
+from table_report import FIGURES, citations, write  # noqa: E402
 
 from dpvae.evaluate.fidelity import mean, rank_correlation_errors, select  # noqa: E402
 from dpvae.evaluate.judge import read_synthetic  # noqa: E402
@@ -278,6 +278,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
+    citations(args.out)
     bench, skipped = Bench(args), {}
     for system, epsilon, seed in jobs(args):
         where = {"table": args.table, "system": system, "epsilon": epsilon if math.isfinite(epsilon) else None,

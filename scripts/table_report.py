@@ -46,11 +46,18 @@ def write(out: Path, table: str, command: str, runs: Sequence[Run]) -> None:
 def render(out: Path) -> None:
     """OUT.md and OUT.svg from OUT.json and cited.json."""
     held = json.loads(out.with_suffix(".json").read_text())
-    beside = out.parent / CITED.name
-    rows = [*medians(held["runs"]),
-            *cited(beside if beside.exists() else CITED, {run["table"] for run in held["runs"]})]
+    rows = [*medians(held["runs"]), *cited(citations(out), {run["table"] for run in held["runs"]})]
     out.with_suffix(".md").write_text(markdown(held["commands"], held["runs"], rows))
     out.with_suffix(".svg").write_text(picture(rows))
+
+
+def citations(out: Path) -> Path:
+    """The file of figures that were not run here; ends the program where there is none."""
+    found = [path for path in (out.parent / CITED.name, CITED) if path.exists()]
+    if not found:
+        sys.exit(f"{CITED}: no such file; it holds the figures of systems that are not run here. Restore it, or write "
+                 f'{{"tables": {{}}}} to {out.parent / CITED.name}')
+    return found[0]
 
 
 def _key(run: Run) -> tuple[Any, ...]:

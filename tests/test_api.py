@@ -346,3 +346,19 @@ def test_a_delta_too_large_for_the_counted_rows_is_refused_once_they_are_counted
         api.train(config(privacy={"delta": 0.01, "epsilon": 5.0}, run={"name": "a"}), arrow(600))
     assert [row.kind for row in Ledger.open("runs/ledger.db").rows()] == ["reserve"]
     api.train(config(privacy={"delta": 1e-4, "epsilon": 5.0}, run={"name": "b"}), arrow(600))
+
+
+def test_a_person_is_warned_of_columns_that_the_noise_will_hide_before_anything_is_booked(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*given: Any) -> None:
+        raise BudgetError("nothing is booked")
+
+    monkeypatch.setattr(api, "reserve", refuse)
+    wide = pd.concat([frame(150)] * 4, axis=1).set_axis([f"c{i}" for i in range(24)], axis=1)
+    for style, told in (("plain", "Few rows for so much noise: the kind and the range of many columns"),
+                        ("json", '{"warning": "Few rows'), ("quiet", "")):
+        with pytest.raises(BudgetError):
+            api.train(config(data={"rows": 150}, privacy={"epsilon": 0.5}, report={"progress": style}), wide)
+        assert capsys.readouterr().err.startswith(told)
+        assert told or not capsys.readouterr().err

@@ -324,6 +324,17 @@ def test_a_report_elsewhere_cites_what_the_repository_cites(tmp_path: Path) -> N
     assert "private-pgm AIM (cited)" in (tmp_path / "tables.md").read_text()
 
 
+def test_without_figures_to_cite_a_comparison_ends_before_it_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "CITED", tmp_path / "gone" / "cited.json")
+    with pytest.raises(SystemExit, match=r"cited\.json: no such file; .*Restore it, or write .* to .*cited\.json"):
+        report.citations(tmp_path / "tables")
+    (tmp_path / "cited.json").write_text('{"tables": {}}')
+    report.write(tmp_path / "tables", "adult", "first", [run_of("dpvae", 0, 0.9)])
+    assert (tmp_path / "tables.md").exists()
+
+
 def test_a_comparison_runs_from_the_command_line_with_our_own_judge(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,6 +28,8 @@ from dpvae.data.schema import CLOCK, Column
 CODES = 32  # of a numeric column: heaps and bins together
 LEAVES = 4096
 PER_OCTAVE = 4
+FIRST = -40  # octave of numbers without a grid
+SMALLEST = 2.0**FIRST
 BLOCKS = (1, 16, 256)  # cells of a table in one cell of its coarser copies
 SIGNIFICANT = 4.0  # noise sds that a bin's mass must reach
 FEWEST = 4  # bins all the same, of a histogram that hardly stands out of its noise: the tables to come have less
@@ -36,6 +38,7 @@ _YEARS = np.array([f"{year}-01-01" for year in (*range(1600, 1900, 50), *range(1
 _FALSE_ALARMS = 0.002  # expected number of empty blocks, of all sizes, taken for data
 _BESIDE = 2.0  # noise sds that are enough beside a block that stands out
 _NEAR = 3.0  # in blocks beyond the reach, of the size of a coarser copy's cells at most
+_CROSS, _FEW = 4.0, 0.05  # noise sds, and of the mass, that show that a column goes beyond zero
 _SPLIT = 3.0  # noise sds by which two halves must differ to be split unevenly
 _TALL = 4.0  # times its neighbours: how dense a leaf is that holds a repeated value
 _FEWEST, _SHARE = 3, 0.25  # such leaves, and of the mass that they must hold, for a column to be made of such values
@@ -134,7 +137,7 @@ def snap(edges: np.ndarray, step: float) -> np.ndarray:
 
 def scale_cells(column: Column) -> np.ndarray:
     """Edges of the scale cells, a function of the column's kind and grid alone."""
-    first, last = -40, 128
+    first, last = FIRST, 128
     if column.kind == "integer":
         first, last = 0, 63
     elif column.kind == "datetime":
@@ -156,10 +159,25 @@ def count(edges: np.ndarray, axis: np.ndarray) -> np.ndarray:
     return np.bincount(cell, minlength=len(edges) - 1)
 
 
+def on_one_side(edges: np.ndarray, mass: np.ndarray, sd: float) -> np.ndarray:
+    """Scale cells without what lies beyond zero, where that is little and may be noise: most columns have one sign.
+
+    >>> on_one_side(np.array([-7.5, -0.5, 0.5, 8.5]), np.array([30.0, 500.0, 800.0]), sd=10.0).tolist()
+    [0.0, 500.0, 800.0]
+    """
+    kept = mass.copy()
+    for side in (edges[1:] < 0, edges[:-1] > 0):
+        if mass[side].sum() < min(_CROSS * sd, _FEW * mass.sum()):
+            kept[side] = 0.0
+    return kept
+
+
 def bounds(column: Column, edges: np.ndarray, mass: np.ndarray) -> tuple[float, float]:
     """Outer edges of the scale cells that hold denoised mass; declared bounds stand."""
     held = np.flatnonzero(mass > 0)
     low, high = (edges[held[0]], edges[held[-1] + 1]) if len(held) else (0.0, 0.0)
+    if column.kind == "continuous":  # the cell around zero is zero
+        low, high = (0.0 if abs(end) <= SMALLEST else end for end in (low, high))
     half = column.step / 2
     lower = column.lower if column.lower is not None else min(column.on_grid(low + half), _or(column.upper, np.inf))
     upper = column.upper if column.upper is not None else max(column.on_grid(high - half), lower)

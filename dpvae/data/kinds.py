@@ -123,7 +123,7 @@ def decide(column: Column, noisy: Mapping[str, float], sd: float, counts: int = 
     """The answers that the noisy class counts give, of about ``rows`` cells.
 
     A count below three sd is taken for none, and so is one that the noise of all ``counts`` released together would
-    reach once in a hundred surveys: in 200 columns of 23 classes some noise passes three sd. Where that leaves none,
+    reach once in a hundred surveys: in 200 columns of 28 classes some noise passes three sd. Where that leaves none,
     the likeliest class is taken, and a bare guess says so.
     """
     least = max(3.0, NormalDist().inv_cdf(1 - CHANCE / counts)) * sd

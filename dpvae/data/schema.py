@@ -73,7 +73,7 @@ class Column:
     repeats: bool | None = None  # few values make up its bins: each bin is written as at most four
     rare: tuple[tuple[Category, ...], tuple[float, ...]] | None = None  # values behind ``other``; weights, of what is
     # unknown last
-    guessed: tuple[str, ...] | None = None  # of "kind", "range", "values": what the noise hid
+    guessed: tuple[str, ...] | None = None  # of kind, range, values, spelling: what the noise hid
     declared: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -30,8 +30,8 @@ from typing import Any
 
 import numpy as np
 
+from dpvae.data import answers, guess, kinds
 from dpvae.data import bins as binning
-from dpvae.data import guess, kinds
 from dpvae.data.lake import Rows, Table
 from dpvae.data.schema import Category, Column, Schema, with_snapped_edges
 from dpvae.data.table import read_column
@@ -44,18 +44,13 @@ from dpvae.privacy.plan import SURVEY_WHAT, THRESHOLDED
 Counted = Mapping[int, tuple[float, float]]
 PHASE = "survey"
 STEPS = tuple(SURVEY_WHAT)
-MOST_CATEGORIES = 96  # with a code of their own; rarer ones share a code, and are told apart by their counts alone
-MOST_VALUES = 5000  # published of one column
 LABEL_SHARE = 0.2  # of the look at rare values, at least, for a target of few values
 LABEL_HIDDEN = 0.02  # of the rows, that the first look may have missed of it: with less there is nothing to look for
 LEAST_HIDDEN = 0.01  # of the rows: a column of which less is hidden gets as much of the look at rare values
-LEVELS = 8  # values between a column's bounds, of which each has a code of its own
-LIKELY = 2.0  # noise sds that make such a value one, where the histogram of magnitudes had it within bounds already
 HEAP_SHARE = 0.01  # of the rows: the least that makes a value a heap
 SCALES = 2  # copies of the scale cells: in blocks of 16 a thin tail stands out of the noise
 BLIND = 20.0  # noise sds of the first look at values: fewer rows in all could not show that a column has few values
 FAINT = 48.0  # noise sds of magnitudes: of fewer rows, single cells show too few
-FEWEST_BINS = 8  # codes kept for bins, however many heaps there are
 
 
 @dataclass(frozen=True)
@@ -185,7 +180,7 @@ class _Survey:
         """Once more, for few columns, with less noise and lower thresholds; the least where most is hidden. A target
         of few values is one of them: a rare event is what its table is about."""
         self.label = self._label()
-        asked = [j for j in self.published if self.columns[j].other and j != self.label]
+        asked = [j for j in self.published if self._hides(j) and j != self.label]
         asked += [] if self.label is None else [self.label]
         shares = _shares([max(self.hidden[j], LEAST_HIDDEN * self.total) for j in asked], self.label is not None)
         for j, (counts, sd) in self._frequent("rare", asked, shares).items():
@@ -197,6 +192,12 @@ class _Survey:
                 self.candidates[j] = {float(v): c for v, c in {**known, **counts, **kept}.items()}
             else:
                 self._categories(j, {**known, **counts, **kept}, sd)
+
+    def _hides(self, j: int) -> bool:
+        """Whether the first look may have missed values of a column: what is left of it is more than noise, or it is
+        many rows and likely no noise (the second look is paid for either way)."""
+        sd = self.measured["values"]["sd"][self.columns[j].name] * math.sqrt(len(self.published[j]) + 1)
+        return bool(self.columns[j].other) or self.hidden[j] > max(sd, LABEL_HIDDEN * self.total)
 
     def _frequent(self, step: str, asked: list[int], shares: list[float] | None = None
                   ) -> dict[int, tuple[Mapping[Any, int], float]]:
@@ -269,20 +270,10 @@ class _Survey:
                    for values in self._values(j))
 
     def _categories(self, j: int, counts: Mapping[Category, int], sd: float) -> None:
-        """The published values, most frequent first; ``other`` for the rarest and for what is left, if it is no noise.
-
-        The rarest of the published values share the code of ``other`` and keep their counts, to be told apart by.
-        """
         self.published[j] = counts
-        values = sorted(counts, key=lambda v: (-counts[v], repr(v)))[:MOST_VALUES]
-        kept, shared = values[:MOST_CATEGORIES], values[MOST_CATEGORIES:]
-        left = self.hidden[j] = self.total - self.gone.get(j, 0.0) - sum(counts[v] for v in values)
-        unseen = left > 3 * sd * math.sqrt(len(values) + 1) or (not kept and not self.columns[j].nullable)
-        weights = *(float(max(counts[v], 0)) for v in shared), max(left, 1.0) if unseen else 0.0
-        if self.columns[j].kind == "ordinal" and not any(isinstance(v, str) for v in kept):
-            kept.sort()
-        self._answer(j, categories=tuple(kept), other=bool(unseen or shared),
-                     rare=(tuple(shared), weights) if shared else None)
+        left = self.total - self.gone.get(j, 0.0) - sum(counts[v] for v in answers.published(counts))
+        self.hidden[j] = left
+        self._answer(j, **answers.categories(self.columns[j], counts, left=left, sd=sd))
 
     def _label(self) -> int | None:
         """The target, where the first look says that it has few values, or could not say that it has many, and left
@@ -316,6 +307,8 @@ class _Survey:
                 mass = (mass + likely) / 2 if clear else likely  # what stands out may be one side of a column alone
                 if bare and not clear:
                     self._guessed(j, "range")
+            if self.columns[j].kind != "datetime":
+                mass = binning.on_one_side(edges, mass, sd)
             held = binning.trim(mass)
             self.scale[j] = edges[held.start:held.stop + 1], mass[held]
             lower, upper = binning.bounds(self.columns[j], edges, mass)
@@ -332,7 +325,9 @@ class _Survey:
         noisy, sd = self._release("bins", [table for several in tables for table in several])
         released = iter(noisy)
         for j, grid, heap, several in zip(asked, grids, heaps, tables, strict=True):
-            self._bins(j, grid, heap, [next(released) for _ in several], sd)
+            usual = binning.expected(grid, *self.scale[j]) if j in self.scale else None
+            self._answer(j, **answers.bins(self.columns[j], grid, heap, [next(released) for _ in several], sd=sd,
+                                           present=self._present(j), rows=self.total, usual=usual))
         self.measured["bins"] = {"sd": sd}
 
     def _heaps(self, j: int) -> tuple[float, ...]:
@@ -340,51 +335,10 @@ class _Survey:
         if self.columns[j].heaps is not None:
             return self.columns[j].heaps or ()
         if j == self.label and self.candidates.get(j):
-            return tuple(self.candidates[j])[:binning.CODES - FEWEST_BINS]
+            return tuple(self.candidates[j])[:binning.CODES - answers.FEWEST_BINS]
         found = [v for v, c in self.candidates.get(j, {}).items() if c >= HEAP_SHARE * self.total]
         low, high = self.columns[j].lower or 0.0, self.columns[j].upper or 0.0
-        return tuple(v for v in found if low <= v <= high)[:binning.CODES - FEWEST_BINS]
-
-    def _bins(self, j: int, grid: np.ndarray, heaps: tuple[float, ...], noisy: list[np.ndarray], sd: float) -> None:
-        column = self.columns[j]
-        leaves = len(grid) - 1
-        total = self._present(j) - float(noisy[0][leaves:].sum())
-        doubt = binning.SIGNIFICANT * sd * math.sqrt(len(heaps) + 1)
-        if column.step and leaves <= LEVELS:
-            self._levels(j, heaps, noisy[0], sd)
-            return
-        usual = binning.expected(grid, *self.scale[j]) if j in self.scale else None
-        mass = binning.denoise([noisy[0][:leaves], *noisy[1:]], sd, max(total, doubt / 4), usual=usual)
-        free = {name for name in ("lower", "upper") if name not in column.declared}
-        if heaps and free and total <= doubt:
-            self._answer(j, heaps=heaps, edges=(), lower=min(heaps), upper=max(heaps))
-            return
-        if total <= min(doubt, self.total / 2):  # next to nothing is there: one bin
-            mass = np.array([1.0])
-            grid = grid[[0, -1]]
-        held = binning.trim(mass) if free else slice(0, len(mass))
-        held = slice(held.start if "lower" in free else 0, held.stop if "upper" in free else len(mass))
-        grid, mass = grid[held.start:held.stop + 1], mass[held]
-        cuts = binning.choose(grid, mass, sd, max(binning.CODES - len(heaps), FEWEST_BINS))
-        within = binning.compress(grid, mass, cuts)
-        repeats = not binning.is_small(column) and binning.repeats(grid, mass, sd)
-        half = column.step / 2
-        lower = min([column.on_grid(grid[0] + half), *heaps])
-        upper = max([column.on_grid(grid[-1] - half), lower, *heaps])
-        self._answer(j, heaps=heaps, edges=_floats(grid[cuts]), within=(_floats(within[0]), _rounded(within[1])),
-                     repeats=repeats or None,
-                     **{k: float(v) for k, v in (("lower", lower), ("upper", upper)) if k in free})
-
-    def _levels(self, j: int, heaps: tuple[float, ...], noisy: np.ndarray, sd: float) -> None:
-        """So few values that each has a code of its own: all of a declared range, and of a measured one those seen."""
-        column = self.columns[j]
-        points = [column.on_grid((column.lower or 0.0) + i * column.step) for i in range(len(noisy) - len(heaps))]
-        seen = [value for value, count in zip(points, noisy.tolist(), strict=False) if count > LIKELY * sd]
-        if {"lower", "upper"} <= {*column.declared}:
-            seen = points
-        kept = tuple(dict.fromkeys((*heaps, *seen))) or (points[int(np.argmax(noisy[:len(points)]))],)
-        free = {"lower": min(kept), "upper": max(kept)}
-        self._answer(j, heaps=kept, edges=(), **{k: v for k, v in free.items() if k not in column.declared})
+        return tuple(v for v in found if low <= v <= high)[:binning.CODES - answers.FEWEST_BINS]
 
     def counted(self, j: int) -> Counted:
         """What was released of single codes on the way."""
@@ -421,11 +375,3 @@ def _shares(hidden: list[float], label: bool = False) -> list[float]:
 def _sum(counts: Iterable[np.ndarray]) -> np.ndarray:
     total: np.ndarray = np.sum(list(counts), axis=0)
     return total
-
-
-def _floats(values: np.ndarray) -> tuple[float, ...]:
-    return tuple(float(v) for v in values)
-
-
-def _rounded(values: np.ndarray) -> tuple[float, ...]:
-    return tuple(round(float(v), 2) for v in values)

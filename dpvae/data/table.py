@@ -99,7 +99,8 @@ def _keys(column: Column, cells: Cells, outside: str) -> list[Category | None]:
     known = set(column.categories or ())
     unknown = np.array([k not in known for k in keys], dtype=bool) & ~cells.missing
     if unknown.any() and outside != "missing":
-        _refuse(column, cells, unknown, "one of its declared categories")
+        _refuse(column, cells, unknown, " or ".join(column.spelling) if column.spelling else
+                "one of its declared categories")
     return [None if out else k for k, out in zip(keys, unknown.tolist(), strict=True)] if unknown.any() else keys
 
 

@@ -13,6 +13,7 @@ Nothing here depends on a private row: not the number of steps, not a rate, not 
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
@@ -169,6 +170,16 @@ class Plan:
             noise["dpsgd/gradient"] = self.sgd.noise_multiplier * self.sgd.clip_norm / batch
         return noise
 
+    @property
+    def warning(self) -> str:
+        """What so much noise will hide of undeclared columns; nothing where it hides little or nobody can tell."""
+        noise = self.expected_noise()
+        blind = [what for step, what in SEES.items()
+                 if (self.facts.rows or math.inf) < FEW_ROWS * noise.get(f"survey/{step}", 0.0)]
+        return (f"Few rows for so much noise: the {' and the '.join(blind)} of many columns will be guessed. Declare "
+                "what is public of them (kind, min and max, categories: dpvae init TABLE drafts a schema), or take a "
+                "larger epsilon or fewer columns.") if blind else ""
+
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able copy."""
         return asdict(self)
@@ -206,12 +217,8 @@ def _lines(plan: Plan) -> list[str]:
                      f"+-{noise['dpsgd/gradient']:.3g} per coordinate of the mean gradient")
         lines.append(f"  {'':22}{sgd.steps} steps, sampling rate {sgd.sampling_rate:.4g}, clip norm {sgd.clip_norm:g}, "
                      f"{sgd.latent_samples} latent samples per record")
-    blind = [what for step, what in SEES.items()
-             if (plan.facts.rows or math.inf) < FEW_ROWS * noise.get(f"survey/{step}", 0.0)]
-    if blind:
-        lines += ["", f"  Few rows for so much noise: the {' and the '.join(blind)} of many columns will be guessed. "
-                  "Declare what is public of them", "  (kind, min and max, categories: dpvae init TABLE drafts a "
-                  "schema), or take a larger epsilon or fewer columns."]
+    if plan.warning:
+        lines += ["", *textwrap.wrap(plan.warning, 118, initial_indent="  ", subsequent_indent="  ")]
     lines += ["", "  Budget shares are of squared signal; the claim is the PLD price of all releases together.",
               "  Nothing was opened and nothing was spent."]
     return lines

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ import torch
 from dpvae import checks
 from dpvae.data import lake
 from dpvae.data.cells import from_axis, to_axis, to_keys
+from dpvae.data.dtypes import is_text
 from dpvae.data.lake import Cells, Table
 from dpvae.data.schema import Column, Schema
 from dpvae.data.table import TableCodec
@@ -31,6 +32,8 @@ from dpvae.rng import seed_of
 
 PROPOSALS = 65_536  # points of a normal prior from which those that fit are drawn
 FEWEST_EFFECTIVE = 100.0  # of them must count
+ISO = {"time": ("%H:%M", "%H:%M:%S"), "datetime": (
+    "%Y-%m-%d", "%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S")}
 LEAST_PROBABILITY = 1e-7  # of a single value or range; less is noise
 LEAST_LIFT = 1e-4  # p(condition) by the product of its parts; less is a contradiction
 
@@ -138,7 +141,7 @@ def code_of(column: Column, value: Any) -> tuple[int, float | None]:
             raise DataError(f"given {column.name}={cells.values[0]!r}: expected one of "
                             f"{', '.join(names[:len(known)])}{checks.did_you_mean(str(value), names[:len(known)])}")
         return known.index(value if value in known else spelled[str(value)]), None
-    axis = float(to_axis(column, cells)[0])
+    axis = _place(column, cells)
     low, high = column.lower, column.upper
     assert low is not None
     assert high is not None
@@ -149,6 +152,14 @@ def code_of(column: Column, value: Any) -> tuple[int, float | None]:
     return int(code), axis
 
 
+def _place(column: Column, cells: Cells) -> float:
+    """The point of a column's axis that a person means: written as the column is, or a date or a time as ISO has it."""
+    axis = float(to_axis(column, cells)[0])
+    iso = ISO.get(column.kind or "", ()) if is_text(cells.dtype) else ()
+    found = (float(to_axis(replace(column, format=format), cells)[0]) for format in iso)
+    return axis if axis == axis else next((place for place in found if place == place), axis)
+
+
 def _ends(column: Column, pair: tuple[Any, Any]) -> tuple[float, float]:
     """Both ends of a range on the column's axis; ``None`` is the column's own end."""
     assert column.lower is not None
@@ -156,8 +167,7 @@ def _ends(column: Column, pair: tuple[Any, Any]) -> tuple[float, float]:
     ends = [column.lower, column.upper]
     for i, end in enumerate(pair):
         if end is not None:
-            cells = lake.read({column.name: [end]}, least=1).cells[0]
-            ends[i] = float(to_axis(column, cells)[0])
+            ends[i] = _place(column, lake.read({column.name: [end]}, least=1).cells[0])
     if not ends[0] <= ends[1] or ends[1] < column.lower or ends[0] > column.upper:
         raise DataError(f"given {column.name}={pair!r}: expected a low and a high end in "
                         f"{column.text(column.lower)} .. {column.text(column.upper)}")

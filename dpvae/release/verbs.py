@@ -170,7 +170,8 @@ def impute(config: ImputeConfig) -> str:
 
         rows = export.write(completed(), to / f"draw-{draw + 1}{ending}", format=ending[1:], table="rows",
                             schema=schema)
-    return (f"filled {holes:,} missing cells of {rows:,} rows, {config.draws} times: {to}/draw-*{ending}\n"
+    times = "once" if config.draws == 1 else f"{config.draws} times"
+    return (f"filled {holes:,} missing cells of {rows:,} rows, {times}: {to}/draw-*{ending}\n"
             "Each copy is one draw of what the missing cells may have been: use all of them. The observed cells are "
             "yours, unchanged, and as private as before.")
 

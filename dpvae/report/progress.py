@@ -44,6 +44,12 @@ def clock(seconds: float) -> str:
     return f"{whole // 60}:{whole % 60:02} min" if whole < 3600 else f"{whole // 3600}:{whole % 3600 // 60:02} h"
 
 
+def warn(style: str, text: str) -> None:
+    """Say on stderr what a person should know before anything is spent; ``quiet`` says nothing."""
+    if text and style != "quiet":
+        print(json.dumps({"warning": text}) if style == "json" else text, file=sys.stderr, flush=True)
+
+
 class Progress:
     """A context in which :meth:`listen` shows moments of training; ``style`` is one of ``config.PROGRESS``."""
 

@@ -182,3 +182,18 @@ def test_what_a_block_does_not_tell_apart_is_dealt_out_as_is_usual():
     assert bins.denoise(counts, sd=25.0, total=60.0).tolist() == [15.0] * 4
     dealt = bins.denoise(counts, sd=25.0, total=60.0, usual=np.array([1.0, 1.0, 2.0, 8.0]))
     assert dealt.tolist() == pytest.approx([5.0, 5.0, 10.0, 40.0])
+
+
+def test_what_lies_beyond_zero_is_dropped_where_it_may_be_noise_and_kept_where_it_is_not():
+    edges = np.array([-8.0, -1.0, 1.0, 8.0])
+    for mass, kept in (([30.0, 0.0, 970.0], [0, 0, 970]), ([60.0, 0.0, 940.0], [60, 0, 940]),
+                       ([970.0, 0.0, 30.0], [970, 0, 0]), ([45.0, 500.0, 455.0], [45, 500, 455])):
+        assert bins.on_one_side(edges, np.array(mass), sd=10.0).tolist() == kept
+
+
+def test_a_bound_in_the_cell_around_zero_is_zero():
+    column = Column("x", "continuous", "double", decimals=9)
+    edges = bins.scale_cells(column)
+    mass = np.zeros(len(edges) - 1)
+    mass[np.searchsorted(edges, 0.0) - 1] = mass[np.searchsorted(edges, 3.9)] = 5.0
+    assert bins.bounds(column, edges, mass) == (0.0, 5.0)

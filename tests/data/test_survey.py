@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dpvae.data import answers, lake
 from dpvae.data import bins as binning
-from dpvae.data import lake
 from dpvae.data import survey as module
 from dpvae.data.cells import typed
 from dpvae.data.declare import declare
@@ -275,6 +275,15 @@ def test_the_second_look_sees_most_where_most_is_hidden():
     assert module._shares([8000.0, 1000.0]) == pytest.approx([0.8, 0.2])
 
 
+def test_a_value_that_a_tenth_of_few_rows_hold_is_looked_for_again():
+    """400 of 4,000 rows are below the first look's threshold, and less than three sds of what the others leave."""
+    frame = pd.DataFrame({"c": ["a"] * 1200 + ["b"] * 1000 + ["d"] * 800 + ["e"] * 600 + ["f"] * 400})
+    found = [set(run(frame, noise={**dict.fromkeys(STEPS, 3.0), "values": 100.0, "rare": 45.0}, rows=4000,
+                     key=SecretKey.from_seed(seed)).schema.column("c").categories) for seed in range(10)]
+    assert sum("f" in values for values in found) >= 7
+    assert set.union(*found) == set("abdef")
+
+
 def test_a_second_look_with_more_noise_than_the_first_changes_no_count(monkeypatch):
     told = []
     real = module._Survey._categories
@@ -306,7 +315,7 @@ def test_counts_of_the_survey_are_handed_on_by_code_with_the_noise_they_carry():
 
 
 def test_values_beyond_the_codes_share_one_and_come_back_by_their_counts(monkeypatch):
-    monkeypatch.setattr(module, "MOST_CATEGORIES", 2)
+    monkeypatch.setattr(answers, "MOST_CATEGORIES", 2)
     sizes = {"a": 4000, "b": 3000, "c": 900, "d": 300}
     known = [name for name, size in sizes.items() for _ in range(size)]
     frame = pd.DataFrame({"c": known + [f"u{i}" for i in range(600)]})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 from lakehouse import grow, make, passed, people, typed, values
@@ -12,7 +13,7 @@ from lakehouse import grow, make, passed, people, typed, values
 from dpvae.audit.published import verify_table
 from dpvae.data.lake import register
 from dpvae.data.lake.delta_home import DeltaHome
-from dpvae.errors import ReleaseError
+from dpvae.errors import DataError, ReleaseError
 from dpvae.publish import publish
 
 PEOPLE, SYNTH, SCORED = "delta:lake/people", "delta:lake/synth", "delta:lake/scored"
@@ -119,3 +120,10 @@ def _with_height() -> object:
     import pyarrow as pa
 
     return people(1).schema.append(pa.field("height", pa.int64()))
+
+
+def test_times_of_day_are_refused_in_one_line_before_a_table_is_made(tmp_path: Path) -> None:
+    schema = pa.schema({"age": pa.int64(), "at": pa.time64("us")})
+    with pytest.raises(DataError, match=r"column='at': time64\[us\], and Delta Lake has no times of day"):
+        DeltaHome("delta:d", tmp_path / "d").create(schema)
+    assert not (tmp_path / "d").exists()

@@ -190,6 +190,20 @@ def test_released_rows_are_spelled_as_the_source_is(clinic: Path, monkeypatch: p
     assert [set(filled[name]) for name in ("paid", "new")] == [{"no", "yes"}, {"False", "True"}]
 
 
+@pytest.mark.parametrize("given", ["seen=2020-03-01..2020-03-31", "left=2020-03-01..2020-03-31T23:00",
+                                   "seen=01.03.2020..31.03.2020", "opens=08:00..09:00:00", "new=true", "paid=Yes"])
+def test_a_condition_is_written_as_its_column_is_or_as_iso_has_it(
+    given: str, clinic: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(clinic)
+    assert typed(f"sample run=c rows=50 given.{given} to=given.csv") == 0
+    rows = pd.read_csv("given.csv", dtype=str)
+    held = {"seen": lambda x: x.endswith(".03.2020"), "left": lambda x: x.startswith("2020-03"),
+            "opens": lambda x: "08:00" <= x <= "09:00", "new": "True".__eq__, "paid": "yes".__eq__}
+    name = given.partition("=")[0]
+    assert rows[name].map(held[name]).all()
+
+
 SQL_TYPES = {"row": "BIGINT", "seen": "DATE", "left": "TIMESTAMP WITHOUT TIME ZONE", "opens": "TIME WITHOUT TIME ZONE",
              "paid": "BOOLEAN", "new": "BOOLEAN", "price": "NUMERIC(5, 2)", "visits": "BIGINT", "note": "TEXT"}
 

@@ -51,6 +51,10 @@ class DeltaHome:
             return DeltaTable(self.path) if DeltaTable.is_deltatable(str(self.path)) else None
 
     def create(self, schema: pa.Schema) -> None:
+        for field in schema:
+            if pa.types.is_time(field.type):
+                raise DataError(f"column={field.name!r}: {field.type}, and Delta Lake has no times of day; leave the "
+                                "column out with data.columns=, or take iceberg: or a folder")
         with told(self.text):
             if self._table() is None:
                 DeltaTable.create(self.path, storable(schema), mode="ignore")
