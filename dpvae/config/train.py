@@ -186,7 +186,7 @@ class PerformanceConfig:
             raise ConfigError(f"performance.compile=true: Opacus' {self.clipping} mode cannot be compiled; "
                               "expected performance.clipping=fast")
         if self.precision != "float32" and (self.sharding != "none" or self.clipping in ("hooks", "ghost")):
-            raise ConfigError("performance.precision=bfloat16: Opacus' modes round a batch's sum as coarsely, and then a "
+            raise ConfigError("performance.precision=bfloat16: Opacus' modes round a batch's sum as coarsely, and one "
                               "record moves it by more than the clip norm; expected performance.clipping=fast "
                               "performance.sharding=none")
         if self.microbatch is not None:

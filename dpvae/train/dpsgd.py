@@ -82,7 +82,7 @@ class PrivateSteps:
             raise ConfigError(f"performance.compile=true: Opacus' {clipping} mode cannot be compiled; "
                               "expected performance.clipping=fast")
         if precision != "float32" and clipping in ("hooks", "ghost"):
-            raise ConfigError(f"performance.precision={precision}: Opacus' {clipping} mode sums a batch in that precision; "
+            raise ConfigError(f"performance.precision={precision}: Opacus' {clipping} mode sums a batch as coarsely; "
                               "expected performance.clipping=fast and performance.sharding=none")
         self._swapped = swap_recurrent(module) if clipping in ("hooks", "ghost") else []
         self.module = _wrapped(module, clipping, plan)
