@@ -282,6 +282,9 @@ KNOBS = {
                                          ("performance.sharding=fsdp", "expected data.kind=table and trainer=")),
     "a shared model of images": Bad("train data=images performance.sharding=fsdp",
                                     ("performance.sharding=fsdp", "expected data.kind=table")),
+    **{f"half precision with {name}": Bad(PEOPLE + f"performance.precision=bfloat16 performance.{name}",
+                                          ("performance.precision=bfloat16", "expected performance.clipping=fast"))
+       for name in ("clipping=ghost", "clipping=hooks", "sharding=fsdp")},
     "another kind of sharding": Bad(PEOPLE + "performance.sharding=ddp", ("performance.sharding='ddp'", "fsdp")),
     "a cap of zero": Bad(PEOPLE + "ledger.cap_epsilon=0", ("ledger.cap_epsilon=0", "expected a finite number > 0")),
 }

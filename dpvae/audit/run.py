@@ -23,7 +23,7 @@ from dpvae import __version__
 from dpvae.audit import attacks, page, scenes
 from dpvae.audit.battery import Caught, all_stages, gather, self_test
 from dpvae.audit.instruments import Secrets
-from dpvae.audit.mutants.base import TRAINED
+from dpvae.audit.mutants.base import CLIPPINGS, TRAINED
 from dpvae.audit.passage import passage
 from dpvae.audit.pipeline import Program
 from dpvae.audit.runner import Claim
@@ -94,7 +94,7 @@ def _audited(run: Path, train: Train, quick: bool, started: float) -> AuditRepor
     if not quick:
         attacked = attack_twin(run / "public", train, config)
         findings.append(_attacks_hold(attacked, check))
-        clipping = "hooks" if config.performance.clipping in ("hooks", "ghost") else "fast"
+        clipping = config.performance.clipping if config.performance.clipping in CLIPPINGS else "fast"
         name = config.trainer.name if config.trainer.name in TRAINED else TRAINED[0]
         caught = self_test(train, trainers=[name], clippings=[clipping], kinds=[config.data.kind])
     left_out = [*(LEFT_OUT_QUICK if quick else ()), *unlike_the_run(config)]

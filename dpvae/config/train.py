@@ -169,7 +169,7 @@ class PerformanceConfig:
     device: str = "auto"
     clipping: str = "auto"  # fast: book-keeping; ghost, hooks: Opacus'; auto: fast
     compile: bool = False  # a DP-SGD step up to its clipped sum as one compiled program (clipping=fast or auto)
-    precision: str = "float32"  # of forward and backward pass; norms, sums and weights stay single
+    precision: str = "float32"  # of forward and backward pass; norms, sums and weights stay single: clipping=fast only
     microbatch: int | None = None  # records per forward pass inside one DP-SGD step; None: what memory holds
     threads: int | None = None
     sharding: str = "none"  # fsdp: processes under torchrun divide gradients and optimiser state among them
@@ -188,6 +188,10 @@ class PerformanceConfig:
         if self.compile and self.clipping in ("hooks", "ghost"):
             raise ConfigError(f"performance.compile=true: Opacus' {self.clipping} mode cannot be compiled; "
                               "expected performance.clipping=fast")
+        if self.precision != "float32" and (self.sharding != "none" or self.clipping in ("hooks", "ghost")):
+            raise ConfigError("performance.precision=bfloat16: Opacus' modes round a batch's sum as coarsely, and one "
+                              "record moves it by more than the clip norm; expected performance.clipping=fast "
+                              "performance.sharding=none")
         if self.microbatch is not None:
             checks.whole(1, **{"performance.microbatch": self.microbatch})
         if self.threads is not None:

@@ -45,7 +45,7 @@ double logarithm(double u) {
 
 // The cosine of so many 2^-32ths of a turn: the sine of the distance from where it vanishes. sin(x) / x to 1e-8.
 float cosine(uint32_t turn) {
-    const int32_t distance = (1 << 30) - (int32_t)(turn >> 31 ? -turn : turn);
+    const int32_t distance = (int32_t)((1u << 30) - (turn >> 31 ? -turn : turn));
     const float x = (float)distance * (float)(2 * M_PI * 0x1p-32), s = x * x;
     return x * polynomial(SINE, s);
 }

@@ -59,7 +59,8 @@ class PrivateSteps:
         microbatch: records at once; ``None``: as many as a quarter of the free memory holds.
         clipping: ``fast`` (book-keeping), ``ghost`` or ``hooks`` (Opacus), or ``auto``: the same numbers.
         compile: a fast step up to its clipped sum as one compiled program; on a GPU, of padded batches.
-        precision: of forward and backward pass; norms, sums and weights are always single.
+        precision: of forward and backward pass; norms, sums and weights are always single. ``bfloat16``: only ``fast``,
+            since Opacus' modes leave the sum over a batch to the backward pass.
         example: (count, generator) -> that many random records, made from public facts. With them it is checked, before
             the first step, that no record moves another's loss or gradient.
         processes: those that train together, each with its share of every batch; ``None``: this one alone.
@@ -80,6 +81,9 @@ class PrivateSteps:
         if compile and clipping in ("hooks", "ghost"):
             raise ConfigError(f"performance.compile=true: Opacus' {clipping} mode cannot be compiled; "
                               "expected performance.clipping=fast")
+        if precision != "float32" and clipping in ("hooks", "ghost"):
+            raise ConfigError(f"performance.precision={precision}: Opacus' {clipping} mode sums a batch as coarsely; "
+                              "expected performance.clipping=fast and performance.sharding=none")
         self._swapped = swap_recurrent(module) if clipping in ("hooks", "ghost") else []
         self.module = _wrapped(module, clipping, plan)
         self.codes, self.plan, self.key, self.rows, self.latents = codes, plan, key, rows, latents

@@ -57,6 +57,12 @@ def test_a_broken_program_is_caught(name: str) -> None:
     assert [c.by != () for c in caught] == [True], caught
 
 
+def test_a_broken_ghost_norm_is_caught() -> None:
+    mutant = BY_NAME["ghost mode underestimates the norm"]
+    caught = self_test(api.train, trainers=["anchored"], clippings=["ghost"], mutants=[mutant], kinds=["table"])
+    assert [c.by != () for c in caught] == [True], caught
+
+
 @pytest.mark.parametrize(("kind", "name"), [
     ("images", "five per cent over"), ("text", "fast mode forgets a layer"),
     pytest.param("text", "quiet sums", marks=pytest.mark.slow)])

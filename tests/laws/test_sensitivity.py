@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from laboratory import moved
+from opacus.grad_sample.grad_sample_module_fast_gradient_clipping import GradSampleModuleFastGradientClipping
 from small_runs import TRAINERS, ScriptedKey, silent, small_config, small_plan, small_trainer, small_vae, some_codes
 from torch import Tensor, nn
 
@@ -22,7 +23,8 @@ from dpvae.models.vae import VAE
 from dpvae.privacy.plan import ELBO_RANGE_PER_COLUMN, SgdPlan
 from dpvae.train import sleep
 from dpvae.train import trainer as trainer_module
-from dpvae.train.clipping import optimizer
+from dpvae.train.clipping import ghost, optimizer
+from dpvae.train.clipping.ghost import TwoPasses
 from dpvae.train.clipping.optimizer import SecretOptimizer
 from dpvae.train.dpsgd import PrivateSteps
 
@@ -102,9 +104,9 @@ def test_the_bound_follows_the_clip_norm(clip_norm: float, tmp_path: Path, monke
 # -- clipping on its own: gradients that cancel inside a record ------------------------------------------------------
 
 
-def contribution(clipping: str, inputs_TD: Tensor, coefficients_TP: Tensor) -> float:
+def contribution(clipping: str, inputs_TD: Tensor, coefficients_TP: Tensor, layer: nn.Module | None = None) -> float:
     """Norm of what one record with this gradient, ``coefficients.T @ inputs``, adds to the clipped sum; C is one."""
-    layer = nn.Linear(inputs_TD.shape[1], coefficients_TP.shape[1])
+    layer = nn.Linear(inputs_TD.shape[1], coefficients_TP.shape[1]) if layer is None else layer
     plan = SgdPlan(noise_multiplier=1.0, sampling_rate=0.5, steps=1, clip_norm=1.0, latent_samples=len(inputs_TD))
     private = PrivateSteps(layer, torch.zeros(1, 1).long(),
                            lambda module, codes, generator: (module(inputs_TD[None]) * coefficients_TP).sum((1, 2)),
@@ -114,20 +116,62 @@ def contribution(clipping: str, inputs_TD: Tensor, coefficients_TP: Tensor) -> f
     return float(torch.cat([p.grad.flatten() for p in layer.parameters() if p.grad is not None]).norm())
 
 
-@pytest.mark.parametrize("clipping", [
-    "fast",
-    "hooks"])
-def test_samples_that_cancel_inside_a_record_do_not_slip_through_the_clip(clipping: str) -> None:
+def largest_contribution(clipping: str, layer: Callable[[], nn.Module] | None = None, *,
+                         sizes: tuple[float, ...] = (1e-3, 1.0, 10.0, 100.0, 1000.0, 10000.0)) -> float:
     """Two nearly equal inputs with opposite coefficients: the true gradient is small, its terms are not."""
     added = []
-    for size in (1e-3, 1.0, 10.0, 100.0, 1000.0, 10000.0):
+    for size in sizes:
         for seed in range(8):
             generator = torch.Generator().manual_seed(seed)
             common_D = size * torch.randn(64, generator=generator)
             inputs_TD = common_D + 0.1 * torch.randn(2, 64, generator=generator)
             half_P = torch.randn(8, generator=generator)
-            added.append(contribution(clipping, inputs_TD, torch.stack([half_P, -half_P])))
-    assert max(added) <= 1 + ROUNDING
+            coefficients_TP = torch.stack([half_P, -half_P])
+            added.append(contribution(clipping, inputs_TD, coefficients_TP, None if layer is None else layer()))
+    return max(added)
+
+
+@pytest.mark.parametrize("clipping", EVERY_CLIPPING)
+def test_samples_that_cancel_inside_a_record_do_not_slip_through_the_clip(clipping: str) -> None:
+    assert largest_contribution(clipping) <= 1 + ROUNDING
+
+
+def test_norms_in_single_precision_let_through_what_cancels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TwoPasses, "NORM_SAMPLERS", GradSampleModuleFastGradientClipping.NORM_SAMPLERS)
+    assert largest_contribution("ghost") > 2
+
+
+def places() -> nn.Module:
+    """A convolution over the positions, which has no norm of ours: Opacus writes its gradients out."""
+    return nn.Sequential(Turned(), nn.Conv1d(64, 8, 1), Turned())
+
+
+class Turned(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mT
+
+
+class Scaled(nn.Module):
+    """Normalised inputs, and gradients as large as the inputs were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x)[..., :8] * x.abs().amax()
+
+
+@pytest.mark.parametrize("layer", [places, Scaled])
+def test_what_cancels_does_not_slip_through_where_opacus_writes_gradients_out(layer: Callable[[], nn.Module]) -> None:
+    assert largest_contribution("ghost", layer, sizes=(1.0, 1e3, 1e7)) <= 1 + ROUNDING
+
+
+@pytest.mark.parametrize("layer", [places, Scaled])
+def test_gradients_written_out_whose_rounding_is_forgotten_let_through_what_cancels(
+        layer: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ghost, "reach", lambda layer, a, g: torch.zeros(len(a)))
+    assert largest_contribution("ghost", layer, sizes=(1e7,)) > 1 + 10 * ROUNDING
 
 
 # -- the noisy ELBO --------------------------------------------------------------------------------------------------

@@ -14,9 +14,11 @@ from small_runs import SIZES, TRAINERS, ScriptedKey, silent, small_trainer, smal
 from torch import Tensor, nn
 
 from dpvae.errors import ConfigError
+from dpvae.privacy import native
 from dpvae.privacy.native import NativeNoise
 from dpvae.privacy.noise import SecretKey, box_muller
 from dpvae.privacy.plan import SgdPlan
+from dpvae.train import dpsgd
 from dpvae.train.clipping import compiled
 from dpvae.train.clipping.optimizer import STABILISER, autos, noisy, on_grid
 from dpvae.train.dpsgd import PrivateSteps
@@ -88,6 +90,16 @@ def test_a_layer_that_mixes_records_is_refused() -> None:
         with pytest.raises((ConfigError, NotImplementedError, ValueError)):
             PrivateSteps(mixing, torch.as_tensor(CODES).long(), loss, plan=plan, rows=20, key=KEY, learning_rate=0.1,
                          microbatch=10, clipping=clipping)
+
+
+@pytest.mark.parametrize("clipping", ["ghost", "hooks"])
+def test_half_precision_is_refused_where_the_backward_pass_sums_over_the_batch(clipping: str) -> None:
+    plan = SgdPlan(noise_multiplier=1.0, sampling_rate=0.5, steps=1, clip_norm=1.0, latent_samples=1)
+    layer = nn.Linear(4, sum(SIZES))
+    with pytest.raises(ConfigError, match=r"performance\.precision=bfloat16: .* expected performance\.clipping=fast"):
+        PrivateSteps(layer, torch.as_tensor(CODES).long(), loss, plan=plan, rows=20, key=KEY, learning_rate=0.1,
+                     microbatch=10, clipping=clipping, precision="bfloat16")
+    assert not layer._forward_hooks
 
 
 @pytest.mark.parametrize("name", TRAINERS)
@@ -174,24 +186,68 @@ TURNS = SOURCE.stream("turns").integers(2**32, 6000).astype(np.uint32).view(np.i
 TURNS[10:16] = 0, 2**30, -2**30, -2**31, 2**30 + 1, -2**31 + 1
 
 
-def test_noise_is_worked_out_by_the_compiled_program_as_by_numpy_from_the_same_words() -> None:
-    np.testing.assert_allclose(NATIVE.box_muller(WORDS, TURNS), box_muller(WORDS, TURNS), rtol=5e-7, atol=0)
+def same_normals(program: NativeNoise) -> None:
+    """The draws are numpy's, from the same words."""
+    np.testing.assert_allclose(program.box_muller(WORDS, TURNS), box_muller(WORDS, TURNS), rtol=5e-7, atol=0)
     for size in (1, 2, 7, 700_001):
-        plain, quick = (SOURCE.stream("noise", size).bulk_normal(size, by=by) for by in (box_muller, NATIVE.box_muller))
+        plain, quick = (SOURCE.stream("noise", size).bulk_normal(size, by=by)
+                        for by in (box_muller, program.box_muller))
         np.testing.assert_allclose(quick, plain, rtol=5e-7, atol=0)
 
 
-@pytest.mark.parametrize(("multiplier", "scale"), [(1.0, 1.0), (0.3, 1e-7), (37.0, 1e5)])
-def test_the_compiled_program_adds_noise_to_sums_on_the_grid_to_the_bit(multiplier: float, scale: float) -> None:
+def same_noisy_sums(program: NativeNoise, multiplier: float, scale: float) -> None:
+    """Noise is added to sums on the grid, to the bit."""
     normals = SOURCE.stream("normals").bulk_normal(10_001)
     sums = scale * SOURCE.stream("sums").normal(10_001).astype(np.float32)
     sums[:4] = 0, np.nan, np.inf, -np.inf
     grid, deviation = on_grid(multiplier, 1.0, 10_001)
     plain = noisy(torch.from_numpy(sums), torch.from_numpy(normals), deviation, grid).numpy()
-    np.testing.assert_array_equal(NATIVE.noisy(sums, normals, deviation, grid), plain)
+    np.testing.assert_array_equal(program.noisy(sums, normals, deviation, grid), plain)
     np.testing.assert_allclose(plain, sums + deviation * normals, rtol=2e-7, atol=1.01 * grid)
     steps = plain.astype(np.float64)[4:] / grid
     np.testing.assert_array_equal(steps, np.rint(steps))
+
+
+def test_noise_is_worked_out_by_the_compiled_program_as_by_numpy_from_the_same_words() -> None:
+    same_normals(NATIVE)
+
+
+@pytest.mark.parametrize(("multiplier", "scale"), [(1.0, 1.0), (0.3, 1e-7), (37.0, 1e5)])
+def test_the_compiled_program_adds_noise_to_sums_on_the_grid_to_the_bit(multiplier: float, scale: float) -> None:
+    same_noisy_sums(NATIVE, multiplier, scale)
+
+
+FAULTS: dict[str, tuple[str, str, Callable[[NativeNoise], None]]] = {
+    "sums are not rounded": ("std::nearbyint(sums[i] * steps)", "sums[i] * steps",
+                             lambda program: same_noisy_sums(program, 1.0, 1.0)),
+    "noise is not rounded": ("std::nearbyint(normals[i] * scale)", "normals[i] * scale",
+                             lambda program: same_noisy_sums(program, 1.0, 1.0)),
+    "the noise is half as wide": ("scale = deviation / grid", "scale = 0.5 * deviation / grid",
+                                  lambda program: same_noisy_sums(program, 1.0, 1.0)),
+    "both halves of a pair are equal": ("cosine(turns[i] - (1u << 30))", "cosine(turns[i])", same_normals),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_of_the_compiled_program_is_seen(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right, wrong, check = FAULTS[fault]
+    source = native._SOURCE.read_text()
+    assert source.count(right) == 1
+    (tmp_path / "native.cpp").write_text(source.replace(right, wrong))
+    monkeypatch.setattr(native, "_SOURCE", tmp_path / "native.cpp")
+    broken = NativeNoise()
+    broken._library = native._library.__wrapped__()
+    with pytest.raises(AssertionError, match=r"Not equal|Mismatched"):
+        check(broken)
+
+
+def test_a_long_run_that_is_not_compiled_draws_its_noise_by_the_compiled_program(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, calls, real = released(compile=False), [], NativeNoise.noisy
+    monkeypatch.setattr(dpsgd, "WORTH_COMPILING", 1)
+    monkeypatch.setattr(NativeNoise, "noisy", lambda self, *given: calls.append(len(given[0])) or real(self, *given))
+    torch.testing.assert_close(released(compile=False), plain, atol=1e-6, rtol=0)
+    assert len(calls) == 4, "one draw a step, by the program"
 
 
 def test_without_a_working_compiler_a_booked_run_goes_on_and_releases_the_same(

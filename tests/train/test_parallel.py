@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from opacus.grad_sample.grad_sample_module_fast_gradient_clipping import GradSampleModuleFastGradientClipping
 from parallel_steps import BROKEN, MODES, STEPS, loss, weights
 from safetensors.torch import load_file
 from torch import nn
@@ -17,7 +20,9 @@ from torch import nn
 from dpvae.errors import ConfigError
 from dpvae.privacy.noise import SecretKey
 from dpvae.privacy.plan import SgdPlan
-from dpvae.train.clipping.sharded import Sharded
+from dpvae.train.clipping.ghost import TwoPasses, quiet
+from dpvae.train.clipping.optimizer import autos
+from dpvae.train.clipping.sharded import Sharded, whole
 from dpvae.train.dpsgd import PrivateSteps
 from dpvae.train.parallel import Processes, announcing
 
@@ -108,8 +113,37 @@ def test_a_layer_that_cannot_be_shared_is_refused_by_name() -> None:
         Sharded(nn.Sequential(nn.Conv2d(1, 1, 1), nn.Linear(1, 1)), Processes(0, 2), clip_norm=1.0)
 
 
+@pytest.fixture
+def one_process() -> Iterator[Processes]:
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield Processes(0, 1)
+    torch.distributed.destroy_process_group()
+
+
+def shared_contribution(processes: Processes, size: float) -> float:
+    """Norm of what a record adds whose two positions nearly cancel: inputs of that size, opposite gradients."""
+    generator = torch.Generator().manual_seed(0)
+    inputs_BTD = size * torch.randn(64, generator=generator) + 0.1 * torch.randn(1, 2, 64, generator=generator)
+    half_P = torch.randn(8, generator=generator)
+    module = Sharded(nn.Linear(64, 8), processes, clip_norm=1.0)
+    with quiet():
+        loss_B = (module(inputs_BTD) * torch.stack([half_P, -half_P])).sum((1, 2))
+        sums = module.clip(loss_B, partial(autos, clip_norm=1.0))
+    assert sums is not None
+    return float(torch.cat([whole(total).flatten() for _, total in sums]).norm())
+
+
+def test_samples_that_cancel_do_not_slip_through_the_clip_of_a_shared_model(
+        one_process: Processes, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert all(0.9 < shared_contribution(one_process, size) <= 1 + 1e-5 for size in (1e-3, 1.0))
+    assert all(shared_contribution(one_process, size) <= 1 + 1e-5 for size in (1e2, 1e3, 1e4))
+    monkeypatch.setattr(TwoPasses, "NORM_SAMPLERS", GradSampleModuleFastGradientClipping.NORM_SAMPLERS)
+    assert max(shared_contribution(one_process, size) for size in (1e2, 1e3, 1e4)) > 2
+
+
 @pytest.mark.parametrize("wrong", [{}, {"processes": Processes(0, 2), "clipping": "fast"},
-                                   {"processes": Processes(0, 2), "compile": True}])
+                                   {"processes": Processes(0, 2), "compile": True},
+                                   {"processes": Processes(0, 2), "precision": "bfloat16"}])
 def test_steps_of_a_shared_model_take_several_processes_and_ghost_clipping(wrong: dict[str, Any]) -> None:
     plan = SgdPlan(noise_multiplier=1.0, sampling_rate=0.5, steps=1, clip_norm=1.0, latent_samples=1)
     with pytest.raises(ConfigError, match="expected several processes"):

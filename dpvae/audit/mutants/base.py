@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-CLIPPINGS = ("fast", "hooks")
+CLIPPINGS = ("fast", "hooks", "ghost")
 TRAINED = ("anchored", "decoder_only", "joint")  # with DP-SGD, which most mutants break
 ANY = ("table", "images", "text")
 

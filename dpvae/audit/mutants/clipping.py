@@ -10,12 +10,14 @@ from torch import Tensor
 
 from dpvae.audit.mutants.base import Mutant, Patch, named
 from dpvae.train.clipping import optimizer
+from dpvae.train.clipping.ghost import Ghost
 from dpvae.train.clipping.optimizer import SecretOptimizer
 from dpvae.train.clipping.recorder import Recorder
 from dpvae.train.dpsgd import PrivateSteps
 
 HOOKS = ("hooks",)
 FAST = ("fast",)
+GHOST = ("ghost",)
 
 
 def _after_sum(patch: Patch, change: Callable[[Any], None]) -> None:
@@ -200,6 +202,11 @@ def fast_mode_underestimates_the_norm(patch: Patch) -> None:
     patch.wrap(Recorder, "squared_norms", lambda real, self: real(self) / 4)
 
 
+@named("ghost clipping: norms are those of half of what the second pass sums", clippings=GHOST)
+def ghost_mode_underestimates_the_norm(patch: Patch) -> None:
+    patch.wrap(Ghost, "get_norm_sample", lambda real, self: real(self) / 2)
+
+
 @named("latents are scaled by a statistic of the batch, as a batch norm would do")
 def batch_statistics(patch: Patch) -> None:
     def latents(real: Callable[..., Tensor], self: Any, number: int, records: int) -> Tensor:
@@ -310,8 +317,8 @@ MUTANTS: tuple[Mutant, ...] = (
     no_clipping, twice_the_clip_norm, five_per_cent_over, clipped_to_the_median_of_the_batch,
     every_latent_sample_clipped_alone, nan_slips_through, overflow_skips_the_batch, the_batch_is_clipped,
     microbatches_of_four_are_clipped, every_layer_clipped_alone, a_layer_missing_from_the_norm,
-    biases_missing_from_the_norm, fast_mode_forgets_a_layer, fast_mode_underestimates_the_norm, batch_statistics,
-    filled_from_the_batch, a_part_goes_past_the_clip, the_clip_norm_grows, divided_by_the_actual_batch,
-    divided_by_the_private_row_count, three_at_a_time_are_not_clipped, an_old_sum_comes_back,
-    a_rare_step_looks_at_the_rows,
+    biases_missing_from_the_norm, fast_mode_forgets_a_layer, fast_mode_underestimates_the_norm,
+    ghost_mode_underestimates_the_norm, batch_statistics, filled_from_the_batch, a_part_goes_past_the_clip,
+    the_clip_norm_grows, divided_by_the_actual_batch, divided_by_the_private_row_count,
+    three_at_a_time_are_not_clipped, an_old_sum_comes_back, a_rare_step_looks_at_the_rows,
 )

@@ -174,7 +174,6 @@ def gram_norms(g_BTp: Tensor, a_BTd: Tensor | None = None, *, same: Tensor | Non
     dtype = wide(g_BTp.dtype) if branch else torch.float64
     norms_B, largest_B = _gram(g_BTp.to(dtype), None if a_BTd is None else a_BTd.to(dtype), same)
     cancels_B = norms_B < largest_B * (0.1 / g_BTp.shape[1])
-    guard = 4 * torch.finfo(wide(g_BTp.dtype)).eps
     if branch and not bool(cancels_B.any()):
         return norms_B
     if branch:
@@ -182,8 +181,13 @@ def gram_norms(g_BTp: Tensor, a_BTd: Tensor | None = None, *, same: Tensor | Non
         exact, _ = _gram(g_BTp[at].double(), None if a_BTd is None else a_BTd[at].double(),
                          None if same is None else same[at])
         norms_B = norms_B.index_copy(0, at, exact.to(norms_B.dtype))
-    raised_B = norms_B.clamp_min(0.0) + guard * largest_B
+    raised_B = norms_B.clamp_min(0.0) + guard(wide(g_BTp.dtype)) * largest_B
     return torch.where(cancels_B, raised_B, norms_B).to(wide(g_BTp.dtype))
+
+
+def guard(dtype: torch.dtype) -> float:
+    """The share of the square of all terms' sizes, summed, that keeps a squared norm above what rounding can add."""
+    return 4 * torch.finfo(dtype).eps
 
 
 def _gram(g_BTp: Tensor, a_BTd: Tensor | None, same: Tensor | None) -> tuple[Tensor, Tensor]:
