@@ -53,7 +53,7 @@ def prepare(config: TrainConfig, source: Any = None) -> ImageTask:
 
 
 def _check_declared(images: ImageSet, classes: tuple[str, ...]) -> None:
-    """Refuse a declared class of one image. Of one that is not declared the threshold decides, as it would otherwise."""
+    """Refuse a declared class of one image; of one that is not declared the threshold decides."""
     held = Counter(images.labels.tolist())
     for name in classes:
         if held[name] == 1:

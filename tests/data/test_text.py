@@ -58,8 +58,8 @@ OTHERS = {"text": ["a", "b", "c", "d"], "who": [None, "u", "v", ""], "kind": ["x
 def after(texts: list[str], who: str | None) -> tuple[Texts, Texts]:
     """What is read without and with ``texts`` of one person more, who stand first."""
     joined = {"text": texts, "who": [who] * len(texts), "kind": ["x"] * len(texts)}
-    return (read(OTHERS, "text", "kind", "who", per_unit=2),
-            read({name: [*joined[name], *values] for name, values in OTHERS.items()}, "text", "kind", "who", per_unit=2))
+    both = {name: [*joined[name], *values] for name, values in OTHERS.items()}
+    return read(OTHERS, "text", "kind", "who", per_unit=2), read(both, "text", "kind", "who", per_unit=2)
 
 
 def moved(texts: list[str], who: str | None) -> int:
@@ -76,7 +76,7 @@ def test_a_text_without_an_id_is_nobodys_and_takes_no_part() -> None:
         assert (with_it.texts, with_it.labels, with_it.nobodys) == (("b", "c"), ("y", "x"), 4)
         assert moved(["new", "newer"], missing) == 0
     assert moved(["new", "newer"], "w") == 1
-    with pytest.raises(DataError, match="data.unit='who': 1 texts name one"):
+    with pytest.raises(DataError, match=r"data\.unit='who': 1 texts name one"):
         read({"text": ["a", "b"], "who": ["u", None]}, "text", unit="who")
 
 
