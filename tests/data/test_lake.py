@@ -93,7 +93,7 @@ def test_header_agrees_with_the_table_for_every_source(tmp_path):
 
 def test_dataframes_records_and_arrays_are_tables():
     frame = pd.DataFrame({"a": [1, 2], "c": pd.Categorical(["u", None])})
-    assert lake.header(frame) == (("a", "csv"), ("c", "dictionary<values=string, indices=int32, ordered=0>"))
+    assert lake.header(frame) == (("a", "csv"), ("c", "dictionary<values=large_string, indices=int32, ordered=0>"))
     assert lake.to_pandas(lake.read(frame)).dtypes.astype(str).tolist() == ["str", "category"]
     assert lake.read(pa.RecordBatch.from_pydict({"a": [1, 2]})).names == ("a",)
     assert lake.read(np.array([[1.0, np.nan], [2.0, 3.0]])).column("x1").missing.tolist() == [True, False]

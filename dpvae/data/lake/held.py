@@ -15,6 +15,7 @@ is declared, or measured with noise.
 from __future__ import annotations
 
 import datetime as dt
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -120,12 +121,15 @@ def _numbers(name: str, values: np.ndarray) -> Any:
     if values.dtype.kind != "f":
         return pa.array(values).cast(pa.string())
     if np.isinf(values).any():
-        raise DataError(f"column={name!r}: inf in row {int(np.flatnonzero(np.isinf(values))[0]) + 1}; expected finite "
-                        "numbers, or missing cells")
+        raise _infinite(name, int(np.flatnonzero(np.isinf(values))[0]) + 1)
     missing = np.isnan(values)
     whole = ~missing & (values == np.rint(values)) & (np.abs(values) < WHOLE)
     return pc.if_else(pa.array(whole), pa.array(np.where(whole, values, 0).astype(np.int64)).cast(pa.string()),
                       pa.array(values, mask=missing).cast(pa.string()))
+
+
+def _infinite(name: str, row: int) -> DataError:
+    return DataError(f"column={name!r}: inf in row {row}; expected finite numbers, or missing cells")
 
 
 def _texts(name: str, values: Any) -> Any:
@@ -133,16 +137,18 @@ def _texts(name: str, values: Any) -> Any:
     try:
         return pa.array(values, pa.string(), from_pandas=True)  # nothing but text: the same, at once
     except (pa.ArrowTypeError, pa.ArrowInvalid):
-        return pa.array([_word(name, value) for value in values], pa.string())
+        return pa.array([_word(name, row, value) for row, value in enumerate(values, 1)], pa.string())
 
 
-def _word(name: str, value: Any) -> str | None:
+def _word(name: str, row: int, value: Any) -> str | None:
     """One cell, from itself alone: a number that is whole is one, whatever its type."""
     value = value.item() if isinstance(value, np.generic) else value
     if value is None or type(value).__name__ in ("NAType", "NaTType") or value != value:
         return None
     if isinstance(value, (str, int)):  # True and False are whole numbers to Python
         return str(value)
+    if isinstance(value, float) and math.isinf(value):
+        raise _infinite(name, row)
     if isinstance(value, float):
         return str(int(value)) if value.is_integer() and abs(value) < WHOLE else str(
             pa.array([value]).cast(pa.string())[0])
