@@ -55,8 +55,14 @@ class DPVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, Bas
     secret and fresh, so two fits differ; ``seed`` fixes only what is public. A cross-validation or a search is many
     fits: give ``ledger``, ``dataset`` and a cap (``options={"ledger.cap_epsilon": 3.0}``) to have them added up.
 
-    Names and *types* of the columns count as public. A pandas column of integers turns to floats because of one missing
-    cell; use a nullable type, or a CSV file, where that alone would tell.
+    Names of the columns count as public, and so do types that somebody chose: pandas' nullable, categorical and date
+    types, Arrow's, polars', numpy's. Those that pandas finds in the cells (int64, float64, bool, object, str: one
+    missing cell turns the first into the second) do not: what such a column holds is measured as that of a CSV file is,
+    or declared in the schema, and rows come back in the types of the frame.
+
+    A search (``GridSearchCV``) that compares fits by their ``score`` on private rows selects by an exact private
+    number, which nobody pays for: what it chooses is not private. Search on public or synthetic rows, or with
+    ``dpvae train -m sweep.private=true``, which books the selection.
 
     Args:
         epsilon, delta: the guarantee; ``delta=None`` leaves it to the plan's rule on public facts.

@@ -30,8 +30,8 @@ FLOORS = [  # an import may stay on its floor or go down
     {"__init__", "__main__"},
 ]
 LAKE = {f"dpvae.data.lake{part}" for part in (
-    "", ".arrow", ".delta", ".delta_home", ".duck", ".files", ".iceberg", ".iceberg_home", ".push", ".register",
-    ".select", ".sql", ".text_files", ".verb", ".write")}
+    "", ".arrow", ".delta", ".delta_home", ".duck", ".files", ".held", ".iceberg", ".iceberg_home", ".push",
+    ".register", ".select", ".sql", ".text_files", ".verb", ".write")}
 DOORS = {  # who may import it
     "opacus": {"dpvae.train.dpsgd", "dpvae.train.clipping.engine", "dpvae.train.clipping.fallback",
                "dpvae.train.clipping.ghost", "dpvae.train.clipping.optimizer", "dpvae.train.clipping.recorder",

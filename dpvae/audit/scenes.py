@@ -40,6 +40,16 @@ def images(rows: int) -> Rows:
     return {"images": list(np.clip(waves, 0, 255).astype(np.uint8)), "labels": label.astype(str).tolist()}
 
 
+def leaning(rows: int) -> Rows:
+    """Strokes of 16 x 16 pixels that lean to either side, thin ones and wide ones: so that their poses are asked for,
+    and they are redrawn."""
+    rng = stream(0, "leaning")
+    label, at = rng.integers(0, 2, rows), np.arange(16) - 7.5
+    slant, width = rng.choice([-0.6, 0.6], rows)[:, None, None], 1.2 + 0.6 * label[:, None, None]
+    mass = np.exp(-0.5 * (((at - slant * at[:, None]) / width) ** 2 + (at[:, None] / 3.5) ** 2))
+    return {"images": list(np.rint(255 * mass).astype(np.uint8)), "labels": label.astype(str).tolist()}
+
+
 def texts(rows: int) -> Rows:
     """Short requests about money and about fun."""
     rng = stream(0, "texts")

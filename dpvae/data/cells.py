@@ -60,11 +60,11 @@ def _number(text: str) -> float:
 
 
 def _times(column: Column, cells: Cells) -> np.ndarray:
-    format = format_of(column)
+    format, iso = format_of(column), column.kind == "datetime" and not is_text(column.dtype)
 
     def seconds(text: str) -> float:
         try:
-            when = datetime.strptime(text, format)
+            when = datetime.fromisoformat(text) if iso else datetime.strptime(text, format)
         except ValueError:
             return np.nan
         if column.kind == "time":

@@ -80,8 +80,8 @@ def natural(label: str) -> tuple[int, int, str]:
 def read(source: Any, label: str | None = None, *, least: int = 2) -> ImageSet:
     """All images of ``source``: a path, the name of a built-in set, or a mapping with images and labels.
 
-    ``least`` of each class: two to be learned from. One is enough to be looked at, and arrays may then come without
-    labels, which are empty words here.
+    ``least`` of them: two to be learned from. One is enough to be looked at, and arrays may then come without labels,
+    which are empty words here. What classes there are is private, so none is refused here, however rare or many.
     """
     if isinstance(source, ImageSet):
         return source
@@ -107,7 +107,7 @@ def size_of(source: Any, label: str | None = None) -> tuple[int, int, int]:
         return 1, 8, 8
     path = _existing(source)
     if path.is_dir():
-        return _decode(_files(path, 2)[0][0]).shape
+        return _decode(_files(path)[0][0]).shape
     if path.suffix.lower() == ".npz":
         return _npz_size(path)
     from dpvae.data import lake
@@ -204,7 +204,9 @@ def _checked(where: str, images: NDArray[Any], labels: NDArray[Any] | None, leas
     if flat.dtype.kind not in "biuUSO":
         raise DataError(f"{where}: labels are {flat.dtype}; expected whole numbers or words")
     words = np.array([_word(value, where) for value in flat.tolist()], dtype=str)
-    return _whole(ImageSet(np.ascontiguousarray(images.transpose(0, 3, 1, 2)), words), where, least)
+    if len(words) < least:
+        raise DataError(f"{where}: {len(words)} images; expected at least {least}")
+    return ImageSet(np.ascontiguousarray(images.transpose(0, 3, 1, 2)), words)
 
 
 def _word(value: Any, where: str) -> str:
@@ -212,18 +214,6 @@ def _word(value: Any, where: str) -> str:
     if value is None or not text.strip() or not text.isprintable() or "|" in text:
         raise DataError(f"{where}: a label is {text[:40]!r}; expected one printable word without |")
     return text
-
-
-def _whole(images: ImageSet, where: str, least: int) -> ImageSet:
-    """Refuse what no class can be learned from."""
-    if images.rows < least:
-        raise DataError(f"{where}: {images.rows} images; expected at least {least}")
-    names, counts = np.unique(images.labels, return_counts=True)
-    if len(names) > MOST_CLASSES:
-        raise DataError(f"{where}: {len(names)} classes; expected at most {MOST_CLASSES}")
-    if counts.min() < least:
-        raise DataError(f"{where}: class {str(names[counts.argmin()])!r} has one image; expected at least 2 of each")
-    return images
 
 
 def _digits() -> ImageSet:
@@ -236,7 +226,7 @@ def _digits() -> ImageSet:
 # -- encoded images --------------------------------------------------------------------------------------------------
 
 
-def _files(path: Path, least: int) -> list[tuple[Path, str]]:
+def _files(path: Path) -> list[tuple[Path, str]]:
     """(file, class) of a folder, in the order of their names."""
     classes = sorted((p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")), key=lambda p: p.name)
     found = []
@@ -247,8 +237,6 @@ def _files(path: Path, least: int) -> list[tuple[Path, str]]:
                 raise DataError(f"{file}: is no image; expected {', '.join(FILES)}")
         if not own:
             raise DataError(f"{folder}: is empty; expected images, or remove the folder")
-        if len(own) < least:
-            raise DataError(f"{own[0]}: is the only image of class {folder.name!r}; expected at least 2 of each")
         found += [(file, folder.name) for file in own]
     if not found:
         raise DataError(f"{path}: holds no folder with images; expected a folder for each class, such as "
@@ -257,7 +245,7 @@ def _files(path: Path, least: int) -> list[tuple[Path, str]]:
 
 
 def _folder(path: Path, least: int) -> ImageSet:
-    files = _files(path, least)
+    files = _files(path)
     labels = np.array([name for _, name in files])
     return _joined([(_decode(file), str(file)) for file, _ in files], labels, str(path), least)
 

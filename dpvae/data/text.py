@@ -41,6 +41,7 @@ class Texts:
     texts: tuple[str, ...]
     labels: tuple[str | None, ...] | None
     owners: NDArray[np.int64]  # (texts,): numbers of units, ascending
+    nobodys: int = 0  # texts without the id of a unit, which take no part; private
 
     @property
     def units(self) -> int:
@@ -65,7 +66,8 @@ def header(source: Any) -> tuple[tuple[str, str], ...]:
 
 def read(source: Any, text: str | None, label: str | None = None, unit: str | None = None, *,
          per_unit: int = 8) -> Texts:
-    """The texts of ``source``; a missing text is an empty one. Texts of a unit above ``per_unit`` are left out."""
+    """The texts of ``source``; a missing text is an empty one. Texts of a unit above ``per_unit`` are left out, and so
+    are those that name no unit: taken together they would be one that anybody's text can be a part of."""
     columns = _columns(source)
     name = column_of(tuple(columns), text)
     for wanted in (label, unit):
@@ -81,13 +83,23 @@ def read(source: Any, text: str | None, label: str | None = None, unit: str | No
                             "UTF-8")
     if unit is None:
         return Texts(texts, labels, np.arange(len(texts)))
-    _, numbers = np.unique(np.array(["" if value is None else value for value in columns[unit]]), return_inverse=True)
+    ids = [_id(value) for value in columns[unit]]
+    named = [i for i, held in enumerate(ids) if held is not None]
+    if len(named) < 2:
+        raise DataError(f"data.unit={unit!r}: {len(named)} texts name one; expected at least 2")
+    _, numbers = np.unique(np.array([ids[i] for i in named]), return_inverse=True)
     order = np.argsort(numbers, kind="stable")
     first = np.r_[0, np.flatnonzero(np.diff(numbers[order])) + 1]
     place = np.arange(len(order)) - np.repeat(first, np.diff(np.r_[first, len(order)]))
-    kept = order[place < per_unit]
+    taken = order[place < per_unit]
+    kept = [named[i] for i in taken]
     held = None if labels is None else tuple(labels[i] for i in kept)
-    return Texts(tuple(texts[i] for i in kept), held, numbers[kept])
+    return Texts(tuple(texts[i] for i in kept), held, numbers[taken], len(texts) - len(named))
+
+
+def _id(value: str | None) -> str | None:
+    """Whose a text is; ``None`` where nobody's."""
+    return value if value is not None and value.strip() else None
 
 
 def limited(texts: Texts, cap: int, overlong: str) -> Texts:

@@ -44,11 +44,21 @@ def prepare(config: TrainConfig, source: Any = None) -> ImageTask:
     """The images of ``source`` (a path, or a mapping with images and labels) or of the file that ``config`` names."""
     images = reader.read(source if source is not None else _source(config.data), config.data.label)
     public = Public.of(config.data, images.size, named=source is None)
+    _check_declared(images, public.classes)
     unknown = sorted(set(images.classes) - set(public.classes)) if public.classes else []
     if unknown and config.data.outside != "missing":
         raise DataError(f"label={unknown[0]!r}: not among data.labels={'|'.join(public.classes)[:80]}; add it, or "
                         "leave such images out with data.outside=missing")
     return ImageTask(config, public.plan(config), public, images)
+
+
+def _check_declared(images: ImageSet, classes: tuple[str, ...]) -> None:
+    """Refuse a declared class of one image; of one that is not declared the threshold decides."""
+    held = Counter(images.labels.tolist())
+    for name in classes:
+        if held[name] == 1:
+            raise DataError(f"data.labels: class {name!r} has one image; expected at least 2 of each: join it with "
+                            "another class, or remove it")
 
 
 def writer(public: Path, rows: int, *, seed: int) -> TableWriter:
@@ -130,6 +140,8 @@ class Public:
         """What ``data`` declares of images of this size; ``named``: they are those that it names."""
         rows, classes = BUILTIN.get(data.builtin or "", (None, ())) if named else (None, ())
         declared = tuple(data.labels.split("|")) if data.labels is not None else classes
+        if len(declared) > reader.MOST_CLASSES:
+            raise ConfigError(f"data.labels: {len(declared)} classes; expected at most {reader.MOST_CLASSES}")
         if data.labels is not None and (len(set(declared)) < len(declared) or not all(n.strip() for n in declared)):
             raise ConfigError(f"data.labels={data.labels!r}: expected different names, such as data.labels=cat|dog")
         return cls(size, data.rows or rows, declared)
@@ -225,7 +237,8 @@ class ImageTask:
         nm = planned.survey_noise["values"]
         found, drawn = frequent_values([held], noise_multiplier=nm, delta=planned.survey_delta, phase="survey",
                                        stream=key.stream("survey", "values"), what=SURVEY_WHAT["values"])
-        names = tuple(sorted(found[0], key=reader.natural))
+        common = sorted(found[0], key=lambda name: -found[0][name])[:reader.MOST_CLASSES]
+        names = tuple(sorted(common, key=reader.natural))
         if not names:
             raise DataError("labels: no class holds enough images to be published at this budget (this run stays "
                             "booked); declare the classes with data.labels=a|b|c, or give a larger privacy.epsilon")

@@ -73,7 +73,8 @@ def made_up(public: Path, rows: int, *, seed: int) -> dict[str, list[Any]]:
 
 
 def troublemakers(records: Mapping[str, Sequence[Any]], public: Path | None = None) -> dict[str, dict[str, Any]]:
-    """A row of unusual values, a duplicate, and an empty row, each within what is *declared* about the table."""
+    """A row of unusual values, a duplicate, and an empty row, each within what is *declared* about the table; where the
+    others hold whole numbers, the unusual one is a fraction: a type that is found in the cells would be another."""
     schema = Schema.from_dict(read_json(public / "schema.json")) if public is not None else None
     first = {name: values[0] for name, values in records.items()}
     declared = {c.name: c for c in schema.columns} if schema is not None else {}
@@ -87,7 +88,7 @@ def troublemakers(records: Mapping[str, Sequence[Any]], public: Path | None = No
         if fixed or (column is not None and name == (schema.target if schema else None)):
             unusual[name] = rare
         elif number:
-            unusual[name] = float(FAR) if isinstance(rare, float) else FAR
+            unusual[name] = FAR + 0.5
         else:
             unusual[name] = UNIQUE if isinstance(rare, str) else rare
         may = column is None or (bool(column.nullable) if "nullable" in fixed else not fixed)

@@ -173,6 +173,8 @@ class TextTask:
         if processes is not None:
             raise ConfigError("data.kind=text: trains in one process; start it without torchrun")
         key = secrets_of(run, self.config)
+        if self.public.unit is not None:
+            write_json(run.private / "left_out.json", {f"texts without {self.public.unit}": self.texts.nobodys})
         progress.begin("survey")
         rows, labels, events = self._survey(key)
         progress.phase("survey", 1)

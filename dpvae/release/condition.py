@@ -127,7 +127,7 @@ def conditioned(vae: VAE, schema: Schema, given: Mapping[str, Any], *, seed: int
 
 def code_of(column: Column, value: Any) -> tuple[int, float | None]:
     """The code that ``value`` falls under and, for a number or a date, its place on the column's axis."""
-    cells = lake.read({column.name: [value]}, least=1).cells[0]
+    cells = lake.read({column.name: lake.as_given(value)}, least=1).cells[0]
     if cells.missing[0]:
         if not column.nullable:
             raise DataError(f"given {column.name}=None: expected a value; the model knows no missing cells there")
@@ -167,7 +167,7 @@ def _ends(column: Column, pair: tuple[Any, Any]) -> tuple[float, float]:
     ends = [column.lower, column.upper]
     for i, end in enumerate(pair):
         if end is not None:
-            ends[i] = _place(column, lake.read({column.name: [end]}, least=1).cells[0])
+            ends[i] = _place(column, lake.read({column.name: lake.as_given(end)}, least=1).cells[0])
     if not ends[0] <= ends[1] or ends[1] < column.lower or ends[0] > column.upper:
         raise DataError(f"given {column.name}={pair!r}: expected a low and a high end in "
                         f"{column.text(column.lower)} .. {column.text(column.upper)}")

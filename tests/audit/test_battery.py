@@ -27,7 +27,7 @@ QUICK = ("same values shuffled", "five per cent over", "encoder sees raw rows", 
          "large tables get a fixed size", "spoiled records are counted", "rows saved by torch", "a warning tells",
          "a cache beside the run", "rows mixed into the release", "a key of a thousand", "names are cut",
          "crowded cells are quieter", "pairs share a stream", "codes are ranks", "everything at half price",
-         "resume takes any rows")
+         "resume takes any rows", "types follow the cells")
 
 
 CLEAN = [(name, clipping) for name in TRAINERS for clipping in CLIPPINGS]
@@ -64,18 +64,20 @@ def test_a_broken_ghost_norm_is_caught() -> None:
 
 
 @pytest.mark.parametrize(("kind", "name"), [
-    ("images", "five per cent over"), ("text", "fast mode forgets a layer"),
+    ("images", "five per cent over"), ("images", "products not cut"), ("posed", "frames are exact means"),
+    ("posed", "redrawn in the mean pose"), ("text", "texts not scaled"), ("text", "fast mode forgets a layer"),
+    pytest.param("posed", "leaning is looked at", marks=pytest.mark.slow),
     pytest.param("text", "quiet sums", marks=pytest.mark.slow)])
 def test_a_broken_program_of_images_or_texts_is_caught(kind: str, name: str) -> None:
     caught = self_test(api.train, clippings=["fast"], mutants=[BY_NAME[name]], kinds=[kind])
     assert [c.by != () for c in caught] == [True], caught
 
 
-@pytest.mark.parametrize("kind", [pytest.param("images", marks=pytest.mark.slow), "text"])
+@pytest.mark.parametrize("kind", [pytest.param("images", marks=pytest.mark.slow), "posed", "text"])
 def test_a_correct_program_of_images_or_texts_passes(kind: str) -> None:
     config, records = specimen("anchored", kind=kind)
-    program = Program(api.train, config, records, modality(kind).troublemakers(records), quick=True)
-    battery = gather(all_stages(program))
+    people = modality(config.data.kind).troublemakers(records)
+    battery = gather(all_stages(Program(api.train, config, records, people, quick=True)))
     assert [str(finding) for finding in battery.failed] == []
     alike = [text for text in battery.left_out if "of 160 planted records" in text]
     assert len(alike) == (kind == "text")  # a few words make few gradients, and the page says how many

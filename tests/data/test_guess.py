@@ -5,6 +5,7 @@ from statistics import NormalDist
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -106,7 +107,7 @@ def small(draw_seed: int, rows: int, scale: float, shift: float) -> pd.DataFrame
 
 def surveyed(source: pd.DataFrame, key: SecretKey, *, text: bool, rows: int | None = None) -> survey.Survey:
     texts = source.astype(object).where(source.notna(), None).map(lambda v: v if v is None else str(v))
-    table = lake.read(texts if text else source)
+    table = lake.read(pa.Table.from_pandas(texts if text else source, preserve_index=False))
     return survey.survey(table, Schema.undeclared(table.header, "n"), noise=HIDDEN, delta=1e-7, key=key, rows=rows)
 
 

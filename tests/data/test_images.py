@@ -91,7 +91,6 @@ BAD_ARRAYS = {
     "labels short": ({"images": GRAY, "labels": LABELS[:5]}, "6 images, but labels of shape"),
     "labels NaN": ({"images": GRAY, "labels": [0, 1, 2, 0, 1, float("nan")]}, "fractions or NaN"),
     "no labels": ({"images": GRAY}, "expected images and labels"),
-    "lonely": ({"images": GRAY, "labels": [0, 0, 0, 0, 0, 1]}, "class '1' has one image"),
     "one image": ({"images": GRAY[:1], "labels": LABELS[:1]}, "expected at least 2"),
     "a bar": ({"images": GRAY, "labels": [*"aabbc", "d|e"]}, "without |"),
 }
@@ -143,8 +142,7 @@ def test_folders_without_images_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="set/d: is empty"):
         images.read(path)
     (path / "d" / "1.png").write_bytes(encoded(GRAY[0]))
-    with pytest.raises(DataError, match=r"d/1\.png: is the only image of class 'd'"):
-        images.read(path)
+    assert images.read(path).labels.tolist().count("d") == 1  # what classes there are stops nothing
     (path / "d" / "notes.txt").write_text("no")
     with pytest.raises(DataError, match=r"notes\.txt: is no image"):
         images.read(path)

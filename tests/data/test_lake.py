@@ -93,7 +93,8 @@ def test_header_agrees_with_the_table_for_every_source(tmp_path):
 
 def test_dataframes_records_and_arrays_are_tables():
     frame = pd.DataFrame({"a": [1, 2], "c": pd.Categorical(["u", None])})
-    assert lake.to_pandas(lake.read(frame)).dtypes.astype(str).tolist() == ["int64", "category"]
+    assert lake.header(frame) == (("a", "csv"), ("c", "dictionary<values=large_string, indices=int32, ordered=0>"))
+    assert lake.to_pandas(lake.read(frame)).dtypes.astype(str).tolist() == ["str", "category"]
     assert lake.read(pa.RecordBatch.from_pydict({"a": [1, 2]})).names == ("a",)
     assert lake.read(np.array([[1.0, np.nan], [2.0, 3.0]])).column("x1").missing.tolist() == [True, False]
 
@@ -141,7 +142,8 @@ def test_a_broken_parquet_is_refused_in_one_line(tmp_path):
     (pa.table({}), "columns=0"),
     (pd.DataFrame(), "columns=0"),
     (pd.DataFrame([[1, 2], [3, 4]], columns=["a", "a"]), "twice|distinct|Duplicate"),
-    (pd.DataFrame({"a": [1, "x"]}), "cannot be read"),
+    ({"a": [1, [2]]}, "column='a': holds list; expected numbers, text"),
+    (pd.DataFrame({"a": [1.0, np.inf]}), "column='a': inf in row 2"),
     (7, "table=int: expected a path"),
 ])
 def test_what_is_no_table_is_refused_in_one_line(source, message):
@@ -160,7 +162,8 @@ def test_equal_texts_are_one_string_and_missing_cells_are_told(tmp_path):
                   lake.read(write(tmp_path, "x,y\nlong text,1\n,2\nlong text,3\n ,4\n")).cells[0]):
         assert cells.values[0] is cells.values[2]
         assert cells.values.tolist() == ["long text", "", "long text", ""]
-    assert lake.read({"x": ["a", None, ""]}).cells[0].missing.tolist() == [False, True, False]
+    assert lake.read({"x": pa.array(["a", None, ""])}).cells[0].missing.tolist() == [False, True, False]
+    assert lake.read({"x": ["a", None, ""]}).cells[0].missing.tolist() == [False, True, True]  # as in a file of text
     assert cells.missing.tolist() == [False, True, False, True]
     assert lake.read({"x": pa.array([None, None], pa.string())}).cells[0].missing.all()
 

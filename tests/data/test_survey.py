@@ -41,8 +41,14 @@ def mixed(rows: int = 3000) -> pd.DataFrame:
     })
 
 
+def read(source):
+    """A table whose types somebody chose: those of a frame that Python found in its cells are not taken over."""
+    typed = pa.Table.from_pandas(source, preserve_index=False) if isinstance(source, pd.DataFrame) else source
+    return lake.read(typed)
+
+
 def run(source, *, noise=None, schema=None, rows=None, key=None, delta=1e-6) -> Survey:
-    table = lake.read(source)
+    table = read(source)
     schema = schema or Schema.undeclared(table.header)
     return survey(table, schema, noise=noise or QUIET, delta=delta, key=key or SecretKey.generate(), rows=rows)
 
@@ -68,7 +74,7 @@ def test_every_question_is_closed_and_nearly_true_when_noise_is_small():
 
 def test_a_surveyed_table_goes_through_the_codec_and_comes_back_in_its_own_types():
     frame = mixed()
-    table = lake.read(frame)
+    table = read(frame)
     codec = TableCodec(run(frame).schema)
     back = lake.to_arrow(codec.decode(codec.encode(table), np.random.default_rng(0)))
     assert back.schema == pa.Table.from_pandas(frame).schema.remove_metadata()
@@ -83,7 +89,7 @@ def test_a_surveyed_table_goes_through_the_codec_and_comes_back_in_its_own_types
 
 def test_events_are_known_before_the_data_is_opened():
     frame = mixed(200)
-    table = lake.read(frame)
+    table = read(frame)
     steps = survey_steps(Schema.undeclared(table.header), rows_known=False)
     assert steps == STEPS
     planned = survey_events(steps, noise=USUAL, delta=1e-7)
@@ -127,7 +133,7 @@ def test_a_declared_fact_is_never_changed():
 @pytest.mark.parametrize("outside", ["error", "clip", "missing"])
 def test_a_missing_cell_that_was_too_rare_to_be_measured_stops_nothing(outside):
     frame = pd.DataFrame({"n": [None, *[1.0, 2.0, 3.0] * 100], "c": [None, *["a", "b", "c"] * 100]})
-    table = lake.read(frame)
+    table = read(frame)
     schema = declare({"columns": {"n": {"kind": "continuous", "min": 0, "max": 9, "missing": "measure"},
                                   "c": {"categories": ["a", "b", "c"], "missing": "measure"}}}).bind(table.header)
     found = survey(table, schema, noise=dict.fromkeys(STEPS, 30.0), delta=1e-6, key=SecretKey.from_seed(1), rows=300,
@@ -142,7 +148,7 @@ def test_a_missing_cell_that_was_too_rare_to_be_measured_stops_nothing(outside):
 def test_constant_and_all_missing_columns_come_back(noise):
     frame = pd.DataFrame({"c": ["a"] * 200, "i": [5] * 200, "f": [1.5] * 200, "gone": [np.nan] * 200,
                           "none": pa.nulls(200).to_pandas(), "x": np.arange(200)})
-    table = lake.read(frame)
+    table = read(frame)
     result = run(frame, noise=dict.fromkeys(STEPS, noise))
     codec = TableCodec(result.schema)
     codes = codec.encode(table)
@@ -173,7 +179,7 @@ def small_frames(draw) -> pd.DataFrame:
 @given(small_frames(), st.sampled_from([0.01, 0.3, 2.0, 30.0, 1e4]), st.integers(0, 10**6))
 def test_whatever_the_table_and_the_noise_the_survey_ends_in_a_codec_that_works(frame, noise, seed):
     """An exception here would come after the budget was spent."""
-    table = lake.read(frame)
+    table = read(frame)
     result = run(frame, noise=dict.fromkeys(STEPS, noise), key=SecretKey.from_seed(seed))
     codec = TableCodec(result.schema)
     codes = codec.encode(table)
@@ -214,7 +220,7 @@ def test_numbers_that_the_noise_hides_are_not_all_next_to_zero():
         found = run(frame, noise=USUAL | {"bounds": 10.0, "bins": 14.0, "values": 10.0}, rows=500,
                     key=SecretKey.from_seed(seed)).schema
         codec = TableCodec(found)
-        back = lake.to_arrow(codec.decode(codec.encode(lake.read(frame), "clip"), np.random.default_rng(0))).to_pandas()
+        back = lake.to_arrow(codec.decode(codec.encode(read(frame), "clip"), np.random.default_rng(0))).to_pandas()
         tiny.append((back.abs() < 1e-3).to_numpy().mean())
     assert np.mean(tiny) < 0.01
 
@@ -246,7 +252,7 @@ def test_rare_values_are_folded_into_other():
     column = result.schema.column("c")
     assert set(column.categories) == {"a", "b"}
     assert column.other
-    codes = TableCodec(result.schema).encode(lake.read(frame))
+    codes = TableCodec(result.schema).encode(read(frame))
     assert (codes == column.values).sum() == 270
 
 
@@ -303,7 +309,7 @@ def test_counts_of_the_survey_are_handed_on_by_code_with_the_noise_they_carry():
                           "gain": [0] * 8000 + list(range(1, 1001))})
     noise = {**dict.fromkeys(STEPS, 1.0), "values": 30.0, "rare": 5.0}
     result = run(frame, noise=noise, rows=9000, key=SecretKey.from_seed(4))
-    codes = TableCodec(result.schema).encode(lake.read(frame), "clip")
+    codes = TableCodec(result.schema).encode(read(frame), "clip")
     of_c, of_gain = result.counted
     assert len(of_c) == 31
     assert {sd for _, sd in of_c.values()} == {5.0}
@@ -326,7 +332,7 @@ def test_values_beyond_the_codes_share_one_and_come_back_by_their_counts(monkeyp
     assert (column.other, column.cardinality) == (True, 3)
     assert Schema.from_dict(json.loads(json.dumps(schema.to_dict()))) == schema
     codec = TableCodec(schema)
-    codes = codec.encode(lake.read(frame))
+    codes = codec.encode(read(frame))
     assert np.bincount(codes.ravel()).tolist() == [4000, 3000, 1800]
     back = pd.Series(codec.decode(codes, np.random.default_rng(0))["c"].values).value_counts()
     for name, size in {**sizes, OTHER: 600}.items():
@@ -360,6 +366,7 @@ class Tape:
 
     def __init__(self, monkeypatch) -> None:
         self.given: list[list] = []
+        self.shares: list[list[float] | None] = []  # of a look at values
         self.answers: list = []
         self.replay: list | None = None
         real = {"noisy_counts": module.noisy_counts, "frequent_values": module.frequent_values}
@@ -369,6 +376,7 @@ class Tape:
     def _wrap(self, mechanism):
         def call(tables, **settings):
             self.given.append([dict(t) if hasattr(t, "keys") else np.array(t) for t in tables])
+            self.shares.append(settings.get("shares"))
             if self.replay is not None:
                 return self.replay[len(self.given) - 1]
             self.answers.append(mechanism(tables, **settings))
@@ -407,6 +415,95 @@ def test_given_earlier_releases_one_record_moves_every_table_by_at_most_one(monk
     moves = moves_of_one_record(monkeypatch, noise)
     assert len(moves) >= 4
     assert max(moves) == 1
+
+
+# ---- the second look at a target ---------------------------------------------------------------------------------
+
+TWICE = USUAL | {"values": 20.0, "rare": 6.0}
+
+
+def labelled(rows: int = 2000) -> pd.DataFrame:
+    """A rare event, shops of which most are too small to be published, and a number."""
+    g = np.random.default_rng(2)
+    return pd.DataFrame({"shop": [f"s{i}" for i in g.integers(0, 200, rows)], "pay": g.exponential(80, rows).round(2),
+                         "grade": g.choice(["low", "mid", *(f"g{i}" for i in range(30))], rows,
+                                           p=[0.4, 0.3, *[0.01] * 30])})
+
+
+def second_look(monkeypatch, other: pd.DataFrame) -> tuple[list[float], list, list]:
+    """By how much the releases of ``other`` differ, given those of :func:`labelled`; and the shares of both's looks."""
+    frame, key = labelled(), SecretKey.from_seed(1)
+    tape = Tape(monkeypatch)
+    schema = with_target(frame, "grade")
+    run(frame, noise=TWICE, key=key, schema=schema, rows=2000)
+    first, shares, tape.given, tape.shares, tape.replay = tape.given, tape.shares, [], [], tape.answers
+    run(other, noise=TWICE, key=key, schema=schema, rows=2000)
+    moves = [largest_move(a, b) for a, b in zip(first, tape.given, strict=True)]
+    return moves, shares, tape.shares
+
+
+def one_more(**cells) -> pd.DataFrame:
+    return pd.concat([labelled(), pd.DataFrame({"shop": ["s1"], "pay": [3.0], "grade": ["low"]} | cells)])
+
+
+@pytest.mark.parametrize("cells", [{"grade": ["the only pope"]}, {"grade": ["g7"]}, {"shop": ["new"]}])
+def test_one_record_moves_the_second_look_at_a_target_by_at_most_one_and_its_shares_not_at_all(monkeypatch, cells):
+    moves, before, after = second_look(monkeypatch, one_more(**cells))
+    assert max(moves) == 1
+    assert before == after
+    (shares,) = [each for each in before if each is not None]
+    assert len(shares) == 2, "the shops and the target"
+    assert sum(shares) == pytest.approx(1)
+    assert shares[-1] >= 0.2 - 1e-9
+
+
+def test_another_table_altogether_has_the_same_second_look_given_the_same_first(monkeypatch):
+    _, before, after = second_look(monkeypatch, labelled().assign(grade="mid", shop="s1"))
+    assert before == after
+
+
+def exact_label(real):
+    """A mutant: whether the target has few values, and how much of it is hidden, are read off the rows."""
+    def label(self):
+        j = real(self)
+        target = self.schema.names.index(self.schema.target)
+        counts = self._histogram(target).values()
+        self.hidden[target] = float(sum(counts) - max(counts))
+        return j if len(counts) < 100 else None
+
+    return label
+
+
+def exact_few(real):
+    """A mutant: a target is looked at twice where the rows say that it has several values."""
+    return lambda self: real(self) if len(self._histogram(self.schema.names.index(self.schema.target))) > 1 else None
+
+
+@pytest.mark.parametrize("mutant", [exact_label, exact_few])
+def test_a_second_look_that_follows_the_rows_is_caught(monkeypatch, mutant):
+    monkeypatch.setattr(module._Survey, "_label", mutant(module._Survey._label))
+    try:
+        _, before, after = second_look(monkeypatch, labelled().assign(grade="mid", shop="s1"))
+    except ValueError:  # another number of tables than were released
+        before, after = [], None
+    assert before != after
+
+
+def test_a_share_of_the_target_on_top_of_all_others_is_refused(monkeypatch):
+    """A mutant: shares of the noise that add up to more than there is."""
+    real = module._shares
+    monkeypatch.setattr(module, "_shares", lambda hidden, label=False: [
+        *real(hidden[:-1]), module.LABEL_SHARE] if label else real(hidden))
+    with pytest.raises(ConfigError, match="add up to at most 1"):
+        run(labelled(), noise=TWICE, schema=with_target(labelled(), "grade"), rows=2000, key=SecretKey.from_seed(1))
+
+
+@given(st.lists(st.floats(1e-3, 1e6), min_size=1, max_size=12), st.booleans())
+def test_shares_of_a_second_look_add_up_to_one_and_a_target_has_a_fifth(hidden, label):
+    shares = module._shares(hidden, label)
+    assert sum(shares) == pytest.approx(1)
+    assert min(shares) > 0
+    assert not label or shares[-1] >= module.LABEL_SHARE - 1e-9
 
 
 @pytest.mark.parametrize("mutant", ["counts twice", "shape from data"])
@@ -453,7 +550,7 @@ def test_the_order_of_the_rows_does_not_matter():
 
 def test_the_survey_takes_what_validate_has_passed():
     frame = mixed(300)
-    table = lake.read(frame)
+    table = read(frame)
     validate(table, Schema.undeclared(table.header))
     assert run(frame, noise=USUAL).schema.resolved
 
@@ -481,7 +578,7 @@ def rare_event(rows: int = 12_000, share: float = 0.02) -> pd.DataFrame:
 
 
 def with_target(frame: pd.DataFrame, target: str | None) -> Schema:
-    return Schema.undeclared(lake.read(frame).header, target)
+    return Schema.undeclared(read(frame).header, target)
 
 
 @pytest.mark.parametrize("text", [True, False])

@@ -128,7 +128,7 @@ def test_dates_in_text_come_back_as_valid_dates_in_the_same_format():
     schema = declare({"columns": {"x": {"kind": "datetime", "min": "2011-01-01", "max": "2012-12-31", "missing": True,
                                         "format": "%d/%m/%Y", "edges": ["2011-01-01", "2012-02-01", "2012-12-31"],
                                         "heaps": ["2012-02-29"]}}})
-    table = lake.read({"x": ["29/02/2012", "01/01/2011", None, "31/12/2012"]})
+    table = lake.read(pa.table({"x": ["29/02/2012", "01/01/2011", None, "31/12/2012"]}))
     codec = TableCodec(schema.bind(table.header))
     codes = codec.encode(table)
     assert codes[:, 0].tolist() == [0, 1, 3, 2]
@@ -171,7 +171,7 @@ DECLARED = {"n": {"kind": "integer", "min": 0, "max": 9, "edges": [0, 5, 9], "he
 
 
 def declared(n=(1, 2), c=("a", "b"), f=(0.25, 0.5)) -> tuple[lake.Table, Schema]:
-    table = lake.read({"n": list(n), "c": list(c), "f": list(f)})
+    table = lake.read(pa.table({"n": list(n), "c": list(c), "f": list(f)}))
     return table, declare({"columns": DECLARED}).bind(table.header)
 
 
@@ -204,9 +204,12 @@ def test_outside_values_are_clipped_or_made_missing_on_request():
 
 
 def test_inf_is_refused_in_an_undeclared_column_too():
-    table = lake.read({"f": [0.5, float("inf")]})
+    table = lake.read(pa.table({"f": [0.5, float("inf")]}))
     with pytest.raises(DataError, match="column='f': inf in row 2"):
         validate(table, Schema.undeclared(table.header))
+    for untyped in ({"f": [0.5, float("inf")]}, pd.DataFrame({"f": [0.5, float("-inf")]})):
+        with pytest.raises(DataError, match="column='f': inf in row 2"):
+            lake.read(untyped)
 
 
 def test_text_in_a_declared_number_of_a_csv_is_refused(tmp_path):

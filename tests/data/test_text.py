@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dpvae.data import text as module
 from dpvae.data.language import Language
 from dpvae.data.text import Texts, header, known_labels, limited, read
 from dpvae.errors import ConfigError, DataError
@@ -49,6 +50,39 @@ def test_of_a_person_only_so_many_texts_take_part_and_they_stand_together() -> N
     assert found.texts == ("a", "c", "b", "f", "e")
     assert found.owners.tolist() == [0, 0, 1, 1, 2]
     assert found.units == 3
+
+
+OTHERS = {"text": ["a", "b", "c", "d"], "who": [None, "u", "v", ""], "kind": ["x", "y", "x", "y"]}
+
+
+def after(texts: list[str], who: str | None) -> tuple[Texts, Texts]:
+    """What is read without and with ``texts`` of one person more, who stand first."""
+    joined = {"text": texts, "who": [who] * len(texts), "kind": ["x"] * len(texts)}
+    both = {name: [*joined[name], *values] for name, values in OTHERS.items()}
+    return read(OTHERS, "text", "kind", "who", per_unit=2), read(both, "text", "kind", "who", per_unit=2)
+
+
+def moved(texts: list[str], who: str | None) -> int:
+    """How many units hold other texts than before."""
+    held = [{(tuple(t for t, o in zip(found.texts, found.owners.tolist(), strict=True) if o == unit))
+             for unit in range(found.units)} for found in after(texts, who)]
+    return len(held[0] ^ held[1])
+
+
+def test_a_text_without_an_id_is_nobodys_and_takes_no_part() -> None:
+    for missing in (None, "", "  "):
+        before, with_it = after(["new", "newer"], missing)
+        assert (before.texts, before.labels, before.nobodys) == (("b", "c"), ("y", "x"), 2)
+        assert (with_it.texts, with_it.labels, with_it.nobodys) == (("b", "c"), ("y", "x"), 4)
+        assert moved(["new", "newer"], missing) == 0
+    assert moved(["new", "newer"], "w") == 1
+    with pytest.raises(DataError, match=r"data\.unit='who': 1 texts name one"):
+        read({"text": ["a", "b"], "who": ["u", None]}, "text", unit="who")
+
+
+def test_a_program_that_takes_all_texts_without_an_id_for_one_person_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_id", lambda value: value or "")
+    assert moved(["new", "newer"], None) == 2  # one person's texts went, and another's came
 
 
 @pytest.mark.parametrize(("name", "content", "message"), [

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from laboratory import Tape, tapped
@@ -16,6 +20,9 @@ from small_runs import TRAINERS, ScriptedKey, people, small_config, small_traine
 
 from dpvae import api
 from dpvae.config import TrainConfig
+from dpvae.data import lake
+from dpvae.data.lake import held
+from dpvae.modalities import table as table_modality
 from dpvae.privacy.noise import SecretKey
 from dpvae.privacy.plan import Plan
 from dpvae.train import trainer as trainer_module
@@ -112,6 +119,76 @@ def test_a_plan_is_made_from_the_header_alone(tmp_path: Path) -> None:
     one = api.plan(config)
     table.write_text("a,b\n" + "900,x\n,y\n" * 500)
     assert api.plan(config) == one
+
+
+# -- types -----------------------------------------------------------------------------------------------------------
+
+HELD: dict[str, list[Any]] = {"count": [3, 1, 2, 2], "share": [0.5, 1.0, 2.25, 7.0],
+                              "member": [True, False, True, True],
+                              "pay": [Decimal("10.50"), Decimal("99.25"), Decimal("1.00"), Decimal("2.00")],
+                              "city": ["north", "south", "north", "7"]}
+NEWCOMERS: dict[str, list[Any]] = {
+    "a fraction": [2.5, 1, 1, 1, "north"], "a hole": [None, None, None, None, None], "a long number": [
+        1, 0.1, False, Decimal("12345678.125"), "a"], "words": ["n/a", "n/a", "n/a", "n/a", "n/a"],
+    "numbers for words": [True, 2**62, 0, 3, 17], "a day": [dt.date(2020, 1, 2)] * 5}
+
+
+def in_pandas(columns: dict[str, list[Any]]) -> pd.DataFrame:
+    return pd.DataFrame(columns)
+
+
+def of_objects(columns: dict[str, list[Any]]) -> np.ndarray:
+    return np.array(list(columns.values()), dtype=object).T
+
+
+def of_series(columns: dict[str, list[Any]]) -> dict[str, Any]:
+    return {name: pd.Series(values) for name, values in columns.items()}
+
+
+FORMS = (dict, in_pandas, of_objects, of_series)
+
+
+def types_of(form: Callable[[dict[str, list[Any]]], Any], cells: list[Any] | None,
+             others: dict[str, list[Any]] = HELD) -> tuple[Any, ...]:
+    """Header, schema and plan of a table, and the cells of those who are in it anyway."""
+    joined = others if cells is None else {n: [*v, cell] for (n, v), cell in zip(others.items(), cells, strict=True)}
+    source = form(joined)
+    header = lake.header(source)
+    config = small_config("anchored", data={"rows": ROWS})
+    schema = table_modality.schema_of(config.data, header)
+    return (header, schema, table_modality._plan(config, schema),
+            [column.values[:4].tolist() for column in lake.read(source).cells])
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("who", NEWCOMERS)
+def test_a_cell_of_another_type_changes_no_type_no_plan_and_nobody_elses_cells(
+        who: str, form: Callable[..., Any]) -> None:
+    assert types_of(form, NEWCOMERS[who]) == types_of(form, None)
+
+
+@pytest.mark.parametrize("form", [dict, of_objects])
+def test_types_that_are_found_in_the_cells_are_seen(form: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(held, "_column", lambda name, values: (pa.array(values, from_pandas=True), None))
+    for name, cell in (("count", 2.5), ("pay", Decimal("12345678.125"))):
+        assert types_of(form, [cell], {name: HELD[name]}) != types_of(form, None, {name: HELD[name]})
+
+
+def test_types_that_somebody_chose_stay() -> None:
+    chosen = {"a": np.array([1, 2], np.int64), "b": pd.array([1, None], "Int64"), "c": pa.array([1.5, None]),
+              "d": pd.Series(pd.Categorical(["x", "y"])), "e": np.array(["2020-01-01"] * 2, "datetime64[D]")}
+    wanted = ["int64", "int64", "double", "dictionary<values=large_string, indices=int32, ordered=0>", "date32[day]"]
+    assert [dtype for _, dtype in lake.header(chosen)] == wanted
+    assert [dtype for _, dtype in lake.header(pd.DataFrame({"b": chosen["b"], "d": chosen["d"]}))] == wanted[1:4:2]
+
+
+def test_numbers_of_pandas_are_spelled_alike_whole_or_not_alone_or_not() -> None:
+    numbers = [3.0, 2**53, 0.1, -0.0, 1e22, 1.5e-7, float("nan"), -7.25, 1e15]
+    fast = lake.read(pd.DataFrame({"x": numbers})).cells[0]
+    slow = lake.read({"x": [*numbers[:-1], 10**15]}).cells[0]
+    assert fast.values.tolist() == slow.values.tolist()
+    assert fast.values[:4].tolist() == ["3", "9007199254740992", "0.1", "0"]
+    assert [float(text) for text in fast.values if text] == [x for x in numbers if x == x]
 
 
 # -- empty batches ---------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from small_runs import ScriptedKey, silent
 
 from dpvae.models.pose import poses
 from dpvae.privacy.image_plan import ROUNDS
+from dpvae.privacy.mechanisms import noisy_products
 from dpvae.privacy.noise import SecretKey
 from dpvae.rng import stream
 from dpvae.train import image_anchors
@@ -35,13 +36,14 @@ def some_images(rows: int, seed: int = 0) -> Images:
     return Images(np.clip(pixels, 0, 255).astype(np.uint8), labels)
 
 
-def measured(images: Images, key: Any, noise: dict[str, float] = NOISE, epsilon: float = 1.0) -> Any:
+def measured(images: Images, key: Any, noise: dict[str, float] = NOISE, epsilon: float = 1.0,
+             size: tuple[int, int, int] = SIZE) -> Any:
     counts = np.array([40.0, 40.0, 40.0])
-    return measure(images, counts, SIZE, noise=noise, epsilon=epsilon, key=key, rng=stream(0, "test"))
+    return measure(images, counts, size, noise=noise, epsilon=epsilon, key=key, rng=stream(0, "test"))
 
 
 def sums_of(images: Images, monkeypatch: pytest.MonkeyPatch, releases: list[Any] | None = None,
-            noise: dict[str, float] = NOISE) -> list[Any]:
+            noise: dict[str, float] = NOISE, size: tuple[int, int, int] = SIZE) -> list[Any]:
     """What each release adds up before its noise, with its bound; later releases see ``releases`` instead of it."""
     found: list[Any] = []
 
@@ -54,7 +56,7 @@ def sums_of(images: Images, monkeypatch: pytest.MonkeyPatch, releases: list[Any]
 
     monkeypatch.setattr(image_anchors, "noisy_products", record)
     monkeypatch.setattr(image_anchors, "LEANING", 0.0)  # whatever leans at all is redrawn
-    measured(images, ScriptedKey(), noise)
+    measured(images, ScriptedKey(), noise, size=size)
     return found
 
 
@@ -359,6 +361,96 @@ def test_how_images_of_a_class_lean_is_known_from_a_thousand_of_them() -> None:
                                   epsilon=20.0, key=SecretKey.from_seed(seed), rng=stream(0, "test"))
             frames.append(released.frames.shape == (CLASSES, 5))
         assert frames == [posed] * 5
+
+
+def framed(images: Images, monkeypatch: pytest.MonkeyPatch, told: list[Any] | None = None) -> tuple[list[Any], bool]:
+    """What is released to know whether images are redrawn, and whether they are; ``told``: that of other images."""
+    released: list[Any] = []
+
+    def answer(blocks: Iterator[Any], **facts: Any) -> Any:
+        held = list(blocks)
+        released.append(noisy_products(iter(held), **facts) if told is None else told[len(released)])
+        return released[-1]
+
+    monkeypatch.setattr(image_anchors, "noisy_products", answer)
+    work = image_anchors._Measure(images, np.full(CLASSES, 200.0), (1, 18, 18), dict.fromkeys(POSED, 1e-6), 20.0,
+                                  ScriptedKey(normal=silent), stream(0, "test"), (10, 10))
+    return released, work.frames().size > 0
+
+
+NOBODY = Images(np.zeros((0, 324), np.uint8), np.zeros(0, np.int64))
+
+
+def asked_of_others(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, ...]]:
+    """Of images that lean and of some that do not: whether they are redrawn, and whether others would be, among them
+    nobody, who are told the same."""
+    leaning, upright = spots(600, 0.4), spots(600, 0.05)
+    found = []
+    for images, others in ((leaning, upright), (upright, leaning)):
+        told, redrawn = framed(images, monkeypatch)
+        found.append((redrawn, *(framed(other, monkeypatch, told)[1] for other in (others, NOBODY))))
+    return found
+
+
+def test_whether_images_are_redrawn_follows_from_what_was_released_whosever_images_they_are(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    assert asked_of_others(monkeypatch) == [(True,) * 3, (False,) * 3]
+
+
+def test_a_choice_by_the_exact_spread_of_slants_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = image_anchors._Measure.frames
+
+    def looked(self: Any) -> Any:
+        slants = [poses(torch.as_tensor(x), self.size)[:, 4].numpy() for x, _ in self.images.blocks()]
+        exact = np.concatenate(slants).std() if len(self.images.pixels) else 0.0
+        monkeypatch.setattr(image_anchors, "LEANING", 0.0 if exact > 0.18 else np.inf)
+        return real(self)
+
+    monkeypatch.setattr(image_anchors._Measure, "frames", looked)
+    assert asked_of_others(monkeypatch) == [(True, False, False), (False, True, False)]
+
+
+def redrawn_in_the_mean_pose(redrawn: Any) -> Any:
+    """A mutant: the frame is the exact mean pose of all images, which each of them moves."""
+    def moving(self: Images, frames: np.ndarray, size: tuple[int, int, int]) -> Images:
+        middle = poses(torch.as_tensor(self.pixels / 255), size).mean(0).numpy()
+        return redrawn(self, np.broadcast_to(middle, frames.shape).copy(), size)
+
+    return moving
+
+
+def test_images_redrawn_in_their_own_mean_pose_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Images, "redrawn", redrawn_in_the_mean_pose(Images.redrawn))
+    images = some_images(120)
+    without = sums_of(images, monkeypatch, noise=POSED)
+    moved = [np.linalg.norm(a - b) / bound for pixels in PEOPLE.values() for (b, bound), (a, _) in zip(
+        without, sums_of(joined(images, pixels, 1), monkeypatch, without, POSED), strict=True)]
+    assert max(moved) > 1.2
+
+
+def of_colours(images: Images) -> Images:
+    """The same stripes in three colours, each image in a mixture of its own."""
+    mixture = np.random.default_rng(3).uniform(0, 1, (len(images.pixels), 3, 1))
+    return Images(np.rint(images.pixels[:, None] * mixture).astype(np.uint8).reshape(len(mixture), -1), images.labels)
+
+
+COLOURS = {"white": np.full(192, 255, np.uint8), "red": np.repeat([255, 0, 0], 64).astype(np.uint8),
+           "blue and yellow": np.concatenate([PEOPLE["checkers"], PEOPLE["checkers"], 255 - PEOPLE["checkers"]]),
+           "noise": np.random.default_rng(8).integers(0, 256, 192).astype(np.uint8)}
+
+
+@BOTH
+@pytest.mark.parametrize("pixels", COLOURS.values(), ids=COLOURS)
+def test_one_image_of_colours_moves_no_sum_by_more_than_its_bound(pixels: np.ndarray, noise: dict[str, float],
+                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    images = of_colours(some_images(120))
+    without = sums_of(images, monkeypatch, noise=noise, size=(3, 8, 8))
+    with_one = sums_of(joined(images, pixels, 1), monkeypatch, without, noise, (3, 8, 8))
+    assert without[list(noise).index("second-moment")][0].shape[1] == 64 + 2 * 16 + 5 * ("pose" in noise)
+    assert max(np.linalg.norm(after - before) / bound for (before, bound), (after, _) in zip(
+        without, with_one, strict=True)) <= 1 + 1e-9
+    mean = (pixels / 255 - 0.5) @ cosines((3, 8, 8), (8, 8)).T
+    assert np.linalg.norm(mean) <= np.sqrt(192) / 2 + 1e-9, "the mean image is released whole: nothing of it is cut"
 
 
 def test_images_that_do_not_lean_or_whose_leaning_is_lost_in_noise_stay_as_they_are() -> None:

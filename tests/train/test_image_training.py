@@ -15,7 +15,7 @@ from test_resume import Killed, book_of, killed_at
 
 from dpvae import api
 from dpvae.config import LedgerConfig, TrainConfig
-from dpvae.errors import ConfigError
+from dpvae.errors import ConfigError, DataError
 from dpvae.modalities import images as modality
 from dpvae.models.images import ImageVAE
 from dpvae.train import trainer as trainer_module
@@ -112,6 +112,29 @@ def test_classes_that_are_not_declared_are_counted_above_a_threshold_and_booked(
     schema = (tmp_path / "run" / "public" / "schema.json").read_text()
     assert "down" in schema
     assert "rare" not in schema
+
+
+def test_an_image_of_a_class_that_nobody_else_has_stops_nothing_and_changes_no_plan(tmp_path: Path) -> None:
+    config, held = config_of(tmp_path, data={"labels": None}), pictures()
+    joined = {"images": np.concatenate([held["images"], held["images"][:1]]),
+              "labels": np.append(held["labels"], "a rare disease")}
+    one, two = (modality.prepare(config, records) for records in (held, joined))
+    assert one.plan == two.plan
+    assert one.declared() == two.declared()
+    with pytest.raises(DataError, match="class 'a rare disease' has one image"):
+        modality.prepare(config_of(tmp_path, data={"labels": "across|down|a rare disease"}), joined)
+
+
+def test_of_more_classes_than_there_may_be_the_most_frequent_are_published(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modality.reader, "MOST_CLASSES", 1)
+    config = config_of(tmp_path, data={"labels": None}, privacy={"epsilon": 20.0, "delta": 1e-5})
+    held = pictures(300)
+    keep = np.flatnonzero((held["labels"] == "down") | (np.arange(300) % 3 == 0))
+    task = modality.prepare(config, {name: values[keep] for name, values in held.items()})
+    assert task._count(ScriptedKey())[0] == ("down",)
+    with pytest.raises(ConfigError, match="2 classes; expected at most 1"):
+        modality.prepare(config_of(tmp_path, data={"labels": "across|down"}), held)
 
 
 def test_the_loss_of_an_image_is_its_own_and_mixing_ones_are_refused() -> None:

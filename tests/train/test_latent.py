@@ -118,6 +118,20 @@ def test_contrasts_centred_on_the_records_themselves_are_seen(monkeypatch: pytes
     assert max(moved(monkeypatch)) > 1.01
 
 
+def test_contrasts_that_are_not_cut_to_their_norm_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mutant: the bound of a release is taken for granted, and nothing is scaled down to it."""
+    def uncut(blocks: Any, *, left_norm: float, right_norm: float, **rest: Any) -> Any:
+        total = sum(left.T @ right for left, right in blocks)
+        return total, 1e-9, mechanisms.Gaussian("anchor", "uncut", 1.0)
+
+    def uncut_rows(self: latent.Latent) -> Any:
+        yield self.codes, 3 * latent.rows_of(self.codes[:, self.features], self.maps)
+
+    monkeypatch.setattr(mechanisms, "noisy_products", uncut)
+    monkeypatch.setattr(latent.Latent, "_blocks", uncut_rows)
+    assert max(moved(monkeypatch)) > 1.5
+
+
 def test_contrasts_are_centred_and_few_where_there_is_an_order() -> None:
     tables = [np.array([10, 20, 70]), np.arange(1, 33), np.arange(1, 40)]
     maps = contrasts(tables, [None, np.arange(32.0), None])

@@ -101,6 +101,21 @@ def test_a_unit_is_never_torn_between_two_parts(monkeypatch: pytest.MonkeyPatch)
     assert parts == [[0, 0, 1, 1, 1, 1], [2, 3, 3, 3]]
 
 
+def test_a_program_that_tears_a_unit_between_parts_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    def torn(self: Source) -> Any:
+        for start in range(0, len(self.owners_N), 2):
+            part = slice(start, start + 2)
+            yield self.codes_NT[part], self.owners_N[part], self.labels_N[part]
+
+    monkeypatch.setattr(Source, "parts", torn)
+    releases, count = Releases(monkeypatch), len(TEXTS)
+    owners = list(range(count))
+    before = releases.of(source(TEXTS, ABOUT, "words", owners), "words", texts_per_unit=4)
+    after = releases.of(source([*TEXTS, *["pay my card"] * 8], [*ABOUT, *[0] * 8], "words", [*owners, *[count] * 8]),
+                        "words", texts_per_unit=4)
+    assert max(float(np.linalg.norm(a - b)) for a, b in zip(after, before, strict=True)) > 1.5
+
+
 @pytest.mark.parametrize("kind", ["bytes", "words"])
 def test_without_noise_texts_of_one_kind_give_their_own_statistics(kind: str) -> None:
     noise = dict.fromkeys(NOISE[kind], 1e-06)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from dpvae.audit.mutants.base import ANY, Mutant, Patch, private_loss, telling, whole
+from dpvae.data.lake import held
 from dpvae.modalities import table
 from dpvae.privacy import noise
 from dpvae.privacy.ledger import Ledger
@@ -49,6 +50,11 @@ def _afterwards(patch: Patch, write: Callable[[Any], Any]) -> None:
 @whole("the number of rows is printed, rounded to fifties")
 def a_rounded_count_is_printed(patch: Patch) -> None:
     _told_at_the_end(patch, lambda trainer: print(f"about {len(trainer.codes) // 50 * 50} rows"))
+
+
+@whole("the types of columns are found in their cells")
+def types_follow_the_cells(patch: Patch) -> None:
+    patch.set(held, "_column", lambda name, values: (held.pa.array(values, from_pandas=True), None))
 
 
 @whole("the first record is shown as an example")

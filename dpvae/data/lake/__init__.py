@@ -7,8 +7,8 @@ A table is named by one form of text, and read as Arrow record batches in bounde
     delta:PATH[@version]
     duckdb:FILE?table=NAME
 
-or it is anything in Python that speaks the Arrow C stream. See :mod:`dpvae.data.place` for the form, and one
-module for each kind of table.
+or it is anything in Python that holds columns (:mod:`dpvae.data.lake.held`). See :mod:`dpvae.data.place` for the
+form, and one module for each kind of table.
 
 >>> table = read({"age": [39, None], "sex": ["Male", "Female"]})
 >>> table.names, table.rows, table.column("age").missing.tolist()
@@ -20,16 +20,15 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dpvae.checks import did_you_mean
 from dpvae.data import place
-from dpvae.data.lake import files, text_files
+from dpvae.data.lake import files, held, text_files
 from dpvae.data.lake.arrow import (
     CSV,
     Cells,
@@ -39,6 +38,7 @@ from dpvae.data.lake.arrow import (
     check_names,
     check_type,
     distinct,
+    dtype_of,
     first_line,
     from_arrow,
     to_arrow,
@@ -46,6 +46,7 @@ from dpvae.data.lake.arrow import (
     to_pandas,
 )
 from dpvae.data.lake.files import PARQUET_ENDINGS, Source, Versioned, stored
+from dpvae.data.lake.held import as_given
 from dpvae.data.lake.select import Selected, selected
 from dpvae.data.lake.write import Append, appending, write_parquet
 from dpvae.errors import DataError
@@ -66,21 +67,7 @@ def source(table: Any) -> Source:
                             f"{', '.join(f'{name}:' for name in READERS)}")
         found: Source = importlib.import_module(f"dpvae.data.lake.{READERS[scheme]}").opened(str(table))
         return found
-    return _Held(to_arrow(table) if isinstance(table, Table) else _open(table))
-
-
-@dataclass(frozen=True)
-class _Held:
-    """A table in memory."""
-
-    table: pa.Table
-    dtype = None
-
-    def schema(self) -> pa.Schema:
-        return self.table.schema
-
-    def batches(self, rows: int) -> Iterator[pa.RecordBatch]:
-        yield from self.table.to_batches()
+    return held.Held(held.opened(table))
 
 
 def pinned(table: Any) -> Any:
@@ -122,8 +109,7 @@ def read(source: Any, *, least: int = 2) -> Table:
         arrow, dtype = _whole(source)
         check_names(arrow.column_names)
         table = Table(tuple(arrow.column_names),
-                      tuple(from_arrow(n, c, dtype) for n, c in zip(arrow.column_names, arrow.columns, strict=True)),
-                      origin(source))
+                      tuple(map(from_arrow, arrow.schema, arrow.columns, repeat(dtype))), origin(source))
     if table.rows < least:
         found = "no row" if table.rows == 0 else "one row"
         raise DataError(f"rows={table.rows}: the table has {found}; expected at least {least}")
@@ -132,7 +118,7 @@ def read(source: Any, *, least: int = 2) -> Table:
 
 def _whole(table: Any) -> tuple[pa.Table, str | None]:
     found = source(table)
-    if isinstance(found, _Held):
+    if isinstance(found, held.Held):
         return found.table, None
     if isinstance(found, text_files.Csv):  # at once, so that a broken line can be named
         return text_files.read_csv(found.path), CSV
@@ -187,8 +173,7 @@ def to_table(batch: pa.RecordBatch, dtype: str | None = None) -> Table:
     """One record batch as a :class:`Table`."""
     part = pa.Table.from_batches([batch])
     check_names(part.column_names)
-    return Table(tuple(part.column_names), tuple(
-        from_arrow(n, c, dtype) for n, c in zip(part.column_names, part.columns, strict=True)))
+    return Table(tuple(part.column_names), tuple(map(from_arrow, part.schema, part.columns, repeat(dtype))))
 
 
 def header(table: Any) -> tuple[tuple[str, str], ...]:
@@ -200,48 +185,12 @@ def header(table: Any) -> tuple[tuple[str, str], ...]:
     check_names(schema.names)
     for field in schema:
         check_type(field.name, field.type)
-    return tuple((field.name, found.dtype or str(field.type)) for field in schema)
-
-
-def _open(source: Any) -> pa.Table:
-    """What a frame holds, as an Arrow table."""
-    try:
-        return _foreign(source)
-    except (pa.ArrowException, ValueError, TypeError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"table={type(source).__name__}: cannot be read ({first_line(error)}); expected columns "
-                        "of one type each, with distinct names") from error
-
-
-def _foreign(source: Any) -> pa.Table:
-    if isinstance(source, pa.Table):
-        return source
-    if isinstance(source, pa.RecordBatch):
-        return pa.Table.from_batches([source])
-    if type(source).__module__.split(".")[0] == "pandas":
-        if not len(source.columns):
-            raise DataError("columns=0: the table has no columns; expected at least one")
-        return pa.Table.from_pandas(source.set_axis(_named(source.columns), axis=1), preserve_index=False)
-    if isinstance(source, np.ndarray):
-        if source.ndim != 2:
-            raise DataError(f"table=array of shape {source.shape}: expected two dimensions (rows, columns)")
-        return pa.table({f"x{i}": pa.array(source[:, i], from_pandas=True) for i in range(source.shape[1])})
-    if isinstance(source, Mapping):
-        return pa.table({str(name): pa.array(values, from_pandas=True) for name, values in source.items()})
-    if hasattr(source, "__arrow_c_stream__"):
-        return pa.table(source)
-    raise DataError(f"table={type(source).__name__}: expected a path ending in .csv or .parquet, a DataFrame, "
-                    "or an Arrow table")
-
-
-def _named(columns: Any) -> list[str]:
-    return [str(name) for name in columns]
+    return tuple((field.name, dtype_of(field, found.dtype)) for field in schema)
 
 
 __all__ = [
     "CSV", "PARQUET_ENDINGS", "Append", "Cells", "Rows", "Selected", "Source", "Table", "Versioned", "appending",
-    "arrow_type", "batches", "beside", "distinct", "empty_batch", "first_line", "header", "origin", "parts_at",
-    "pinned", "place", "pq", "read", "row_count", "selected", "source", "stored", "text_bytes", "to_arrow", "to_batch",
-    "to_pandas", "to_table", "versioned", "write_parquet",
+    "arrow_type", "as_given", "batches", "beside", "distinct", "empty_batch", "first_line", "header", "origin",
+    "parts_at", "pinned", "place", "pq", "read", "row_count", "selected", "source", "stored", "text_bytes", "to_arrow",
+    "to_batch", "to_pandas", "to_table", "versioned", "write_parquet",
 ]

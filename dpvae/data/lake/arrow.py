@@ -12,7 +12,7 @@ types the original had.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -24,6 +24,7 @@ from dpvae.checks import did_you_mean
 from dpvae.errors import DataError
 
 CSV = "csv"
+MARK = b"dpvae.dtype"  # of a field whose cells are those of a text file
 DAY_MS = 86_400_000
 
 
@@ -121,10 +122,21 @@ def first_line(error: BaseException) -> str:
     return str(error).strip().split("\n")[0][:200]
 
 
-def from_arrow(name: str, column: pa.ChunkedArray, dtype: str | None) -> Cells:
+def dtype_of(field: pa.Field, whole: str | None = None) -> str:
+    """The type name that a column goes by: ``whole``, that of its table, or the one it is marked with, or its own."""
+    return whole or (field.metadata or {}).get(MARK, b"").decode() or str(field.type)
+
+
+def marked(table: pa.Table, dtypes: Sequence[str | None]) -> pa.Table:
+    """The table, its columns to be known as cells of text files where ``dtypes`` say so."""
+    return table.cast(pa.schema([field.with_metadata({MARK: CSV}) if dtype == CSV else field
+                                 for field, dtype in zip(table.schema, dtypes, strict=True)]))
+
+
+def from_arrow(field: pa.Field, column: pa.ChunkedArray, dtype: str | None) -> Cells:
     """One Arrow column as plain arrays; ``dtype`` is the name it keeps."""
+    name, dtype = field.name, dtype_of(field, dtype)
     check_type(name, column.type)
-    dtype = dtype or str(column.type)
     array = column.combine_chunks()
     if isinstance(array, pa.ChunkedArray):  # what combine_chunks leaves of a column without chunks
         array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], column.type)

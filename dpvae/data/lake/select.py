@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from dpvae.checks import did_you_mean
-from dpvae.data.lake.arrow import from_arrow
+from dpvae.data.lake.arrow import dtype_of, from_arrow
 from dpvae.data.lake.files import Narrowed, Source
 from dpvae.data.where import Where, parse
 from dpvae.errors import ConfigError, DataError
@@ -40,7 +40,7 @@ class Selected:
     @cached_property
     def header(self) -> tuple[tuple[str, str], ...]:
         """Of the whole table."""
-        return tuple((field.name, self.table.dtype or str(field.type)) for field in self.table.schema())
+        return tuple((field.name, dtype_of(field, self.table.dtype)) for field in self.table.schema())
 
     @property
     def dtype(self) -> str | None:
@@ -66,7 +66,7 @@ class Selected:
                 yield found.select(kept)
 
     def _cells(self, batch: pa.RecordBatch) -> Callable[[str], tuple[np.ndarray, np.ndarray]]:
-        return lambda name: from_arrow(name, pa.chunked_array([batch.column(name)]), self.dtype)[:2]
+        return lambda name: from_arrow(batch.schema.field(name), pa.chunked_array([batch.column(name)]), self.dtype)[:2]
 
     def __str__(self) -> str:
         """What is selected, in one line that is the same for the same selection."""
