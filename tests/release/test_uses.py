@@ -14,7 +14,7 @@ from servers import Cluster
 from dpvae import cli
 from dpvae.privacy.ledger import Ledger
 
-TINY = ["trainer.fit_steps=30", "trainer.steps=2", "trainer.sleep_steps=20", "model=small", "report.progress=quiet",
+TINY = ["trainer.fit_steps=200", "trainer.steps=2", "trainer.sleep_steps=20", "model=small", "report.progress=quiet",
         "privacy.epsilon=20"]
 ROWS = 600
 
