@@ -30,7 +30,7 @@ from dpvae.privacy.plan import SgdPlan
 from dpvae.rng import seed_of
 from dpvae.train.adam import FusedAdam
 from dpvae.train.checkpoint import optimiser_state, restore_optimiser
-from dpvae.train.clipping.compiled import Compiled, native_noise, part_of
+from dpvae.train.clipping.compiled import SMALLEST, Compiled, native_noise, part_of
 from dpvae.train.clipping.ghost import Ghost
 from dpvae.train.clipping.memory import Footprint, records_at_once
 from dpvae.train.clipping.optimizer import SecretOptimizer
@@ -119,7 +119,7 @@ class PrivateSteps:
         assert isinstance(self.module, Recorder)
         own = self.rows if self.processes is None else math.ceil(self.rows / self.processes.size)
         padding = Padding.of(self.plan.sampling_rate, own, at_most=self.microbatch)
-        rows = padding.first
+        rows = max(padding.first, SMALLEST)
         records = self.codes.new_zeros(rows, *self.codes.shape[1:])
         like = (records, torch.zeros(rows, *self.latents, device=self.device), torch.zeros(rows, device=self.device))
         return Compiled(part_of(self.module, self.loss, self.optimizer.autos), like, padding)
