@@ -29,9 +29,9 @@ CELLS, MOST_SINGLE = 16.0, 0.35  # the same for tables of one column; most of th
 FEW = 5  # columns below which tables of a pair and the target leave nothing out
 INTERACTION_SHARE = 0.02  # of what the survey leaves, to find and measure interactions of many columns
 FOUND = 3  # interactions that are measured
-WHOLE = 0.5  # of what pairs get where there is a target, for tables that are not split by its values
 TRIPLES = 20  # columns up to which tables of three columns by the target are measured, over groups of codes
 TRIPLES_SHARE = 0.15  # of the anchors at epsilon 1; twice as much where there is little noise
+WHOLE = 0.5  # of what pairs get beside them, for tables that are not split by the target's values
 MOST_GROUPS = 4  # of a column's codes in them
 CELL = 2.0  # times its noise: what a cell of them should hold on average
 LATENT_WEIGHTS = {"target": 0.25, "subspace": 0.48, "moments": 0.04, "codes": 0.16, "table": 0.07}
@@ -178,16 +178,18 @@ def _survey_share(rows: int | None) -> float:
 
 def _anchor_parts(trainer: str, facts: PublicFacts, triples: float) -> dict[str, float]:
     """One-way tables alone for the trainers that learn from gradients; pairs and a share of ``triples`` (by target
-    value) for ``anchored``; moments and rounds of clustering for ``density``."""
+    value) for ``anchored``; moments and rounds of clustering for ``density``. Where triples hold what goes with the
+    target, part of what pairs get leaves it out."""
     if trainer == "density":
         return {"one-way": 0.05, "second-moment": 0.29, **{f"cluster-{i + 1}": 0.22 for i in range(3)}}
     if trainer != "anchored" or facts.columns - facts.has_target < 2:
         return {"one-way": 1.0} if not facts.has_target else {"one-way": 0.5, "with-target": 0.5}
     if not facts.has_target:
         return {"one-way": 0.08, "pairs": 0.92}
-    parts = {"one-way": 0.05, "with-target": 0.15, "pairs": 0.80 * (1 - WHOLE), "whole-pairs": 0.80 * WHOLE}
+    parts = {"one-way": 0.05, "with-target": 0.15, "pairs": 0.80}
     if not triples:
         return parts
+    parts |= {"pairs": (1 - WHOLE) * parts["pairs"], "whole-pairs": WHOLE * parts["pairs"]}
     return {**{name: part * (1 - triples) for name, part in parts.items()}, "triples": triples}
 
 

@@ -139,18 +139,23 @@ def test_three_columns_are_counted_by_the_target_where_a_cell_holds_more_than_it
         assert made.rows / (2 * groups**3) > 1.5 * sd
 
 
-@pytest.mark.parametrize("public", [{}, {"columns": 32}, {"rows": 1000}, {"columns": 3}])
-def test_half_of_what_pairs_get_is_for_counting_them_once_more_without_the_target(public: dict[str, Any]) -> None:
-    made, plain = plan(facts(**public), privacy={"delta": 1e-5}), plan(facts(**public, target=False))
-    assert made.shares["anchor/whole-pairs"] == pytest.approx(made.shares["anchor/pairs"])
-    single = made.shares["anchor/with-target"] + made.shares["anchor/one-way"]
-    whole = sum(share for name, share in made.shares.items() if name.startswith("anchor/"))
-    left = whole - single - made.shares.get("anchor/triples", 0.0)
-    assert made.shares["anchor/whole-pairs"] + made.shares["anchor/pairs"] == pytest.approx(left)
-    assert left == pytest.approx(0.8 * (whole - made.shares.get("anchor/triples", 0.0)), rel=0.05 if public else 1e-9)
+@pytest.mark.parametrize(("epsilon", "public"), [(1.0, {}), (10.0, {}), (1.0, {"columns": TRIPLES, "rows": 90_000})])
+def test_half_of_what_pairs_get_is_for_counting_them_once_more_without_the_target(
+        epsilon: float, public: dict[str, Any]) -> None:
+    made = plan(facts(**public), privacy={"epsilon": epsilon, "delta": 1e-5})
+    anchors = {name: share for name, share in made.shares.items() if name.startswith("anchor/")}
+    both = anchors["anchor/pairs"] + anchors["anchor/whole-pairs"]
+    assert anchors["anchor/pairs"] == pytest.approx(both / 2)
+    assert both == pytest.approx(0.8 * (sum(anchors.values()) - anchors["anchor/triples"]), rel=0.01)
     assert made.expected_noise()["anchor/whole-pairs"] == pytest.approx(
         made.anchor_noise["whole-pairs"] * math.sqrt(math.comb(made.facts.columns - 1, 2)))
-    assert "anchor/whole-pairs" not in plain.shares
+    assert Gaussian("anchor", "noisy whole-pairs tables", made.anchor_noise["whole-pairs"]) in made.events()
+
+
+@pytest.mark.parametrize("public", [{"rows": 1000}, {"columns": TRIPLES + 1}, {"columns": FEW - 1}, {"target": False}])
+def test_pairs_are_counted_once_where_no_triples_hold_what_they_would_lose_of_the_target(
+        public: dict[str, Any]) -> None:
+    assert "whole-pairs" not in plan(facts(**public), privacy={"delta": 1e-5}).anchor_noise
 
 
 @pytest.mark.parametrize("groups", [{"trainer": {"anchor_share": 0.9}}, {"trainer": {"name": "joint"}},

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from dataclasses import replace
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from small_runs import SIZES, ScriptedKey, silent, some_codes
 
+from dpvae.audit.secrecy import apart
 from dpvae.models.vae import VAE
 from dpvae.privacy.events import Gaussian
 from dpvae.privacy.mechanisms import cell_sd
@@ -151,6 +153,22 @@ def test_every_release_draws_from_a_stream_of_its_own() -> None:
         cells[draw.names] += draw.size
     assert cells == {("anchor", "one-way"): 10, ("anchor", "with-target"): 21, ("anchor", "pairs"): 36,
                      ("anchor", "whole-pairs"): 12}
+
+
+def test_releases_that_draw_from_one_stream_are_found() -> None:
+    names, key = [("anchor", name) for name in NOISE], SecretKey.from_seed(1)
+    assert apart(key, names).p == 1
+    assert apart(Forgetful(key), names).seen == "anchor/pairs and anchor/whole-pairs"  # type: ignore[arg-type]
+
+
+class Forgetful:
+    """The mutant: a key for which both counts of a pair are one."""
+
+    def __init__(self, key: SecretKey) -> None:
+        self.key = key
+
+    def stream(self, *names: str | int) -> Any:
+        return self.key.stream(*("pairs" if name == "whole-pairs" else name for name in names))
 
 
 # -- the residual ----------------------------------------------------------------------------------------------------

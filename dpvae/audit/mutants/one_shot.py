@@ -103,13 +103,6 @@ class _Shared:
         return self.key.stream("survey", "shared")
 
 
-@whole("both releases of a pair draw their noise from one stream", trainers=("anchored",))
-def pairs_share_a_stream(patch: Patch) -> None:
-    real = SecretKey.stream
-    patch.set(SecretKey, "stream", lambda self, *names: real(
-        self, *("pairs" if name == "whole-pairs" else name for name in names)))
-
-
 @whole("the ELBO's noise stream lacks the release's number")
 def every_elbo_has_the_same_noise(patch: Patch) -> None:
     def metric(real: Callable[..., Any], self: Trainer, state: Any, phase: str, step: int, number: int) -> Any:
