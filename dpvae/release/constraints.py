@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -130,8 +131,9 @@ def _spelled(columns: list[Column], rows: Rows) -> list[tuple[str | None, ...]]:
     spelled = []
     for column in columns:
         cells = rows[column.name]
-        names = dict(zip(column.categories or (), column.labels, strict=False))
-        keys = cells.values.tolist() if column.is_numeric else [names.get(key, key) for key in to_keys(column, cells)]
+        names: dict[Any, str] = dict(zip(column.categories or (), column.labels, strict=False))
+        keys: list[Any] = cells.values.tolist() if column.is_numeric else [
+            names.get(key, key) for key in to_keys(column, cells)]
         spelled.append([None if gone or key is None else str(key)
                         for key, gone in zip(keys, cells.missing.tolist(), strict=True)])
     return list(zip(*spelled, strict=True))
