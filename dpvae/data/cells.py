@@ -90,7 +90,7 @@ def to_keys(column: Column, cells: Cells) -> list[Category | None]:
     """One category per row; ``None`` where a cell is missing, or no value of the column's kind."""
     values: list[Category | None] = cells.values.tolist()
     if column.kind == "boolean" and cells.dtype != "bool":
-        declared = "spelling" in column.declared and column.spelling
+        declared = column.spelling if "spelling" in column.declared else None
         words = {word.lower(): value for value, word in enumerate(declared)} if declared else USUAL
         known = {v: words.get(str(v).lower()) for v in set(values)}
         values = [None if known[v] is None else bool(known[v]) for v in values]

@@ -180,7 +180,8 @@ class _Survey:
         """Once more, for few columns, with less noise and lower thresholds; the least where most is hidden. A target
         of few values is one of them: a rare event is what its table is about."""
         self.label = self._label()
-        asked = [j for j in self.published if self._hides(j) and j != self.label]
+        others = [j for j in self.published if j != self.label]
+        asked = [j for j in others if self.columns[j].other] or [j for j in others if self._may_hide(j)]
         asked += [] if self.label is None else [self.label]
         shares = _shares([max(self.hidden[j], LEAST_HIDDEN * self.total) for j in asked], self.label is not None)
         for j, (counts, sd) in self._frequent("rare", asked, shares).items():
@@ -193,11 +194,10 @@ class _Survey:
             else:
                 self._categories(j, {**known, **counts, **kept}, sd)
 
-    def _hides(self, j: int) -> bool:
-        """Whether the first look may have missed values of a column: what is left of it is more than noise, or it is
-        many rows and likely no noise (the second look is paid for either way)."""
+    def _may_hide(self, j: int) -> bool:
+        """Whether what is left of a column is many rows, and likely no noise: worth a look that is paid for anyway."""
         sd = self.measured["values"]["sd"][self.columns[j].name] * math.sqrt(len(self.published[j]) + 1)
-        return bool(self.columns[j].other) or self.hidden[j] > max(sd, LABEL_HIDDEN * self.total)
+        return self.hidden[j] > max(sd, LABEL_HIDDEN * self.total)
 
     def _frequent(self, step: str, asked: list[int], shares: list[float] | None = None
                   ) -> dict[int, tuple[Mapping[Any, int], float]]:
