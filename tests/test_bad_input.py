@@ -285,6 +285,9 @@ KNOBS = {
     **{f"half precision with {name}": Bad(PEOPLE + f"performance.precision=bfloat16 performance.{name}",
                                           ("performance.precision=bfloat16", "expected performance.clipping=fast"))
        for name in ("clipping=ghost", "clipping=hooks", "sharding=fsdp")},
+    "rows that ghost clipping takes for records": Bad(
+        "train data=images performance.clipping=ghost trainer.latent_samples=2",
+        ("performance.clipping=ghost", "2 rows", "expected performance.clipping=fast")),
     "another kind of sharding": Bad(PEOPLE + "performance.sharding=ddp", ("performance.sharding='ddp'", "fsdp")),
     "a cap of zero": Bad(PEOPLE + "ledger.cap_epsilon=0", ("ledger.cap_epsilon=0", "expected a finite number > 0")),
 }

@@ -277,3 +277,9 @@ class TrainConfig:
     run: RunConfig = field(default_factory=RunConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
+
+    def __post_init__(self) -> None:
+        rows = (self.trainer.latent_samples or 1) * (1 if self.data.unit is None else self.data.per_unit)
+        if self.performance.clipping == "ghost" and self.data.kind != "table" and rows > 1:
+            raise ConfigError(f"performance.clipping=ghost: a record of data.kind={self.data.kind} takes {rows} rows "
+                              "here, and Opacus' mode clips each alone; expected performance.clipping=fast")

@@ -102,6 +102,17 @@ def test_half_precision_is_refused_where_the_backward_pass_sums_over_the_batch(c
     assert not layer._forward_hooks
 
 
+def test_rows_that_ghost_clipping_would_take_for_records_are_refused() -> None:
+    def doubled(module: nn.Module, codes_BD: Tensor, latents: Tensor) -> Tensor:
+        return module(codes_BD.float().repeat_interleave(2, 0)).sum(1).view(-1, 2).mean(1)
+
+    plan = SgdPlan(noise_multiplier=1.0, sampling_rate=0.5, steps=1, clip_norm=1.0, latent_samples=2)
+    private = PrivateSteps(nn.Linear(3, 4), torch.as_tensor(CODES).long(), doubled, plan=plan, rows=20, key=KEY,
+                           learning_rate=0.1, microbatch=1, clipping="ghost")
+    with pytest.raises(ConfigError, match="saw 2 rows for 1 records"):
+        private.step(0, 1.0)
+
+
 @pytest.mark.parametrize("name", TRAINERS)
 def test_training_changes_the_decoder_and_leaves_the_rows_alone(name: str, tmp_path: Path) -> None:
     trainer = small_trainer(name, CODES, tmp_path)

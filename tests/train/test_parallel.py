@@ -142,10 +142,18 @@ def test_samples_that_cancel_do_not_slip_through_the_clip_of_a_shared_model(
 
 
 @pytest.mark.parametrize("wrong", [{}, {"processes": Processes(0, 2), "clipping": "fast"},
-                                   {"processes": Processes(0, 2), "compile": True},
-                                   {"processes": Processes(0, 2), "precision": "bfloat16"}])
+                                   {"processes": Processes(0, 2), "compile": True}])
 def test_steps_of_a_shared_model_take_several_processes_and_ghost_clipping(wrong: dict[str, Any]) -> None:
-    plan = SgdPlan(noise_multiplier=1.0, sampling_rate=0.5, steps=1, clip_norm=1.0, latent_samples=1)
     with pytest.raises(ConfigError, match="expected several processes"):
-        PrivateSteps(nn.Linear(3, 3), torch.zeros(2, 3), loss, plan=plan, rows=2, key=SecretKey.from_seed(0),
-                     learning_rate=0.1, microbatch=None, sharded=True, **wrong)
+        shared_steps(**wrong)
+
+
+def test_steps_of_a_shared_model_in_half_precision_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"performance\.precision=bfloat16: .* and performance\.sharding=none"):
+        shared_steps(processes=Processes(0, 2), precision="bfloat16")
+
+
+def shared_steps(**options: Any) -> PrivateSteps:
+    plan = SgdPlan(noise_multiplier=1.0, sampling_rate=0.5, steps=1, clip_norm=1.0, latent_samples=1)
+    return PrivateSteps(nn.Linear(3, 3), torch.zeros(2, 3), loss, plan=plan, rows=2, key=SecretKey.from_seed(0),
+                        learning_rate=0.1, microbatch=None, sharded=True, **options)
