@@ -31,6 +31,7 @@ from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from dpvae import api, checks
 from dpvae.config import TrainConfig, build
 from dpvae.data import frames, lake
+from dpvae.data.cells import plain
 from dpvae.data.declaration import declaration
 from dpvae.data.declare import declare
 from dpvae.data.lake import Cells, Table
@@ -177,8 +178,8 @@ class DPVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, Bas
         options = self.options or {}
         imputer = Imputer(self.model_, self.schema_, seed=self.seed, outside=options.get("data.outside", "error"))
         kind, likeness = frames.form(X), frames.likeness(X)
-        return [frames.like(dict(zip(full.names, full.cells, strict=True)), kind, likeness)
-                for full in (imputer.draw(table, draw, 0) for draw in range(draws))]
+        full = [imputer.draw(table, draw, 0) for draw in range(draws)]
+        return [self._as(dict(zip(each.names, each.cells, strict=True)), kind, likeness) for each in full]
 
     def score_samples(self, X: Any, score: str = "iwae") -> np.ndarray:
         """log p(x) of each row, (rows,), in nats: a density over numeric columns, a probability over the others. Lower
@@ -299,7 +300,12 @@ class DPVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, Bas
         return Density(self.model_, self.schema_, seed=self.seed)
 
     def _returned(self, cells: Mapping[str, Cells]) -> Any:
-        return frames.like(cells, self._form, self._likeness)
+        return self._as(cells, self._form, self._likeness)
+
+    def _as(self, cells: Mapping[str, Cells], kind: str, likeness: Any) -> Any:
+        """Rows in the form ``kind``; numbers that were read as text are numbers again, but for those of a file."""
+        own = {column.name: plain(column, cells[column.name]) for column in self.schema_.columns}
+        return frames.like(cells if kind == "file" else own, kind, likeness)
 
 
 class _Scratch:

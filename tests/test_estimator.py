@@ -135,7 +135,7 @@ def test_an_unfitted_model_says_so() -> None:
 
 def test_a_failed_fit_leaves_no_model_of_other_rows(fitted: DPVAE) -> None:
     model = copy.deepcopy(fitted)
-    with pytest.raises(DataError, match=r"12 in row 1"):
+    with pytest.raises(DataError, match=r"'12' in row 1"):
         model.fit(small().assign(age=12), schema=PUBLIC)
     with pytest.raises(NotFittedError):
         model.sample(1)

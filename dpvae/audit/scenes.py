@@ -45,7 +45,7 @@ def leaning(rows: int) -> Rows:
     and they are redrawn."""
     rng = stream(0, "leaning")
     label, at = rng.integers(0, 2, rows), np.arange(16) - 7.5
-    slant, width = rng.choice([-0.6, 0.6], rows)[:, None, None], 1.2 + 0.6 * label[:, None, None]
+    slant, width = rng.choice([-0.75, 0.75], rows)[:, None, None], 1.2 + 0.6 * label[:, None, None]
     mass = np.exp(-0.5 * (((at - slant * at[:, None]) / width) ** 2 + (at[:, None] / 3.5) ** 2))
     return {"images": list(np.rint(255 * mass).astype(np.uint8)), "labels": label.astype(str).tolist()}
 

@@ -209,6 +209,26 @@ def typed(column: Column, cells: Cells) -> Cells:
     return from_axis(replace(column, dtype=_stands_for(column)), np.nan_to_num(axis), np.isnan(axis))
 
 
+def plain(column: Column, cells: Cells) -> Cells:
+    """Numbers and booleans that were read as text cells as themselves, each as it was; other cells as they are.
+
+    >>> plain(Column("n", "integer"), Cells(np.array(["7", "12"], object), np.zeros(2, bool), "csv")).values.tolist()
+    [7, 12]
+    """
+    if cells.dtype != CSV or cells.values.dtype != object:
+        return cells
+    if column.kind == "boolean" and {*cells.values[~cells.missing]} <= {"True", "False"}:
+        return cells._replace(values=cells.values == "True")
+    if column.kind not in ("integer", "continuous"):
+        return cells
+    axis = to_axis(column, cells)
+    if not np.isfinite(axis[~cells.missing]).all():
+        return cells
+    axis = np.where(cells.missing, 0.0, axis)
+    whole = bool((axis == np.rint(axis)).all() and (np.abs(axis) < 2.0**53).all())
+    return cells._replace(values=axis.astype(np.int64) if whole else axis)
+
+
 def _stands_for(column: Column) -> str:
     """The Arrow type of a numeric column that is kept as text."""
     if column.kind in CLOCK:

@@ -60,6 +60,8 @@ def like(cells: Mapping[str, Cells], form: str, likeness: Any) -> Any:
 def _to_pandas(table: Any, labels: Any, dtypes: list[str]) -> Any:
     frame = table.to_pandas()
     for name, dtype in zip(frame.columns, dtypes, strict=True):
+        if dtype == "bool" and not frame[name].isin([True, False]).all():
+            continue  # a word, or no cell at all, would be one of them
         if dtype not in ("category", str(frame[name].dtype)):
             with suppress(ValueError, TypeError):  # integers among which the model knows missing cells stay floats
                 frame[name] = frame[name].astype(dtype)

@@ -152,7 +152,7 @@ def survey_shares(trainer: TrainerConfig, facts: PublicFacts, epsilon: float) ->
     to see them: a model of columns whose range nobody knows is worth nothing."""
     whole = trainer.survey_share
     if whole is None:
-        few = set(facts.survey_steps) <= {"rows", "bins"}
+        few = set(facts.survey_steps) <= {"rows", "kinds", "bins"}
         whole = 0.05 if few else _survey_share(facts.rows)
         if trainer.name == "density":  # needs a column's scale, and has few rows to learn it from
             whole = 0.15

@@ -443,7 +443,7 @@ COLOURS = {"white": np.full(192, 255, np.uint8), "red": np.repeat([255, 0, 0], 6
 @pytest.mark.parametrize("pixels", COLOURS.values(), ids=COLOURS)
 def test_one_image_of_colours_moves_no_sum_by_more_than_its_bound(pixels: np.ndarray, noise: dict[str, float],
                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
-    images = of_colours(some_images(120))
+    images = of_colours(spots(120, 0.4, 8))  # they lean, whatever their colour
     without = sums_of(images, monkeypatch, noise=noise, size=(3, 8, 8))
     with_one = sums_of(joined(images, pixels, 1), monkeypatch, without, noise, (3, 8, 8))
     assert without[list(noise).index("second-moment")][0].shape[1] == 64 + 2 * 16 + 5 * ("pose" in noise)
