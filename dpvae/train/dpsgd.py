@@ -183,11 +183,12 @@ class PrivateSteps:
     def state(self) -> dict[str, Any]:
         """What the optimiser knows of every weight, whole; all processes have to ask at once."""
         state = optimiser_state(self.optimizer.original_optimizer)["state"]
-        return {"state": {i: {name: whole(value) for name, value in known.items()} for i, known in state.items()}}
+        copies = {i: {name: whole(value).clone() for name, value in known.items()} for i, known in state.items()}
+        return {"state": copies}
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Put :meth:`state` back, whoever had asked for it."""
-        pieces = {index: {name: cut(value, self.optimizer.params[int(index)]) for name, value in known.items()}
+        pieces = {index: {name: cut(value.clone(), self.optimizer.params[int(index)]) for name, value in known.items()}
                   for index, known in saved["state"].items()}
         restore_optimiser(self.optimizer.original_optimizer, {"state": pieces})
 
