@@ -151,7 +151,7 @@ TABLES = {
                                     {"t.parquet": WHOLE[:len(WHOLE) // 2]}),
     "a corrupt Parquet file": Bad(TRAIN + "t.parquet", ("data='t.parquet'", "not a readable Parquet file"),
                                   {"t.parquet": WHOLE[:40] + b"\xff" * 40 + WHOLE[80:]}),
-    "a column of lists": Bad(TRAIN + "t.parquet", ("column='a'", "list", "unnest or drop it"),
+    "a column of lists": Bad(TRAIN + "t.parquet", ("column='a'", "list", "unnest it, or leave it out"),
                              {"t.parquet": parquet(a=[[1], [2]])}),
     "an integer beyond 63 bits": Bad(TRAIN + "t.parquet", ("column='a'", "expected integers below 2**63"),
                                      {"t.parquet": parquet(a=pa.array([1, 2**64 - 1], pa.uint64()))}),

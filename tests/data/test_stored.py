@@ -158,7 +158,7 @@ def test_a_step_holds_no_more_records_than_it_takes_at_once(
 
     monkeypatch.setattr(StoredRecords, "__getitem__", counted)
     api.train(config(path, tmp_path, stored="always", microbatch=32))
-    assert max(asked) == 32
+    assert 16 < max(asked) <= 32  # parts of one size
     assert len(asked) > 5 * 4  # five batches of 250 or so
 
 
