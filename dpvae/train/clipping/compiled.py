@@ -20,7 +20,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch._dispatch.python import enable_python_dispatcher
-from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
@@ -105,6 +104,8 @@ def kept(program: Part) -> Part:
 
 def _cpu_program(part: Part, like: Chunk) -> tuple[Callable[[int], bool], Part]:
     """(which numbers of rows it takes, the program): all that the trace and the compiler did not depend on."""
+    from torch._dynamo.source import ConstantSource  # seconds of import, for who compiles
+
     shapes = ShapeEnv()
     fakes = FakeTensorMode(shape_env=shapes, allow_non_fake_inputs=True)
     symbolic = tuple(fakes.from_tensor(tensor, symbolic_context=_rows_are_a_symbol(tensor), source=ConstantSource(name))
