@@ -278,6 +278,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
+    for name in ("train", "test", "schema", "judge"):
+        path = getattr(args, name)
+        if path is not None and not path.is_file():
+            sys.exit(f"--{name} {path}: no such file")
     citations(args.out)
     bench, skipped = Bench(args), {}
     for system, epsilon, seed in jobs(args):

@@ -335,6 +335,12 @@ def test_without_figures_to_cite_a_comparison_ends_before_it_begins(
     assert (tmp_path / "tables.md").exists()
 
 
+def test_a_file_that_is_not_there_is_named_before_anything_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["bench_tables.py", "--train", "gone.csv", "--test", "gone.csv", "--target", "y"])
+    with pytest.raises(SystemExit, match=r"--train .*gone\.csv: no such file"):
+        bench.main()
+
+
 def test_a_comparison_runs_from_the_command_line_with_our_own_judge(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
