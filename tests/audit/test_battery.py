@@ -13,7 +13,7 @@ from dpvae import api
 from dpvae.audit.battery import CATALOGUE, CLIPPINGS, Program, all_stages, gather, self_test, specimen
 from dpvae.audit.mutants.base import TRAINED, Mutant
 from dpvae.audit.run import AuditReport
-from dpvae.config import TRAINERS, AuditConfig, ReportConfig, RunConfig
+from dpvae.config import DATA_KINDS, TRAINERS, AuditConfig, ReportConfig, RunConfig
 from dpvae.errors import ReleaseError, RunError
 from dpvae.modalities import modality
 from dpvae.release.certificate import Certificate
@@ -31,6 +31,13 @@ QUICK = ("same values shuffled", "five per cent over", "encoder sees raw rows", 
 
 
 CLEAN = [(name, clipping) for name in TRAINERS for clipping in CLIPPINGS]
+
+
+@pytest.mark.parametrize("kind", DATA_KINDS)
+@pytest.mark.parametrize("clipping", CLIPPINGS)
+def test_every_kind_of_data_has_a_specimen_of_every_way_to_clip(clipping: str, kind: str) -> None:
+    config, _ = specimen("anchored", clipping, kind=kind)
+    assert (config.performance.clipping, config.data.kind) == (clipping, kind)
 
 
 @pytest.mark.parametrize(("name", "clipping"), [CLEAN[0], *(pytest.param(*each, marks=pytest.mark.slow)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dpvae.errors import ConfigError
 from dpvae.train.clipping import recorder as recorder_module
 from dpvae.train.clipping import rules, terms
+from dpvae.train.clipping.ghost import Ghost
 from dpvae.train.clipping.recorder import Recorder
 from dpvae.train.clipping.recurrent import swap_recurrent
 
@@ -130,6 +131,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "convolution of volumes": (lambda: nn.Conv3d(2, 3, 2), real(2, 3, 3, 3)),
     "few positions": (lambda: nn.Sequential(nn.Conv2d(6, 40, 3), nn.SiLU(), nn.ConvTranspose2d(40, 6, 3)),
                       real(6, 3, 3)),
+    "one code a record": (lambda: nn.Sequential(nn.Embedding(5, 4), nn.SiLU(), nn.Linear(4, 3)), codes()),
     "tokens": (Tokens, codes(5)),
     "padded tokens": (lambda: Tokens(padding=0), codes(5)),
     "tied tokens": (lambda: Tokens(tied=True), codes(5)),
@@ -223,6 +225,16 @@ def test_clipped_sums_are_those_of_one_backward_pass_per_record(name: str, dtype
 @pytest.mark.parametrize("name", [name for name in MODELS if name not in NO_HOOKS])
 def test_clipped_sums_are_those_of_opacus_hooks(name: str, dtype: torch.dtype) -> None:
     assert distance(name, dtype, 1.0, by_hooks) <= TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("name", ["table", "samples by Gram", "one code a record", "tokens"])
+def test_ghost_norms_are_those_of_one_backward_pass_per_record(name: str) -> None:
+    model, x = made(name, torch.float64)
+    samples = by_record(model, x)
+    ghost = Ghost(model, batch_first=True, loss_reduction="sum", max_grad_norm=1.0)
+    loss_of(ghost(x), len(x)).sum().backward()
+    true = torch.cat([sample.flatten(1) for sample in samples.values()], 1).norm(dim=1)
+    torch.testing.assert_close(ghost.get_norm_sample(), true, rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -36,7 +36,8 @@ def linear_norms(layer: nn.Linear, activations: list[Tensor], backprops: Tensor)
 
 def embedding_norms(layer: nn.Embedding, activations: list[Tensor], backprops: Tensor) -> Norms:
     """The same of a table of embeddings: (B, ...) codes -> (B, ..., p)."""
-    lookup = Lookup(activations[0].flatten(1), backprops.flatten(1, -2), layer.num_embeddings)
+    codes_BT, g_BTp = activations[0].unsqueeze(1).flatten(1), backprops.unsqueeze(1).flatten(1, -2)
+    lookup = Lookup(codes_BT, g_BTp, layer.num_embeddings)
     return {layer.weight: lookup.squared_norms().sqrt()}
 
 
