@@ -237,6 +237,23 @@ def test_ghost_norms_are_those_of_one_backward_pass_per_record(name: str) -> Non
     torch.testing.assert_close(ghost.get_norm_sample(), true, rtol=1e-9, atol=0)
 
 
+@pytest.mark.parametrize("name", ["table", "samples by instantiation", "convolution of sequences", "few positions",
+                                  "convolution of volumes", "padded tokens", "no rule"])
+def test_under_ghost_clipping_no_record_adds_more_than_the_clip_norm(name: str) -> None:
+    for i in range(RECORDS):
+        model, x = made(name, torch.float64)
+        ghost = Ghost(model, batch_first=True, loss_reduction="sum", max_grad_norm=0.01)
+        sums = ghost.clip(loss_of(ghost(x[i:i + 1]), 1), lambda norms_B: 0.01 / norms_B)
+        assert sums is not None
+        assert float(torch.cat([total.flatten() for _, total in sums]).norm()) <= 0.01 * (1 + 1e-6)
+
+
+def test_ghost_clipping_refuses_a_padding_that_its_norms_do_not_know() -> None:
+    model, _ = made("circular padding", torch.float64)
+    with pytest.raises(ConfigError, match=r"Conv2d pads by 'circular'.*performance\.clipping=fast"):
+        Ghost(model, batch_first=True, loss_reduction="sum", max_grad_norm=1.0)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_outputs_and_state_are_those_of_the_plain_model_before_during_and_after(name: str) -> None:
     model, x = made(name, torch.float64)

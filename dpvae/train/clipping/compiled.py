@@ -27,11 +27,11 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 from dpvae.errors import DPVAEError
 from dpvae.privacy.native import NativeNoise
 from dpvae.train.clipping.recorder import Recorder
+from dpvae.train.independence import Loss
 from dpvae.train.sampling import Padding
 
 Chunk = tuple[Tensor, Tensor, Tensor]
 Part = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-Loss = Callable[[Any, Tensor, Tensor], Tensor]
 Made = TypeVar("Made")
 PROGRAMS = 4  # at most, for sizes that one cannot all take; what is left goes without
 SMALLEST = 2  # rows that a symbol stands for

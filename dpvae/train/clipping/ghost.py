@@ -82,6 +82,10 @@ class Ghost(TwoPasses, GradSampleModuleFastGradientClipping):
     """Opacus' module of one process. Layers without norms of ours are measured by gradients that Opacus writes out."""
 
     def __init__(self, module: nn.Module, **options: Any) -> None:
+        for name, layer in module.named_modules():
+            if (mode := getattr(layer, "padding_mode", "zeros")) != "zeros":
+                raise ConfigError(f"model: layer {name or type(layer).__name__} pads by {mode!r}, which Opacus' norms "
+                                  "do not know and its second pass does; expected performance.clipping=fast")
         super().__init__(module, **options)
         self._reach: dict[nn.Module, Any] = defaultdict(float)  # of the terms that a layer's calls summed, (B,)
 
